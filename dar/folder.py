@@ -1,0 +1,37 @@
+"""Looking at a model folder before anything is built from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def check_folder(folder: Path, config_type: type) -> None:
+    """Refuse a folder that is missing, incomplete, damaged, or written by a newer version.
+
+    Raises: FileNotFoundError or ValueError, each naming the file and what is wrong with it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
+    known = {field.name for field in fields(config_type)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ValueError(f"{folder / CONFIG_FILE} has fields this version does not know: {', '.join(unknown)}")
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+            weights.keys()
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error

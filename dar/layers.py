@@ -1,0 +1,78 @@
+"""The sublayers of a SiT block. B batch, T tokens, d width, H heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (1 + scale) + shift; x is (B, T, d), shift and scale are (B, d)."""
+    return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, d / H) each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, dim: int, hidden: int, gelu: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
+
+
+class Block(nn.Module):
+    """Attention and MLP with adaLN-Zero. The two sublayers are exposed; who feeds them is the routing's."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, gelu: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
+        """shift, scale, gate of attention, then of the MLP, (B, d) each."""
+        return self.adaLN_modulation(c).chunk(6, dim=1)
+
+    def attention(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return gate.unsqueeze(1) * self.attn(modulate(self.norm1(h), shift, scale))
+
+    def feed_forward(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return gate.unsqueeze(1) * self.mlp(modulate(self.norm2(h), shift, scale))
+
+
+class FinalLayer(nn.Module):
+    """adaLN, then one linear layer to the pixels of a patch, channel fastest."""
+
+    def __init__(self, dim: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(dim, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(h), shift, scale))

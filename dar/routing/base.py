@@ -1,0 +1,99 @@
+"""The protocol of the routing slot, its configuration and its registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+_CHOICES = {
+    "query": ("static", "static_t", "dynamic"),
+    "summary": ("sum", "last", "mean"),
+    "scale": ("softmax", "count"),
+}
+
+
+@dataclass(frozen=True)
+class RoutingConfig:
+    """How sublayer inputs are made from earlier outputs.
+
+    kind: "dar" or "residual" (the plain running sum; the other fields are then without effect).
+    query: "static" w_l; "static_t" w_l + e(t); "dynamic" W_l v_{l-1}, one query per token.
+    chunk_size: sublayers per chunk, S; 1 = dense.
+    summary: what stands for a finished chunk: the "sum", "last" or "mean" of its outputs.
+    scale: "softmax" (weights add up to 1) or "count" (times the number of sources: with zero
+        queries and "sum" summaries this is the plain residual stream).
+    anchor: keep the patch embedding outside the softmax, h_l = h_0 + sum alpha v.
+    final: an aggregator in front of the head; without it the head reads the plain sum of all outputs.
+    """
+
+    kind: str = "dar"
+    query: str = "static_t"
+    chunk_size: int = 4
+    summary: str = "sum"
+    scale: str = "softmax"
+    anchor: bool = False
+    final: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROUTINGS:
+            raise ValueError(f"routing.kind must be one of {', '.join(sorted(ROUTINGS))}; got {self.kind!r}")
+        for field, allowed in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"routing.{field} must be one of {', '.join(allowed)}; got {value!r}")
+        if self.chunk_size < 1:
+            raise ValueError(f"routing.chunk_size must be at least 1 (1 = dense); got {self.chunk_size}")
+
+
+class Stream(Protocol):
+    """The state of one forward pass."""
+
+    def read(self) -> Tensor:
+        """The next sublayer's input (after the last write: the head's), shape (B, T, d)."""
+        ...
+
+    def write(self, output: Tensor) -> None:
+        """The sublayer's output, gate included, shape (B, T, d)."""
+        ...
+
+
+class Routing(nn.Module, ABC):
+    """A routing for `num_sublayers` sublayers of width `dim`."""
+
+    def __init__(self, config: RoutingConfig, num_sublayers: int, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_sublayers = num_sublayers
+        self.dim = dim
+
+    @abstractmethod
+    def open(self, embedding: Tensor, t_embedding: Tensor) -> Stream:
+        """Begin a forward pass from the patch embedding (B, T, d) and the timestep embedding (B, d)."""
+
+
+ROUTINGS: dict[str, type[Routing]] = {}
+
+
+def register(name: str) -> Callable[[type[Routing]], type[Routing]]:
+    """Make a routing selectable as `routing.kind = name`."""
+
+    def add(cls: type[Routing]) -> type[Routing]:
+        if name in ROUTINGS:
+            raise ValueError(f"routing {name!r} is registered already, by {ROUTINGS[name].__name__}")
+        ROUTINGS[name] = cls
+        return cls
+
+    return add
+
+
+def build_routing(config: RoutingConfig, num_sublayers: int, dim: int) -> Routing:
+    return ROUTINGS[config.kind](config, num_sublayers, dim)
+
+
+def routing_config_from(value: Any) -> RoutingConfig:
+    """A RoutingConfig from itself or from the dictionary that a saved config.json holds."""
+    return value if isinstance(value, RoutingConfig) else RoutingConfig(**value)

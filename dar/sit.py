@@ -1,0 +1,150 @@
+"""SiT, arXiv:2401.08740, with a routing slot. Parameter names are those of the public checkpoints."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dar.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
+from dar.folder import check_folder
+from dar.layers import Block, FinalLayer
+from dar.routing import RoutingConfig, build_routing
+from dar.routing.base import routing_config_from
+
+
+# Annotations here are real types, not strings: the Hub mixin reads them to rebuild the configuration.
+
+
+@dataclass(frozen=True)
+class SiTConfig:
+    """The shape of a SiT.
+
+    input_size: side of the square input, in pixels or latent cells; a multiple of patch_size.
+    num_classes: without the null class, which is added as class `num_classes`.
+    gelu: "tanh" (public checkpoints) or "none" (the exact GELU, several times faster on a CPU).
+    """
+
+    input_size: int
+    patch_size: int
+    in_channels: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    gelu: str = "tanh"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "routing", routing_config_from(self.routing))
+        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1; got {getattr(self, name)}")
+        if self.input_size % self.patch_size:
+            raise ValueError(
+                f"model.input_size must be a multiple of patch_size = {self.patch_size}; got {self.input_size}"
+            )
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"model.hidden_size must be a multiple of num_heads = {self.num_heads} and of 4; "
+                f"got {self.hidden_size}"
+            )
+        if self.gelu not in ("tanh", "none"):
+            raise ValueError(f"model.gelu must be tanh or none; got {self.gelu!r}")
+
+
+class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", license="apache-2.0"):
+    """velocity = model(x_t, t, y), with x_t = (1 - t) x0 + t eps and velocity = eps - x0.
+
+    Saved by `save_pretrained(folder)` as config.json and model.safetensors; loaded by `from_pretrained`.
+    """
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.hidden_size
+        self.gradient_checkpointing = False
+        self.x_embedder = PatchEmbedding(config.patch_size, config.in_channels, dim)
+        self.t_embedder = TimestepEmbedding(dim)
+        self.y_embedder = LabelEmbedding(config.num_classes, dim)
+        positions = sincos_positions(dim, config.input_size // config.patch_size)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, config.gelu) for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(dim, config.patch_size, config.in_channels)
+        self.routing = build_routing(config.routing, 2 * config.depth, dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for the trunk, zero for gates and output (adaLN-Zero): the model starts as velocity = 0."""
+        for block in self.blocks:
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        zeroed = [block.adaLN_modulation[1] for block in self.blocks]
+        zeroed += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
+        for linear in zeroed:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    @property
+    def null_label(self) -> int:
+        """The class that stands for "no class"."""
+        return self.config.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one sample."""
+        return (self.config.in_channels, self.config.input_size, self.config.input_size)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            x_t: noisy samples (B, C, H, W).
+            t: noise levels in [0, 1], shape (B); 0 is data, 1 is noise.
+            y: class labels (B), int64; `null_label` for none.
+
+        Returns: eps - x0, shape (B, C, H, W).
+        """
+        x = self.x_embedder(x_t) + self.pos_embed  # (B, T, d)
+        t_embedding = self.t_embedder(t)  # (B, d)
+        c = t_embedding + self.y_embedder(y)  # (B, d)
+        stream = self.routing.open(x, t_embedding)
+        for block in self.blocks:
+            shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c)
+            stream.write(self._run(block.attention, stream.read(), shift1, scale1, gate1))
+            stream.write(self._run(block.feed_forward, stream.read(), shift2, scale2, gate2))
+        return self._unpatchify(self.final_layer(stream.read(), c))
+
+    def _run(self, sublayer: Any, *inputs: Tensor) -> Tensor:
+        # Only the sublayer is recomputed: the routing keeps its sources, which every later reader needs.
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(sublayer, *inputs, use_reentrant=False)
+        return sublayer(*inputs)
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        channels, size, _ = self.sample_shape
+        p = self.config.patch_size
+        grid = size // p
+        image = patches.view(-1, grid, grid, p, p, channels).permute(0, 5, 1, 3, 2, 4)
+        return image.reshape(-1, channels, size, size)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SiT":
+        """Load a folder written by `save_pretrained`; nothing in it is ever executed.
+
+        Raises: FileNotFoundError where the folder or a file of it is missing, ValueError naming the
+            file where it is damaged or its weights and its configuration do not belong together.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        check_folder(folder, SiTConfig)
+        try:
+            return super().from_pretrained(folder, **{"strict": True, **kwargs})
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: weights and configuration do not fit: {error}") from error
