@@ -1,0 +1,72 @@
+"""What becomes of detail: spectra, edges, feature distances and perceptual distances, with intervals.
+
+`measure` gives the whole table for a set of images; torch-fidelity and lpips are imported only when used.
+"""
+
+from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, bootstrap_share
+from distill.metrics.edges import edge_density, edge_share, gradient_distance, gradient_histogram, gradient_magnitude
+from distill.metrics.features import EXTRACTORS, Extractor, Features, load_extractor
+from distill.metrics.frechet import (
+    FrechetStatistics,
+    frechet_distance,
+    frechet_interval,
+    frechet_statistics,
+    kid,
+    precision_recall,
+)
+from distill.metrics.perceptual import PerceptualDistance, class_diversity, load_perceptual
+from distill.metrics.reference import ReferenceStatistics, extractor_id, reference_from_images
+from distill.metrics.spectrum import (
+    axis_power,
+    band_power,
+    high_frequency_ratio,
+    patch_peak,
+    power_spectrum,
+    radial_spectrum,
+    ring_power,
+    spectral_difference,
+    spectral_distance,
+)
+from distill.metrics.table import MEASURES, Measure, data_values, measure, register_measure
+
+__all__ = [
+    "EXTRACTORS",
+    "MEASURES",
+    "Extractor",
+    "Features",
+    "FrechetStatistics",
+    "Interval",
+    "Measure",
+    "PerceptualDistance",
+    "ReferenceStatistics",
+    "axis_power",
+    "band_power",
+    "bootstrap",
+    "bootstrap_mean",
+    "bootstrap_share",
+    "class_diversity",
+    "data_values",
+    "edge_density",
+    "edge_share",
+    "extractor_id",
+    "frechet_distance",
+    "frechet_interval",
+    "frechet_statistics",
+    "gradient_distance",
+    "gradient_histogram",
+    "gradient_magnitude",
+    "high_frequency_ratio",
+    "kid",
+    "load_extractor",
+    "load_perceptual",
+    "measure",
+    "patch_peak",
+    "power_spectrum",
+    "precision_recall",
+    "radial_spectrum",
+    "reference_from_images",
+    "register_measure",
+    "ring_power",
+    "spectral_difference",
+    "spectral_distance",
+]

@@ -1,0 +1,241 @@
+"""Everything a user can set, as dataclasses; defaults are the sane ones, values are checked here.
+
+`TrainConfig` is what `train` takes, `RunConfig` what `run` takes. Errors name field, value and limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dar import RoutingConfig, SiTConfig
+from distill.errors import UserError
+
+
+def _at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value < minimum:
+            raise UserError(f"{section}.{name} must be at least {minimum:g}; got {value:g}")
+
+
+def _within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not low <= value <= high:
+            raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
+def _one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    if value not in allowed:
+        raise UserError(f"{section}.{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; the rate warms up linearly, stays, and falls linearly to zero over the last `decay_fraction`."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, "optim", 0, "lr", "weight_decay", "warmup_steps")
+        _within(self, "optim", 0, 1, "decay_fraction")
+        if self.clip_norm <= 0:
+            raise UserError(f"optim.clip_norm must be above 0; got {self.clip_norm:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas must lie in [0, 1); got {list(self.betas)}")
+
+
+@dataclass
+class DataConfig:
+    """name: a registered data set (`idx`, `images`, `latents`); path: its folder or file."""
+
+    name: str = "idx"
+    path: str = "/usr/share/datasets/fashion-mnist"
+
+
+@dataclass
+class LoopConfig:
+    """What every training has.
+
+    batch_size: samples per update over all processes and accumulation steps.
+    accumulation: micro-batches per update; k x B/k gives the gradient of B.
+    *_every: in updates. keep: checkpoints kept, the newest ones.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    accumulation: int = 1
+    seed: int = 0
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    log_every: int = 20
+    grid_every: int = 200
+    save_every: int = 500
+    keep: int = 2
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
+        _at_least(self, "train", 1, "save_every", "keep")
+        _one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"train.batch_size must be a multiple of train.accumulation = {self.accumulation}; "
+                f"got {self.batch_size}"
+            )
+
+
+@dataclass
+class FlowMatchingConfig:
+    """Flow matching with label dropout for classifier-free guidance."""
+
+    t_sampler: str = "logit_normal"
+    label_dropout: float = 0.1
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
+        _within(self, "flow_matching", 0, 1, "label_dropout", "ema_decay")
+
+
+@dataclass
+class TrainConfig:
+    """`dar-distill train`: a teacher from data."""
+
+    output: str
+    model: SiTConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    grid_cfg_scale: float = 1.5
+    grid_steps: int = 25
+
+
+@dataclass
+class TeacherConfig:
+    """path: a model folder, or `embedded` for the shipped Fashion-MNIST teacher.
+
+    cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none.
+    interval: guidance acts for t within it only.
+    steps: Euler steps of the reference sampler.
+    """
+
+    path: str = "embedded"
+    cfg_scale: float = 1.5
+    interval: tuple[float, float] = (0.0, 1.0)
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(self, "teacher", 0, "cfg_scale")
+        _at_least(self, "teacher", 1, "steps")
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
+
+
+@dataclass
+class StudentConfig:
+    """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise."""
+
+    steps: int = 4
+    shift: float = 1.0
+    ema_decay: float = 0.98
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
+
+    def __post_init__(self) -> None:
+        _at_least(self, "student", 1, "steps")
+        _within(self, "student", 0, 1, "ema_decay")
+        if self.shift <= 0:
+            raise UserError(f"student.shift must be above 0; got {self.shift:g}")
+
+
+@dataclass
+class FakeScoreConfig:
+    """updates: critic updates per student update; warmup_updates: critic-only updates at the start."""
+
+    updates: int = 5
+    warmup_updates: int = 0
+    t_sampler: str = "uniform"
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, betas=(0.0, 0.95)))
+
+    def __post_init__(self) -> None:
+        _at_least(self, "fake_score", 1, "updates")
+        _at_least(self, "fake_score", 0, "warmup_updates")
+        _one_of(self, "fake_score", "t_sampler", ("uniform", "logit_normal"))
+
+
+@dataclass
+class DmdConfig:
+    """t of the distribution-matching loss is drawn uniformly from [t_min, t_max], per sample.
+
+    every_step: the loss on every step of a rolled-out trajectory (small models: more gradient per
+        rollout); otherwise on one random step, the same for the whole batch.
+    """
+
+    t_min: float = 0.02
+    t_max: float = 0.98
+    every_step: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise UserError(f"dmd needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
+
+
+@dataclass
+class EvalConfig:
+    """What is drawn and measured at the end.
+
+    num_images: per sampler; the teacher's reference sampler draws only the grid where its statistics
+        are at hand. reference: statistics of the data, `embedded` or a file made by `evaluate`'s script.
+    """
+
+    num_images: int = 2000
+    batch_size: int = 250
+    extractor: str = "embedded"
+    extractor_path: str | None = None
+    reference: str = "embedded"
+    teacher_reference: str | None = "embedded"
+    bootstrap: int = 200
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluate", 2, "num_images")
+        _at_least(self, "evaluate", 1, "batch_size", "bootstrap")
+
+
+@dataclass
+class RunConfig:
+    """`dar-distill run`: a few-step student from a teacher, data-free, and its report."""
+
+    output: str
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+    dmd: DmdConfig = field(default_factory=DmdConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+
+__all__ = [
+    "DataConfig",
+    "DmdConfig",
+    "EvalConfig",
+    "FakeScoreConfig",
+    "FlowMatchingConfig",
+    "LoopConfig",
+    "OptimConfig",
+    "RoutingConfig",
+    "RunConfig",
+    "SiTConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+]

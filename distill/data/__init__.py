@@ -1,0 +1,6 @@
+"""Data sets by name. To add one: a file here, `@register("name")` on its loader, a config, a test."""
+
+from distill.data.base import DATASETS, Dataset, load_dataset, register
+from distill.data.idx import read_idx
+
+__all__ = ["DATASETS", "Dataset", "load_dataset", "read_idx", "register"]

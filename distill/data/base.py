@@ -1,0 +1,71 @@
+"""What a data set is here, and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill.seeds import generator_for
+
+
+class Dataset(Protocol):
+    """Labelled samples, addressed by index, so that any order can be drawn and resumed.
+
+    sample_shape: (C, H, W). num_classes: labels lie in [0, num_classes).
+    """
+
+    sample_shape: tuple[int, int, int]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Samples (B, C, H, W) in float32, images in [-1, 1], and labels (B) in int64.
+
+        generator: for what a sample draws anew at each access (a latent's posterior noise, say).
+        """
+        ...
+
+
+Loader = Callable[[Path, str], Dataset]
+DATASETS: dict[str, Loader] = {}
+
+
+def register(name: str) -> Callable[[Loader], Loader]:
+    """Make `loader(path, split)` selectable as `data.name`."""
+
+    def add(loader: Loader) -> Loader:
+        if name in DATASETS:
+            raise ValueError(f"data set {name!r} is registered already")
+        DATASETS[name] = loader
+        return loader
+
+    return add
+
+
+def load_dataset(name: str, path: str | Path, split: str = "train") -> Dataset:
+    """Raises: ValueError for an unknown name or an empty set, FileNotFoundError for a missing path."""
+    if name not in DATASETS:
+        raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {name!r}")
+    dataset = DATASETS[name](Path(path).expanduser(), split)
+    if len(dataset) == 0:
+        raise ValueError(f"data.path = {path} holds no samples")
+    return dataset
+
+
+def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """Indices of batch `step` when the set is walked in a new order each epoch; batches span epochs.
+
+    A function of its arguments alone: any step can be asked for, in any order.
+    """
+    if batch_size > num_samples:
+        raise ValueError(f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)")
+    first, last = step * batch_size, (step + 1) * batch_size
+    epochs = range(first // num_samples, (last - 1) // num_samples + 1)
+    orders = [torch.randperm(num_samples, generator=generator_for(seed, "epoch", e)) for e in epochs]
+    offset = first - epochs[0] * num_samples
+    return torch.cat(orders)[offset : offset + batch_size]

@@ -1,0 +1,76 @@
+"""idx files, the format of MNIST and Fashion-MNIST, gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.base import register
+
+PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The unsigned-byte array in an idx file, (N) or (N, H, W).
+
+    Raises: ValueError naming the file where it is not such a file or cut short.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} cannot be unpacked: {error}") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is no idx file of unsigned bytes (it begins {data[:4].hex() or 'empty'})")
+    num_axes = data[3]
+    shape = struct.unpack(f">{num_axes}I", data[4 : 4 + 4 * num_axes])
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_axes)
+    if values.size != np.prod(shape):
+        raise ValueError(f"{path} should hold {shape} = {np.prod(shape)} bytes and holds {values.size}")
+    return values.reshape(shape)
+
+
+def _find(folder: Path, split: str, kind: str) -> Path:
+    for prefix in PREFIXES[split]:
+        for suffix in ("", ".gz"):
+            path = folder / f"{prefix}-{kind}-ubyte{suffix}"
+            if path.is_file():
+                return path
+    names = " or ".join(f"{prefix}-{kind}-ubyte[.gz]" for prefix in PREFIXES[split])
+    raise FileNotFoundError(f"data.path = {folder} holds no {names}")
+
+
+class IdxDataset:
+    """All images in memory as bytes."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ValueError(f"images {images.shape} and labels {labels.shape} do not belong together")
+        self.images = torch.from_numpy(images.copy())
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.sample_shape = (1, images.shape[1], images.shape[2])
+        self.num_classes = int(labels.max()) + 1 if len(labels) else 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = self.images[indices].float().div_(127.5).sub_(1).unsqueeze(1)
+        return images, self.labels[indices]
+
+
+@register("idx")
+def load_idx(path: Path, split: str) -> IdxDataset:
+    """A folder with `{train,t10k}-images-idx3-ubyte[.gz]` and the labels beside.
+
+    Debian's package dataset-fashion-mnist puts Fashion-MNIST into /usr/share/datasets/fashion-mnist;
+    `torchvision.datasets.FashionMNIST(root, download=True)` into root/FashionMNIST/raw.
+    """
+    return IdxDataset(read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1")))

@@ -1,0 +1,143 @@
+"""Feature extractors by name. To add one: a class with `extract`, and a loader registered here.
+
+"embedded"   the classifier in distill/assets/extractor: 64 features, 10 logits; 28 x 28 grey images only
+"inception"  torch-fidelity's Inception v3: 2048 features, no logits; its weights must lie on this machine
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill.metrics.classifier import Classifier, check_classifier_images
+from distill.metrics.spectrum import check_images
+
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "extractor"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+_INCEPTION_SHA256 = "6726825d"  # how the digest begins, by torch.hub's rule for file names
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features [N, D] and, from a classifier, logits [N, K]; float32 on the CPU."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+class Extractor(Protocol):
+    """What the measures ask of a feature extractor."""
+
+    name: str
+    version: str  # tells weights apart: features of two versions cannot be compared
+    feature_dim: int
+
+    def extract(self, images: Tensor, batch_size: int = 250) -> Features:
+        """Features of images [N, C, H, W] in [-1, 1]; raises ValueError where it cannot read such images."""
+        ...
+
+
+class EmbeddedExtractor:
+    """The shipped classifier, or another saved the same way."""
+
+    name = "embedded"
+
+    def __init__(self, model: Classifier, device: torch.device | str = "cpu") -> None:
+        self.model = model.eval().to(device)
+        self.device = torch.device(device)
+        self.feature_dim = model.config.feature_dim
+        digest = hashlib.sha256()
+        for key, value in sorted(model.state_dict().items()):
+            digest.update(key.encode() + value.cpu().numpy().tobytes())
+        self.version = digest.hexdigest()[:8]
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, batch_size: int = 250) -> Features:
+        check_images(images)
+        check_classifier_images(images, self.model.config)
+        parts = [self.model(batch.float().to(self.device)) for batch in images.split(batch_size)]
+        features, logits = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        return Features(features, logits)
+
+    @torch.no_grad()
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Convolution maps of images [B, C, H, W], stage by stage, on the extractor's device."""
+        check_classifier_images(images, self.model.config)
+        return self.model.feature_maps(images.float().to(self.device))
+
+
+class InceptionExtractor:
+    """torch-fidelity's port of the Inception v3 that the Fréchet Inception distance is defined by.
+
+    Images are rounded to 8 bits and grey ones repeated to three channels; the network resizes to 299 x 299.
+    """
+
+    name = "inception"
+    version = _INCEPTION_SHA256
+    feature_dim = 2048
+
+    def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
+        from torch_fidelity import FeatureExtractorInceptionV3
+
+        self.device = torch.device(device)
+        self.model = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+        ).to(device)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, batch_size: int = 50) -> Features:
+        check_images(images)
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images have {images.shape[1]} channels; Inception reads 1 or 3")
+        parts = []
+        for batch in images.split(batch_size):
+            pixels = ((batch.float() + 1) * 127.5).round().clamp(0, 255).byte()
+            (features,) = self.model(pixels.expand(-1, 3, -1, -1).to(self.device))
+            parts.append(features.cpu())
+        return Features(torch.cat(parts), None)
+
+
+def _load_embedded(path: Path | None, device: torch.device | str) -> Extractor:
+    return EmbeddedExtractor(Classifier.from_pretrained(path or EMBEDDED_FOLDER), device)
+
+
+def _load_inception(path: Path | None, device: torch.device | str) -> Extractor:
+    weights = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"Inception weights are not at {weights}; get {INCEPTION_URL}, or use the extractor 'embedded'"
+        )
+    # The file is a pickle, which may run code when read: only the published one is.
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if not digest.startswith(_INCEPTION_SHA256):
+        raise ValueError(f"{weights} is damaged or another file: its SHA-256 is {digest[:8]}, not {_INCEPTION_SHA256}")
+    return InceptionExtractor(weights, device)
+
+
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device | str], Extractor]] = {
+    "embedded": _load_embedded,
+    "inception": _load_inception,
+}
+
+
+def load_extractor(
+    name: str, path: str | Path | None = None, *, device: torch.device | str = "cpu"
+) -> Extractor:
+    """The extractor of that name, in eval mode; nothing is downloaded.
+
+    Args:
+        path: folder ("embedded") or weights file ("inception"); the shipped folder or torch hub's cache where None.
+
+    Raises: ValueError listing the names where there is no such extractor, or for a damaged file;
+        FileNotFoundError naming the missing file, on which a caller may fall back to "embedded" and say so.
+    """
+    if name not in EXTRACTORS:
+        raise ValueError(f"no feature extractor {name!r}; there are {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](Path(path) if path is not None else None, device)

@@ -1,0 +1,173 @@
+"""What the measures need to know of a reference set (real data, or a teacher's images), in one small .npz file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.metrics.edges import edge_share, gradient_histogram
+from distill.metrics.features import Extractor
+from distill.metrics.frechet import FrechetStatistics, frechet_statistics
+from distill.metrics.perceptual import PerceptualDistance, class_diversity
+from distill.metrics.spectrum import axis_power, band_power, check_images, ring_power
+
+FORMAT = 1
+MIN_IMAGES = 4  # what precision and recall need
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics:
+    """Statistics of n reference images; arrays in numpy, see the functions named for their meaning.
+
+    source: where the images come from, for people. extractor: its name and version.
+    features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are of the unrounded features.
+    class_agreement, diversity: nan where there were no logits, or no perceptual distance (perceptual is "" then).
+    """
+
+    source: str
+    extractor: str
+    num_images: int
+    image_shape: tuple[int, ...]  # C, H, W
+    labels: np.ndarray  # [n] int16
+    features: np.ndarray
+    mu: np.ndarray
+    sigma: np.ndarray
+    class_agreement: float
+    frequency: np.ndarray  # [K], ring_power
+    power: np.ndarray  # [K] mean, ring_power
+    axis_power: np.ndarray  # [2, M] mean, axis_power; [2, 0] where images are not square
+    band_power: np.ndarray  # [n, 2], band_power at 0.25
+    gradient_histogram: np.ndarray  # [bins] mean, gradient_histogram
+    edge_share: np.ndarray  # [n], edge_share
+    diversity: float
+    perceptual: str
+
+    def frechet(self) -> FrechetStatistics:
+        """Mean and covariance for `frechet_distance`."""
+        return FrechetStatistics(self.mu, self.sigma, self.num_images)
+
+    def save(self, path: str | Path) -> None:
+        """Write the .npz file; a reader sees the old file or the whole new one."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, format=np.asarray(FORMAT), **entries)
+            Path(temporary).chmod(0o644)  # mkstemp lets only its owner read
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReferenceStatistics:
+        """Read a file that `save` wrote; pickles are refused.
+
+        Raises: FileNotFoundError; ValueError naming the file where it is damaged, incomplete or of another format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"reference statistics {path} do not exist")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                entries = {name: file[name] for name in file.files}
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged or not a file of reference statistics: {error}") from error
+        found = entries.pop("format", None)
+        if found is None or found.shape != () or int(found) != FORMAT:
+            raise ValueError(f"{path} has format {found}; this version reads {FORMAT}")
+        names = {field.name for field in fields(cls)}
+        if set(entries) != names:
+            raise ValueError(f"{path} lacks or adds: {', '.join(sorted(names ^ set(entries)))}")
+        for name in ("source", "extractor", "perceptual"):
+            entries[name] = str(entries[name])
+        for name in ("class_agreement", "diversity"):
+            entries[name] = float(entries[name])
+        entries["num_images"] = int(entries["num_images"])
+        entries["image_shape"] = tuple(int(side) for side in entries["image_shape"])
+        statistics = cls(**entries)
+        statistics._check(path)
+        return statistics
+
+    def _check(self, path: Path) -> None:
+        n, dim = self.num_images, len(self.mu)
+        wanted = {
+            "labels": (n,),
+            "features": (n, dim),
+            "mu": (dim,),
+            "sigma": (dim, dim),
+            "frequency": (len(self.power),),
+            "band_power": (n, 2),
+            "edge_share": (n,),
+        }
+        for name, shape in wanted.items():
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise ValueError(f"{path}: {name} has shape {array.shape}; {shape} was expected")
+        for name in (*wanted, "power", "axis_power", "gradient_histogram"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{path}: {name} holds nan or infinite values")
+
+
+def extractor_id(extractor: Extractor) -> str:
+    """Name and version of an extractor, as `ReferenceStatistics.extractor` keeps it."""
+    return f"{extractor.name}-{extractor.version}"
+
+
+def reference_from_images(
+    images: Tensor,
+    labels: Tensor,
+    extractor: Extractor,
+    source: str,
+    *,
+    perceptual: PerceptualDistance | None = None,
+) -> ReferenceStatistics:
+    """Measure a reference set once, for `save`.
+
+    Args:
+        images: [n, C, H, W] in [-1, 1]. labels: [n] class numbers.
+        source: such as "Fashion-MNIST train".
+        perceptual: also measure the diversity inside classes with it.
+
+    Raises: ValueError where there are fewer than 4 images or labels do not match.
+    """
+    check_images(images, MIN_IMAGES)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
+    images, labels = images.detach().cpu(), labels.detach().cpu()
+    extracted = extractor.extract(images)
+    statistics = frechet_statistics(extracted.features)
+    frequency, power = ring_power(images)
+    square = images.shape[-1] == images.shape[-2]
+    agreement = float("nan")
+    if extracted.logits is not None:
+        agreement = (extracted.logits.argmax(1) == labels).double().mean().item()
+    return ReferenceStatistics(
+        source=source,
+        extractor=extractor_id(extractor),
+        num_images=len(images),
+        image_shape=tuple(images.shape[1:]),
+        labels=labels.to(torch.int16).numpy(),
+        features=extracted.features.half().numpy(),
+        mu=statistics.mu,
+        sigma=statistics.sigma,
+        class_agreement=agreement,
+        frequency=frequency.numpy(),
+        power=power.double().mean(0).numpy(),
+        axis_power=axis_power(images).double().mean(0).numpy() if square else np.zeros((2, 0)),
+        band_power=band_power(images).numpy(),
+        gradient_histogram=gradient_histogram(images).double().mean(0).numpy(),
+        edge_share=edge_share(images).numpy(),
+        diversity=class_diversity(perceptual, images, labels).mean().item() if perceptual else float("nan"),
+        perceptual=perceptual.name if perceptual else "",
+    )

@@ -1,0 +1,33 @@
+"""Samples as PNG files, for a look during training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def class_grid(images: Tensor, num_rows: int) -> Tensor:
+    """(N, C, H, W), class-major with `num_rows` samples a class, to one picture (C, rows H, classes W)."""
+    _, channels, height, width = images.shape
+    columns = images.view(-1, num_rows, channels, height, width)
+    return columns.permute(2, 1, 3, 0, 4).reshape(channels, num_rows * height, -1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to 0..255, rounded and clamped; shape kept."""
+    return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
+
+
+def save_image(image: Tensor, path: Path, scale: int = 3) -> None:
+    """Write one picture (C, H, W) in [-1, 1] as PNG, each pixel enlarged to `scale`; whole or not at all."""
+    pixels = np.ascontiguousarray(to_uint8(image)[:3].permute(1, 2, 0).numpy())
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] != 3 else pixels)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    picture.save(partial, format="PNG")
+    partial.replace(path)

@@ -1,0 +1,243 @@
+"""What a report shows, as plain data: whoever measured it fills this in, the report only draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+DATA = "data"  # the name of the real data among spectra, edges and the columns of the table
+MAX_PER_ROLE = 8  # so many colours can be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """One row of the pictures and one column of the table, e.g. "student, 4 steps".
+
+    images: (N, C, H, W) float in [-1, 1], C = 1 or 3. Image i of every sampler was made from the same
+        noise and the same label.
+    nfe: network evaluations per image; guidance makes two of one step.
+    note: half a sentence about how it was made, e.g. "Euler, guidance 2".
+    """
+
+    name: str
+    role: Literal["teacher", "student"]
+    images: np.ndarray
+    num_steps: int
+    nfe: int
+    images_per_second: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Radially averaged power of a set of images. `name` is a sampler's, or `DATA`.
+
+    frequency: (K,) cycles per pixel, ascending; power, low, high: (K,), low and high an interval for power.
+    """
+
+    name: str
+    frequency: np.ndarray
+    power: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """How often pixels have a gradient of a given size. `name` is a sampler's, or `DATA`.
+
+    magnitude: (K,) size of the gradient, ascending; density: (K,) per unit of magnitude.
+    """
+
+    name: str
+    magnitude: np.ndarray
+    density: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table. `help` says in a sentence or two what it measures and what moves it.
+
+    ideal: "lower", "higher", or "as data": the closer to the data's own value, the better.
+    """
+
+    name: str
+    title: str
+    unit: str
+    ideal: Literal["lower", "higher", "as data"]
+    help: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and, where it is known, its interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """How the readers of one model mix their sources, averaged over images and tokens.
+
+    role: whose it is, "teacher" or "student", or a sampler's name where several students are compared.
+    t_values: (n_t,) times in [0, 1], 0 = data, ascending.
+    weights: per reader (n_sources, n_t); each column adds up to 1. A reader without sources has n_sources = 0.
+    reader_names: one per reader, in order of depth.
+    source_names: per reader the names of its sources. The first source of the first reader is the embedding.
+    """
+
+    role: str
+    t_values: np.ndarray
+    weights: Sequence[np.ndarray]
+    reader_names: Sequence[str]
+    source_names: Sequence[Sequence[str]]
+
+
+class Headline(NamedTuple):
+    """One thing a reader wants first: what, how much, and what it means."""
+
+    label: str
+    value: str
+    comment: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """Everything on one page. Whatever is left empty is left out of the page.
+
+    labels: (N,) class of each grid image; class_names: by class.
+    data_images: (N, C, H, W) real images with the same labels, to look at beside the generated ones.
+    cells: cells[measure.name][column], a column being a sampler's name or `DATA`; None or absent: not measured.
+    history: records of metrics.jsonl, in order.
+    notes: stand-ins and warnings that a reader must know to judge the figures.
+    """
+
+    title: str
+    subtitle: str
+    labels: np.ndarray
+    samplers: Sequence[Sampler]
+    class_names: Sequence[str] | None = None
+    data_images: np.ndarray | None = None
+    headline: Sequence[tuple[str, str, str]] = ()
+    spectra: Sequence[Spectrum] = ()
+    edges: Sequence[Edges] = ()
+    measures: Sequence[Measure] = ()
+    cells: Mapping[str, Mapping[str, Cell | None]] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    routing: Sequence[Routing] = ()
+    notes: Sequence[str] = ()
+    config_yaml: str = ""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_report(report: Report) -> None:
+    """Refuse content that cannot be shown truthfully.
+
+    Raises: ValueError naming the sampler, curve, measure or reader, what it has and what it should have.
+    """
+    _check_samplers(report)
+    columns = {DATA, *(sampler.name for sampler in report.samplers)}
+    for kind, curves in (("spectrum", report.spectra), ("edges", report.edges)):
+        names = [curve.name for curve in curves]
+        if unknown := sorted(set(names) - columns):
+            raise ValueError(f"{kind} of {unknown[0]!r}: no such sampler; there are {sorted(columns)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{kind}: a name appears twice in {names}")
+    _check_curves(report)
+    _check_cells(report, columns)
+    for routing in report.routing:
+        _check_routing(routing)
+
+
+def _check_samplers(report: Report) -> None:
+    if not report.samplers:
+        raise ValueError("a report needs at least one sampler")
+    names = [sampler.name for sampler in report.samplers]
+    if len(set(names)) < len(names) or DATA in names:
+        raise ValueError(f"samplers need different names, none of them {DATA!r}; got {names}")
+    for role in ("teacher", "student"):
+        count = sum(sampler.role == role for sampler in report.samplers)
+        if count > MAX_PER_ROLE:
+            raise ValueError(f"{count} samplers with role {role!r}; a report shows at most {MAX_PER_ROLE}")
+    first = report.samplers[0]
+    pictures = [(sampler.name, np.asarray(sampler.images)) for sampler in report.samplers]
+    if report.data_images is not None:
+        pictures.append((DATA, np.asarray(report.data_images)))
+    expected = pictures[0][1].shape
+    if len(expected) != 4 or expected[1] not in (1, 3) or 0 in expected:
+        raise ValueError(f"images of {first.name!r} have shape {expected}; expected (N, 1 or 3, H, W)")
+    for name, images in pictures:
+        if images.shape != expected:
+            raise ValueError(
+                f"images of {name!r} have shape {images.shape}, those of {first.name!r} {expected}; they must agree"
+            )
+        if not np.isfinite(images).all():
+            raise ValueError(f"images of {name!r} hold {(~np.isfinite(images)).sum()} values that are not finite")
+    labels = np.asarray(report.labels)
+    if labels.shape != expected[:1]:
+        raise ValueError(f"labels have shape {labels.shape}; expected {expected[:1]}, one per image")
+    if report.class_names is not None and labels.max() >= len(report.class_names):
+        raise ValueError(f"label {labels.max()} has no name: there are {len(report.class_names)} class names")
+
+
+def _check_curves(report: Report) -> None:
+    data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
+    for spectrum in report.spectra:
+        frequency = np.asarray(spectrum.frequency)
+        if (spectrum.low is None) != (spectrum.high is None):
+            raise ValueError(f"spectrum of {spectrum.name!r} has one end of an interval without the other")
+        for what in ("power", "low", "high"):
+            values = getattr(spectrum, what)
+            if values is not None and np.shape(values) != frequency.shape:
+                raise ValueError(
+                    f"spectrum of {spectrum.name!r}: {what} has shape {np.shape(values)}, "
+                    f"frequency {frequency.shape}"
+                )
+        if data is not None and not np.array_equal(frequency, data.frequency):
+            raise ValueError(
+                f"spectrum of {spectrum.name!r} lies on {frequency.shape} frequencies that are not "
+                f"the {np.shape(data.frequency)} of the data"
+            )
+    for edges in report.edges:
+        if np.shape(edges.magnitude) != np.shape(edges.density):
+            raise ValueError(
+                f"edges of {edges.name!r}: magnitude has shape {np.shape(edges.magnitude)}, "
+                f"density {np.shape(edges.density)}"
+            )
+
+
+def _check_cells(report: Report, columns: set[str]) -> None:
+    measures = {measure.name for measure in report.measures}
+    if unknown := sorted(set(report.cells) - measures):
+        raise ValueError(f"cells of {unknown[0]!r}: no such measure; there are {sorted(measures)}")
+    for name, row in report.cells.items():
+        if unknown := sorted(set(row) - columns):
+            raise ValueError(f"cells of {name!r} name {unknown[0]!r}: no such sampler; there are {sorted(columns)}")
+        for column, cell in row.items():
+            if cell is not None and (cell.low is None) != (cell.high is None):
+                raise ValueError(f"{name!r} of {column!r} has one end of an interval without the other: {cell}")
+            if cell is not None and cell.low is not None and cell.high is not None and cell.low > cell.high:
+                raise ValueError(f"{name!r} of {column!r} has an interval upside down: {cell}")
+
+
+def _check_routing(routing: Routing) -> None:
+    counts = (len(routing.weights), len(routing.reader_names), len(routing.source_names))
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"routing of {routing.role!r}: weights, reader_names and source_names count {counts} readers"
+        )
+    for reader, weights, names in zip(
+        routing.reader_names, routing.weights, routing.source_names, strict=True
+    ):
+        expected = (len(names), len(routing.t_values))
+        if np.shape(weights) != expected:
+            raise ValueError(
+                f"routing of {routing.role!r}, reader {reader!r}: weights have shape {np.shape(weights)}; "
+                f"expected {expected}, sources by times"
+            )

@@ -1,0 +1,130 @@
+"""Pictures of pictures: samplers side by side, and a large grid of each. Pixels are never smoothed."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distill.report.content import DATA, Report
+from distill.report.style import FAINT, INK, new_figure, sampler_colours
+
+ROW_WIDTH = 1480  # pixels; with 28 x 28 images ten columns at five-fold size
+CELL = 140  # pixels an upscaled image may take
+GAP = 8
+DPI = 128  # a power of two: pixels / DPI * DPI is exact
+MAX_COLUMNS = 10
+GRID_PIXELS = 60_000  # of images per large grid before upscaling: what keeps the page small
+TEXT = 19  # pixels
+
+
+def overview(report: Report) -> Figure:
+    """One row per sampler, one column per image; a column shares noise and label.
+
+    The data, where given, come first: other images of the same classes. Large images are not scaled
+    down, which would hide the detail in question; there are fewer of them instead.
+    """
+    shape = np.shape(report.samplers[0].images)
+    scale = max(1, CELL // max(shape[2:]))
+    cell_h, cell_w = shape[2] * scale, shape[3] * scale
+    count = min(MAX_COLUMNS, max(2, (ROW_WIDTH + GAP) // (cell_w + GAP)))
+    chosen = one_of_each_class(report.labels, count)
+    rows = [
+        (sampler.name, f"{_counted(sampler.num_steps, 'step')}, {_counted(sampler.nfe, 'evaluation')}", sampler.images)
+        for sampler in report.samplers
+    ]
+    if report.data_images is not None:
+        rows.insert(0, (DATA, "real images of the same classes", report.data_images))
+
+    heading, label = 36, 40
+    width = max(len(chosen) * (cell_w + GAP) - GAP, 480)
+    height = heading + len(rows) * (label + cell_h + GAP)
+    figure = new_figure(width / DPI, height / DPI, dpi=DPI)
+    points = 72 / DPI
+    for column, index in enumerate(chosen):
+        name = fitting(class_name(report, int(report.labels[index])), cell_w)
+        x = (column * (cell_w + GAP) + cell_w / 2) / width
+        figure.text(x, 1 - 14 / height, name, fontsize=TEXT * points, color=FAINT, ha="center", va="center")
+    colours = sampler_colours(report.samplers)
+    for row, (name, cost, images) in enumerate(rows):
+        top = heading + row * (label + cell_h + GAP)
+        y = 1 - (top + label / 2) / height
+        figure.text(0, y, "■", fontsize=TEXT * points, color=colours[name], va="center")
+        text = figure.text(24 / width, y, name, fontsize=21 * points, color=INK, fontweight="bold", va="center")
+        # The name's width is known only once it is set; the renderer is the one that draws it later.
+        end = text.get_window_extent().x1 / width
+        if cost not in name:
+            figure.text(end + 14 / width, y, cost, fontsize=TEXT * points, color=FAINT, va="center")
+        for column, index in enumerate(chosen):
+            _place(figure, pixels(images[index], scale), column * (cell_w + GAP), top + label, height)
+    return figure
+
+
+def grid(images: np.ndarray, labels: np.ndarray) -> Figure:
+    """Many images of one sampler, (N, C, H, W) in [-1, 1], sorted by class; as many as stay small as a PNG."""
+    count, _, height, width = images.shape
+    count = min(count, max(4, GRID_PIXELS // (height * width)))
+    order = one_of_each_class(labels, count)
+    classes, per_class = np.unique(np.asarray(labels)[order], return_counts=True)
+    # Where every class has as many images, a row holds whole classes; else the grid is nearly square.
+    if len(set(per_class)) == 1 and 4 <= per_class[0] <= 16:
+        columns = int(per_class[0])
+    elif len(set(per_class)) == 1 and 4 <= len(classes) <= 16:
+        columns = len(classes)
+        order = order.reshape(len(classes), -1).T.reshape(-1)
+    else:
+        columns = int(np.ceil(np.sqrt(len(order))))
+    scale = max(1, 84 // max(height, width))
+    gap = 4
+    rows = -(-len(order) // columns)
+    full_w, full_h = (columns * (width * scale + gap) - gap, rows * (height * scale + gap) - gap)
+    figure = new_figure(full_w / DPI, full_h / DPI, dpi=DPI)
+    for place, index in enumerate(order):
+        row, column = divmod(place, columns)
+        _place(
+            figure,
+            pixels(images[index], scale),
+            column * (width * scale + gap),
+            row * (height * scale + gap),
+            full_h,
+        )
+    return figure
+
+
+def pixels(image: np.ndarray, scale: int) -> np.ndarray:
+    """One image (C, H, W) in [-1, 1] as (scale H, scale W, 3) uint8, every pixel a square block.
+
+    Values outside [-1, 1] are clipped, as they would be in a file.
+    """
+    bytes_ = np.rint((np.clip(np.asarray(image, dtype=np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)
+    rgb = np.broadcast_to(bytes_, (3, *bytes_.shape[1:])).transpose(1, 2, 0)
+    return rgb.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def one_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` images: a first of each class, then a second of each; sorted by class."""
+    labels = np.asarray(labels)
+    rank = np.zeros(len(labels), dtype=int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    chosen = np.lexsort((labels, rank))[:count]
+    return chosen[np.lexsort((rank[chosen], labels[chosen]))]
+
+
+def class_name(report: Report, label: int) -> str:
+    """The class's name, or its number where there are no names."""
+    return str(label) if report.class_names is None else report.class_names[label]
+
+
+def fitting(name: str, width: int) -> str:
+    """The name, cut short with an ellipsis where it would not fit into `width` pixels of `TEXT`."""
+    room = max(3, int(width / (0.56 * TEXT)))
+    return name if len(name) <= room else name[: room - 1].rstrip() + "…"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _place(figure: Figure, rgb: np.ndarray, x: int, top: int, height: int) -> None:
+    """Copy pixels into the figure, one to one: no axes, so nothing is resampled."""
+    figure.figimage(rgb, x, height - top - rgb.shape[0], origin="upper")

@@ -1,0 +1,154 @@
+"""Pictures of routing: who reads what at which t, for teacher and student, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from distill.report.content import Report, Routing
+from distill.report.style import FAINT, INK, dress, new_figure, role_colour, sampler_colours
+
+MAX_TIMES = 3
+OCTAVES = 3.0  # colours end at 1/8 and 8 times the even share
+NOT_A_SOURCE = "#f1f2f4"
+
+
+def routing_plot(report: Report) -> Figure:
+    """Reader by source at up to three t; the colour is the weight over the even share 1 / n_sources.
+
+    Every reader has another number of sources, so weights as such would fade with depth. Rows of panels:
+    the teacher (or whoever comes first), each other model, and the ratio of each to the first where both
+    have the same readers, sources and times.
+    """
+    first = report.routing[0]
+    rows = [(routing.role, _over_even(routing), routing, "weight over even share", "RdBu_r") for routing in report.routing]
+    for other in report.routing[1:]:
+        if _same_layout(first, other):
+            ratio = _over_even(other) - _over_even(first)
+            rows.append((f"{other.role} / {first.role}", ratio, other, "ratio of weights", "PuOr_r"))
+    columns = max(len(_chosen_times(routing)) for _, _, routing, _, _ in rows)
+    figure = new_figure(0.9 + 3.2 * columns, 0.3 + 2.75 * len(rows))
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, (name, octaves, routing, label, colours) in zip(grid, rows, strict=True):
+        image = _heatmap_row(axes, name, octaves, routing, colours)
+        bar = figure.colorbar(image, ax=list(axes), fraction=0.025, pad=0.012, aspect=28)
+        bar.set_label(label, fontsize=8.5, color=FAINT)
+        bar.locator = FixedLocator(range(-int(OCTAVES), int(OCTAVES) + 1))
+        bar.formatter = FuncFormatter(lambda value, _: f"{2**value:g}×" if value >= 0 else f"1/{2**-value:g}")
+        bar.update_ticks()
+        bar.ax.tick_params(labelsize=8, length=2, colors=FAINT, labelcolor=INK)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def _heatmap_row(axes: Sequence[Axes], name: str, octaves: np.ndarray, routing: Routing, colours: str) -> AxesImage:
+    chosen = _chosen_times(routing)
+    sources = all_sources(routing)
+    image = None
+    for column, ax in enumerate(axes):
+        if column >= len(chosen):
+            ax.set_visible(False)
+            continue
+        index = chosen[column]
+        ax.set_facecolor(NOT_A_SOURCE)
+        image = ax.imshow(octaves[..., index], cmap=colours, vmin=-OCTAVES, vmax=OCTAVES, aspect="auto",
+                          interpolation="nearest")  # fmt: skip
+        for side in ax.spines.values():
+            side.set_visible(False)
+        title = f"{name}, t = {routing.t_values[index]:.2g}" if column == 0 else f"t = {routing.t_values[index]:.2g}"
+        ax.set_title(title, fontsize=9.5, color=INK, loc="left", fontweight="bold" if column == 0 else "normal")
+        ax.tick_params(labelsize=7.5, length=0, labelcolor=FAINT)
+        _sparse_ticks(ax, sources, "x")
+        _sparse_ticks(ax, routing.reader_names if column == 0 else [], "y")
+    axes[0].set_ylabel("reader, deeper downwards", fontsize=8.5, color=FAINT)
+    axes[0].set_xlabel("source, deeper to the right", fontsize=8.5, color=FAINT)
+    assert image is not None
+    return image
+
+
+def shares_plot(report: Report) -> Figure:
+    """What the embedding keeps: its share over t (mean over readers) and over depth (mean over t).
+
+    Readers with a single source are left out: they have no choice.
+    """
+    colours = sampler_colours(report.samplers)
+    figure = new_figure(9.4, 3.3)
+    figure.set_layout_engine("constrained")
+    over_t, over_depth = figure.subplots(1, 2)
+    for place, routing in enumerate(report.routing):
+        colour = role_colour(routing.role, colours)
+        readers, shares, even = embedding_shares(routing)
+        if not len(readers):
+            continue
+        over_t.plot(routing.t_values, shares.mean(axis=0), color=colour, linewidth=1.9, label=routing.role,
+                    marker="o", markersize=3)  # fmt: skip
+        over_depth.plot(readers, shares.mean(axis=1), color=colour, linewidth=1.6, label=routing.role)
+        if place == 0:
+            dotted: Mapping[str, object] = {"color": FAINT, "linewidth": 1.1, "linestyle": ":"}
+            over_t.axhline(even.mean(), label="even share", **dotted)
+            over_depth.plot(readers, even, label="even share", **dotted)
+    dress(over_t, x="t  (0 = data, 1 = noise)", y="share of the embedding", title="Over t, mean of all readers")
+    dress(over_depth, x="reader, by depth", y="share of the embedding", title="Over depth, mean of all t")
+    for ax in (over_t, over_depth):
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    return figure
+
+
+def embedding_shares(routing: Routing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The weight that each reader gives the embedding, the first source of the first reader.
+
+    Returns: numbers of the readers that read it among others, from 1, (R,); their weights, (R, n_t);
+    what an even share would be, (R,). R = 0 where nobody does, as with an anchored embedding.
+    """
+    names = routing.source_names
+    embedding = names[0][0] if len(names) and len(names[0]) else None
+    readers = [i for i, sources in enumerate(names) if embedding in sources and len(sources) > 1]
+    shares = [np.asarray(routing.weights[i])[list(names[i]).index(embedding)] for i in readers if embedding]
+    even = [1 / len(names[i]) for i in readers]
+    return np.array(readers, dtype=int) + 1, np.array(shares).reshape(len(readers), -1), np.array(even)
+
+
+def all_sources(routing: Routing) -> list[str]:
+    """The names of all sources in the order in which readers meet them, which is that of depth."""
+    return list(dict.fromkeys(name for sources in routing.source_names for name in sources))
+
+
+def _over_even(routing: Routing) -> np.ndarray:
+    """log2 of weight times n_sources, (readers, sources, n_t); nan where a source is not read."""
+    place = {name: index for index, name in enumerate(all_sources(routing))}
+    table = np.full((len(routing.weights), len(place), len(routing.t_values)), np.nan)
+    for reader, (weights, names) in enumerate(zip(routing.weights, routing.source_names, strict=True)):
+        # A weight of zero would be minus infinity; far below the end of the scale is as good.
+        octaves = np.log2(np.maximum(np.asarray(weights, dtype=float) * len(names), 2.0**-30))
+        for name, row in zip(names, octaves, strict=True):
+            table[reader, place[name]] = row
+    return table
+
+
+def _same_layout(first: Routing, other: Routing) -> bool:
+    return (
+        [list(names) for names in first.source_names] == [list(names) for names in other.source_names]
+        and np.shape(first.t_values) == np.shape(other.t_values)
+        and np.allclose(first.t_values, other.t_values)
+    )
+
+
+def _chosen_times(routing: Routing) -> list[int]:
+    """Indices of the first, middle and last t."""
+    count = len(routing.t_values)
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(MAX_TIMES, count))})
+
+
+def _sparse_ticks(ax: Axes, names: Sequence[str], which: str) -> None:
+    """Ticks at about eight of the names, so that they can be read."""
+    stride = max(1, -(-len(names) // 8))
+    places = list(range(0, len(names), stride))
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_ticks(places, [names[i] for i in places])

@@ -1,0 +1,222 @@
+"""Curves: spectra, edges, and what the training log says. Numbers in, matplotlib figures out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from distill.report.content import DATA, Edges, Report, Spectrum
+from distill.report.style import BAND, FAINT, INK, dress, new_figure, sampler_colours
+
+DETAIL_BAND = (0.25, 0.5)  # cycles per pixel: the upper half of what a pixel grid can carry
+RATIO_FLOOR = 1.5  # dB; a smaller difference from the data shall look small
+
+
+def spectra_plot(report: Report) -> Figure:
+    """Power over frequency and, below, each sampler's power relative to the data's in dB.
+
+    Both directions show: below 0 dB detail is missing, above it there is grain. Without a spectrum of
+    the data only the upper panel is drawn.
+    """
+    data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
+    colours = sampler_colours(report.samplers)
+    figure = new_figure(6.6, 6.4 if data else 4.0)
+    figure.set_layout_engine("constrained")
+    if data is None:
+        power, ratio = figure.subplots(1, 1), None
+    else:
+        power, ratio = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for ax in (power, ratio):
+        if ax is not None:
+            ax.axvspan(*DETAIL_BAND, color=BAND, linewidth=0, zorder=0)
+    order = sorted(report.spectra, key=lambda spectrum: spectrum.name != DATA)
+    for spectrum in order:
+        _spectrum_line(power, spectrum, colours[spectrum.name])
+    power.set_yscale("log")
+    dress(power, y="power")
+    dress(ratio or power, x="frequency, cycles per pixel", y="power against data, dB" if ratio else "power")
+    power.text(0.375, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
+               fontsize=9, color=FAINT)  # fmt: skip
+    power.legend(frameon=False, fontsize=9, loc="lower left", labelcolor=INK)
+    if ratio is not None and data is not None:
+        _ratio_panel(ratio, data, [s for s in order if s.name != DATA], colours)
+    return figure
+
+
+def _spectrum_line(ax: Axes, spectrum: Spectrum, colour: str) -> None:
+    is_data = spectrum.name == DATA
+    ax.plot(
+        spectrum.frequency,
+        _positive(spectrum.power),
+        color=colour,
+        linewidth=1.6 if is_data else 1.9,
+        linestyle=(0, (5, 2.5)) if is_data else "-",
+        zorder=4 if is_data else 3,
+        label=spectrum.name,
+    )
+    if spectrum.low is not None and spectrum.high is not None:
+        low, high = _positive(spectrum.low), _positive(spectrum.high)
+        ax.fill_between(spectrum.frequency, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours: Mapping[str, str]) -> None:
+    reference = _positive(data.power)
+    ax.axhline(0, color=INK, linewidth=1.4, linestyle=(0, (5, 2.5)), zorder=4)
+    extent = RATIO_FLOOR
+    for spectrum in spectra:
+        decibels = _decibels(spectrum.power, reference)
+        ax.plot(data.frequency, decibels, color=colours[spectrum.name], linewidth=1.9, zorder=3)
+        extent = max(extent, np.nanmax(np.abs(decibels), initial=0))
+    for spectrum in [data, *spectra]:
+        if spectrum.low is not None and spectrum.high is not None:
+            low, high = _decibels(spectrum.low, reference), _decibels(spectrum.high, reference)
+            colour = colours[spectrum.name]
+            ax.fill_between(data.frequency, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
+    # Symmetric, so that missing power and surplus power take equal room.
+    ax.set_ylim(-1.12 * extent, 1.12 * extent)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−")))
+    ax.yaxis.set_major_locator(MaxNLocator(6, symmetric=True))
+    for y, va, text in ((0.97, "top", "more than the data"), (0.03, "bottom", "less than the data")):
+        ax.text(0.012, y, text, transform=ax.transAxes, fontsize=8.5, color=FAINT, va=va)
+
+
+def edges_plot(report: Report) -> Figure:
+    """How often gradients of each size occur: the right end are sharp edges."""
+    colours = sampler_colours(report.samplers)
+    figure = new_figure(6.6, 3.9)
+    figure.set_layout_engine("constrained")
+    ax = figure.subplots()
+    for edges in sorted(report.edges, key=lambda edges: edges.name != DATA):
+        _edge_line(ax, edges, colours[edges.name])
+    ax.set_yscale("log")
+    dress(ax, x="size of the gradient, per pixel", y="density")
+    ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _edge_line(ax: Axes, edges: Edges, colour: str) -> None:
+    is_data = edges.name == DATA
+    style = (0, (5, 2.5)) if is_data else "-"
+    density = _positive(edges.density)
+    ax.plot(edges.magnitude, density, color=colour, linewidth=1.8, linestyle=style, label=edges.name,
+            zorder=4 if is_data else 3)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the training log: the keys that match are its lines."""
+
+    name: str
+    title: str
+    keys: str  # a regular expression for the whole key
+    log: bool = False
+    caption: str = ""
+
+
+PANELS = (
+    Panel("student-gradient", "Student: gradient norm", r"student/grad_norm", log=True,
+          caption="Before clipping. The gradient is normalised, so its size is no sign of convergence; jumps are a warning."),
+    Panel("fake-score-loss", "Critic: loss", r"fake_score/loss", log=True,
+          caption="The critic follows a moving student; a steady rise means that it falls behind."),
+    Panel("critic-lag", "Critic: lag", r"critic_lag",
+          caption="The critic's loss on the student's images against the teacher's. The lower, the more the gradient can be trusted."),
+    Panel("x0-gap", "|x0 fake − x0 teacher| by t", r"x0_gap/bin\d+", log=True,
+          caption="How far critic and teacher disagree, from t near 0 (dark, fine detail) to t near 1 (light, layout)."),
+    Panel("std-drift", "Drift of the standard deviation", r"std_drift",
+          caption="Of the student's images. Growing contrast is the first sign of over-saturation, shrinking of washing out."),
+    Panel("high-frequency", "High-frequency ratio", r"high_frequency_ratio(/.+)?",
+          caption="Detail of the student during training. It can err on both sides: too little is blur, too much is grain."),
+    Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True),
+    Panel("losses", "Other losses", r"(?!fake_score/loss$)(.+/)?loss", log=True),
+)  # fmt: skip
+
+
+def training_plots(history: Sequence[Mapping[str, Any]]) -> dict[Panel, Figure]:
+    """The panels for which the log has at least two finite values, over `step`.
+
+    Records need not carry every key. Values that are not finite leave a gap and are counted in the title.
+    """
+    keys = list(dict.fromkeys(key for record in history for key in record))
+    figures = {}
+    for panel in PANELS:
+        matching = sorted((key for key in keys if re.fullmatch(panel.keys, key)), key=_natural)
+        lines = {key: line for key in matching if (line := _line(history, key)) is not None}
+        if lines:
+            figures[panel] = _training_plot(panel, lines)
+    return figures
+
+
+def _line(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    pairs = [
+        (record["step"], record[key])
+        for record in history
+        if _is_number(record.get("step")) and _is_number(record.get(key))
+    ]
+    steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+    return (steps, values) if np.isfinite(values).sum() >= 2 else None
+
+
+def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    figure = new_figure(4.6, 2.9)
+    figure.set_layout_engine("constrained")
+    ax = figure.subplots()
+    values = np.concatenate([values for _, values in lines.values()])
+    lost = int((~np.isfinite(values)).sum())
+    values = values[np.isfinite(values)]
+    # A log axis only where it has something to say: over less than a third of a decade its ticks are few.
+    log = panel.log and values.min() > 0 and values.max() > 2 * values.min()
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
+    for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
+        label = re.sub(r".*/bin", "bin ", key)
+        _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
+    if log:
+        ax.set_yscale("log")
+    dress(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(lines) > 1:
+        ax.legend(frameon=False, fontsize=8, ncols=min(4, len(lines)), labelcolor=INK, loc="best",
+                  handlelength=1.2, columnspacing=1)  # fmt: skip
+    return figure
+
+
+def _trend(ax: Axes, steps: np.ndarray, line: np.ndarray, colour: Any, label: str) -> None:
+    """The line as logged and, where it is long enough to hide its own trend, a running median over it."""
+    window = len(line) // 25
+    if window < 3:
+        ax.plot(steps, line, color=colour, linewidth=1.5, label=label)
+        return
+    ax.plot(steps, line, color=colour, linewidth=0.6, alpha=0.3)
+    padded = np.pad(line, window // 2, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * (window // 2) + 1)
+    known = np.isfinite(windows).any(axis=1)
+    median = np.full(len(line), np.nan)
+    median[known] = np.nanmedian(windows[known], axis=1)
+    ax.plot(steps, median, color=colour, linewidth=1.6, label=label)
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """Zero and negative power has no logarithm; the line has a gap there."""
+    values = np.asarray(values, dtype=float)
+    return np.where(values > 0, values, np.nan)
+
+
+def _decibels(power: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return 10 * np.log10(_positive(power) / reference)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _natural(key: str) -> list[tuple[bool, int, str]]:
+    """Sorts bin2 before bin10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", key)]

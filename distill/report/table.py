@@ -1,0 +1,179 @@
+"""The table of measures: how values are written, and who is ahead at equal steps.
+
+Nothing is measured here. A comparison is called clear only where the two intervals do not overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.report.content import DATA, Cell, Measure, Report, Sampler
+
+MISSING = "–"  # an en dash
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """What stands in one place. `mark`: "clear" or "slight" where this sampler is the best at its steps."""
+
+    value: str
+    interval: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    measure: Measure
+    arrow: str
+    cells: list[TableCell]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Student against teacher at equal steps, as titles of measures."""
+
+    student: str
+    teacher: str
+    better: list[str]
+    worse: list[str]
+    open: list[str]
+
+
+ARROWS = {"lower": "↓", "higher": "↑", "as data": "≈"}
+
+
+def table_columns(report: Report) -> list[str]:
+    """The samplers, led by the data where any measure has a value for them."""
+    has_data = any(row.get(DATA) is not None for row in report.cells.values())
+    return [DATA] * has_data + [sampler.name for sampler in report.samplers]
+
+
+def table_rows(report: Report) -> list[TableRow]:
+    """One row per measure, over `table_columns`."""
+    rows = []
+    for measure in report.measures:
+        marks = _marks(report, measure)
+        cells = [
+            TableCell(*format_cell(_cell(report, measure, column)), marks.get(column, ""))
+            for column in table_columns(report)
+        ]
+        rows.append(TableRow(measure, ARROWS[measure.ideal], cells))
+    return rows
+
+
+def format_cell(cell: Cell | None) -> tuple[str, str]:
+    """Value and interval as text, e.g. ("0.523", "[0.49, 0.56]"); an en dash where nothing was measured.
+
+    The ends have as many decimals as the interval's width calls for, the value one more.
+    """
+    if cell is None:
+        return MISSING, ""
+    if cell.low is None or cell.high is None:
+        return format_number(cell.value), ""
+    width = cell.high - cell.low
+    if not math.isfinite(width) or width <= 0:
+        return format_number(cell.value), f"[{format_number(cell.low)}, {format_number(cell.high)}]"
+    decimals = 1 - math.floor(math.log10(width))
+    if decimals > 7:
+        return format_number(cell.value), f"[{format_number(cell.low)}, {format_number(cell.high)}]"
+    ends = max(0, decimals - 1 if 10 * width > 5 * 10 ** (2 - decimals) else decimals)
+    low, high = _fixed(cell.low, ends), _fixed(cell.high, ends)
+    return _fixed(cell.value, ends + (decimals > 0)), f"[{low}, {high}]"
+
+
+def format_number(value: float) -> str:
+    """Three significant digits, without an exponent where that is short; "not finite" is said as it is."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    return _fixed(value, max(0, 2 - exponent)) if -4 <= exponent < 6 else f"{value:.2e}".replace("-", "−")
+
+
+def _fixed(value: float, decimals: int) -> str:
+    text = f"{value:.{decimals}f}" if math.isfinite(value) else str(value)
+    return text.replace("-", "−")
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """Every student against every teacher of as many steps, over the measures that both have."""
+    pairs = [
+        (student, teacher)
+        for student in report.samplers
+        for teacher in report.samplers
+        if student.role == "student" and teacher.role == "teacher" and student.num_steps == teacher.num_steps
+    ]
+    found = []
+    for student, teacher in pairs:
+        verdict = Verdict(student.name, teacher.name, [], [], [])
+        for measure in report.measures:
+            order = compare(report, measure, student.name, teacher.name)
+            if order is not None:
+                side = [verdict.open, verdict.better, verdict.worse][order]
+                side.append(measure.title)
+        if verdict.better or verdict.worse or verdict.open:
+            found.append(verdict)
+    return found
+
+
+def compare(report: Report, measure: Measure, first: str, second: str) -> int | None:
+    """1 where the first is clearly better, -1 where the second is, 0 where the intervals overlap.
+
+    A value without an interval counts as a point. None: one of them, or the data it is held against, is missing.
+    """
+    spans = [_badness(report, measure, name) for name in (first, second)]
+    if spans[0] is None or spans[1] is None:
+        return None
+    (_, low_1, high_1), (_, low_2, high_2) = spans[0], spans[1]
+    return int(high_1 < low_2) - int(high_2 < low_1)
+
+
+def _badness(report: Report, measure: Measure, column: str) -> tuple[float, float, float] | None:
+    """Value, least and greatest of a number of which less is better."""
+    cell = _cell(report, measure, column)
+    if cell is None or not math.isfinite(cell.value):
+        return None
+    low = cell.value if cell.low is None else cell.low
+    high = cell.value if cell.high is None else cell.high
+    if measure.ideal == "lower":
+        return cell.value, low, high
+    if measure.ideal == "higher":
+        return -cell.value, -high, -low
+    data = _cell(report, measure, DATA)
+    if data is None or not math.isfinite(data.value):
+        return None
+    ends = abs(low - data.value), abs(high - data.value)
+    nearest = 0.0 if low <= data.value <= high else min(ends)
+    return abs(cell.value - data.value), nearest, max(ends)
+
+
+def _marks(report: Report, measure: Measure) -> dict[str, str]:
+    """The best of each group of equal steps in which a student meets a teacher or another student."""
+    groups: dict[int, list[Sampler]] = {}
+    for sampler in report.samplers:
+        groups.setdefault(sampler.num_steps, []).append(sampler)
+    marks = {}
+    for group in groups.values():
+        best = _best(report, measure, [sampler.name for sampler in group])
+        if best is not None and any(sampler.role == "student" for sampler in group):
+            name, is_clear = best
+            marks[name] = "clear" if is_clear else "slight"
+    return marks
+
+
+def _best(report: Report, measure: Measure, names: Sequence[str]) -> tuple[str, bool] | None:
+    """The name with the best value and whether it is clearly so; None for a tie or fewer than two values."""
+    ranked = sorted(
+        (span[0], name) for name in names if (span := _badness(report, measure, name)) is not None
+    )
+    if len(ranked) < 2 or ranked[0][0] == ranked[1][0]:
+        return None
+    best = ranked[0][1]
+    return best, all(compare(report, measure, best, name) == 1 for _, name in ranked[1:])
+
+
+def _cell(report: Report, measure: Measure, column: str) -> Cell | None:
+    return report.cells.get(measure.name, {}).get(column)

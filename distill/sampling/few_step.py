@@ -1,0 +1,39 @@
+"""The student's sampler, and the same thing as training input ("backward simulation", DMD2 section 4.5).
+
+A few-step student predicts x0, which is mixed with FRESH noise at the next t of its list:
+
+    x_{t_1} = eps_1,   x0_s = student.x0(x_{t_s}, t_s, y),   x_{t_{s+1}} = interpolate(x0_s, eps_{s+1}, t_{s+1})
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distill.flow import interpolate
+from distill.guidance import Denoiser
+
+
+@torch.no_grad()
+def rollout(student: Denoiser, noise: Tensor, y: Tensor, t_list: Tensor, num_done: int) -> Tensor:
+    """The student's input x_t at t_list[num_done] after `num_done` steps of its own sampler.
+
+    Args:
+        noise: (S, B, C, H, W), one fresh draw per step of the list.
+        t_list: descending (S), t_list[0] the first step's.
+        num_done: 0 gives interpolate(0, noise[0], t_list[0]): exactly the noise where t_list[0] = 1.
+    """
+    x_t = t_list[0] * noise[0]
+    for step in range(num_done):
+        t = t_list[step].to(noise).expand(len(y))
+        x0 = student.x0(x_t, t, y)
+        x_t = interpolate(x0, noise[step + 1], t_list[step + 1])
+    return x_t
+
+
+@torch.no_grad()
+def few_step_sample(student: Denoiser, noise: Tensor, y: Tensor, t_list: Tensor) -> Tensor:
+    """Samples x0 (B, C, H, W) of the student; arguments as in `rollout`."""
+    last = len(t_list) - 1
+    x_t = rollout(student, noise, y, t_list, last)
+    return student.x0(x_t, t_list[last].to(noise).expand(len(y)), y)

@@ -1,0 +1,1 @@
+"""The loop, what learns in it, and what survives it."""

@@ -1,0 +1,74 @@
+"""One role that learns: its model, optimizer and rate, and the only update there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.config import OptimConfig
+from distill.errors import NonFiniteError
+
+
+def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
+    """Warm-up, plateau, linear decay: the rate of update `step` (from 0) of `num_steps` as a share of lr."""
+    warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+    decay_steps = optim.decay_fraction * num_steps
+    left = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
+    return min(warm, left)
+
+
+class Learner:
+    """A role with an optimizer. The rate is a function of the update's number, so nothing is to be resumed."""
+
+    def __init__(
+        self, role: str, model: nn.Module, optim: OptimConfig, num_steps: int, accelerator: Accelerator
+    ) -> None:
+        self.role = role
+        self.optim = optim
+        self.num_steps = num_steps
+        self.accelerator = accelerator
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare model, without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def update(self, step: int, losses: Sequence[Callable[[], Tensor]]) -> dict[str, float]:
+        """One optimizer step on the mean of `losses`, one closure per micro-batch.
+
+        Returns: loss and gradient norm before clipping.
+        Raises: NonFiniteError before anything is changed.
+        """
+        rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for i, closure in enumerate(losses):
+            with self._sync(is_last=i == len(losses) - 1):
+                loss = closure() / len(losses)
+                value = float(loss.detach())
+                if value != value or value in (float("inf"), float("-inf")):
+                    raise NonFiniteError(self.role, step, "the loss")
+                self.accelerator.backward(loss)
+            total += value
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        # With fp16 an overflow is expected now and then: its scaler skips the step and lowers the scale.
+        if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(self.role, step, "the gradient")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "grad_norm": float(norm)}
+
+    def _sync(self, *, is_last: bool):
+        return torch.enable_grad() if is_last else self.accelerator.no_sync(self.model)

@@ -1,0 +1,103 @@
+"""The loop around an update: progress, log, grids, checkpoints. What an update is, the task says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from distill.config import LoopConfig
+from distill.training.checkpoint import load_checkpoint, save_checkpoint
+from distill.training.run_log import RunLog
+
+
+class Task(Protocol):
+    """Something that can be trained update by update."""
+
+    def update(self, step: int) -> dict[str, float]:
+        """Update number `step` (from 0); returns figures for the log."""
+        ...
+
+    def probe(self, step: int, folder: Path) -> dict[str, float]:
+        """The dearer look every `grid_every` updates: pictures into `folder`, figures for the log."""
+        ...
+
+    def headline(self, values: dict[str, float]) -> str:
+        """The few figures worth a place beside the progress bar."""
+        ...
+
+
+class Counter:
+    """The number of finished updates and the seconds they took, as accelerate's checkpoints hold it."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.elapsed_s = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "elapsed_s": self.elapsed_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+
+
+def run_loop(
+    task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False
+) -> float:
+    """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`.
+
+    Returns: seconds spent in this and earlier parts of the run.
+    """
+    counter = Counter()
+    accelerator.register_for_checkpointing(counter)
+    if resume:
+        load_checkpoint(accelerator, folder)
+    log = RunLog(folder, accelerator, counter.step)
+    console = Console(stderr=True)
+    started = time.perf_counter() - counter.elapsed_s
+    with _progress(console, accelerator) as progress:
+        bar = progress.add_task("", total=config.steps, completed=counter.step)
+        while counter.step < config.steps:
+            values = task.update(counter.step)
+            counter.step += 1
+            counter.elapsed_s = time.perf_counter() - started
+            due = {name: counter.step % every == 0 for name, every in _intervals(config)}
+            last = counter.step == config.steps
+            if due["grid"] or last:
+                values |= task.probe(counter.step, folder / "grids")
+            if due["log"] or due["grid"] or last or counter.step == 1:
+                log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})
+                if not console.is_terminal and accelerator.is_main_process:
+                    rate = counter.elapsed_s / counter.step
+                    left = rate * (config.steps - counter.step)
+                    console.print(
+                        f"step {counter.step}/{config.steps}  {task.headline(values)}  "
+                        f"{counter.elapsed_s:.0f} s, {left:.0f} s left",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+            progress.update(bar, completed=counter.step, description=task.headline(values))
+            if due["save"] or last:
+                save_checkpoint(accelerator, folder, counter.step, config.keep)
+    return counter.elapsed_s
+
+
+def _intervals(config: LoopConfig) -> list[tuple[str, int]]:
+    return [("log", config.log_every), ("grid", config.grid_every), ("save", config.save_every)]
+
+
+def _progress(console: Console, accelerator: Accelerator) -> Progress:
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not (console.is_terminal and accelerator.is_main_process),
+    )

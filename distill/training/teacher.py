@@ -1,0 +1,74 @@
+"""The task of `train`: flow matching on data, with label dropout and an EMA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dar import SiT
+from distill.config import TrainConfig
+from distill.data.base import Dataset, shuffled_indices
+from distill.ema import ema_of
+from distill.flow import interpolate
+from distill.guidance import Denoiser
+from distill.losses import flow_matching_loss
+from distill.pictures import class_grid, save_image
+from distill.sampling import euler
+from distill.schedules import T_SAMPLERS, t_grid
+from distill.seeds import generator_for
+from distill.training.batches import rank_slice
+from distill.training.learner import Learner
+
+
+class TeacherTask:
+    """model and its EMA; one update = one optimizer step on flow matching."""
+
+    def __init__(self, config: TrainConfig, model: SiT, data: Dataset, accelerator: Accelerator) -> None:
+        self.config = config
+        self.data = data
+        self.accelerator = accelerator
+        self.null_label = model.null_label
+        self.sample_shape = model.sample_shape
+        model.gradient_checkpointing = config.train.gradient_checkpointing
+        self.learner = Learner("teacher", model, config.optim, config.train.steps, accelerator)
+        self.ema = ema_of(self.learner.module, config.flow_matching.ema_decay)
+        accelerator.register_for_checkpointing(self.ema)
+
+    def update(self, step: int) -> dict[str, float]:
+        micro_batches = zip(*(part.chunk(self.config.train.accumulation) for part in self._draw(step)), strict=True)
+        closures = [lambda batch=batch: self._loss(*batch) for batch in micro_batches]
+        values = self.learner.update(step, closures)
+        self.ema.update_parameters(self.learner.module)
+        return {f"teacher/{name}": value for name, value in values.items()}
+
+    def _draw(self, step: int) -> tuple[Tensor, ...]:
+        """x0, eps, t, y of one update: this process's share."""
+        config, size, seed = self.config, self.config.train.batch_size, self.config.train.seed
+        generator = generator_for(seed, "flow_matching", step)
+        x0, y = self.data.batch(shuffled_indices(len(self.data), size, step, seed), generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        t = T_SAMPLERS[config.flow_matching.t_sampler](size, generator)
+        dropped = torch.rand(size, generator=generator) < config.flow_matching.label_dropout
+        y = torch.where(dropped, self.null_label, y)
+        return tuple(rank_slice(part, self.accelerator) for part in (x0, eps, t, y))
+
+    def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            velocity = self.learner.model(interpolate(x0, eps, t), t, y)
+        return flow_matching_loss(velocity, x0, eps)
+
+    def probe(self, step: int, folder: Path) -> dict[str, float]:
+        """A grid of the EMA: one column a class, the same noise every time."""
+        if self.accelerator.is_main_process:
+            y = torch.arange(self.null_label).repeat_interleave(4).to(self.accelerator.device)
+            noise = torch.randn(len(y), *self.sample_shape, generator=generator_for(0, "grid")).to(y.device)
+            denoiser = Denoiser(self.ema, self.null_label, self.config.grid_cfg_scale)
+            samples = euler(denoiser.given(y), noise, t_grid(self.config.grid_steps))
+            save_image(class_grid(samples, num_rows=4), folder / f"step_{step:08d}.png")
+        return {}
+
+    def headline(self, values: dict[str, float]) -> str:
+        return f"loss {values['teacher/loss']:.4f}  grad {values['teacher/grad_norm']:.2f}"
