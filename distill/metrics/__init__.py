@@ -4,7 +4,13 @@
 """
 
 from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, bootstrap_share
-from distill.metrics.edges import edge_density, edge_share, gradient_distance, gradient_histogram, gradient_magnitude
+from distill.metrics.edges import (
+    edge_density,
+    edge_share,
+    gradient_distance,
+    gradient_histogram,
+    gradient_magnitude,
+)
 from distill.metrics.features import EXTRACTORS, Extractor, Features, load_extractor
 from distill.metrics.frechet import (
     FrechetStatistics,

@@ -1,8 +1,8 @@
 """Percentile bootstrap over images: how far a figure would move with another draw of as many images.
 
-The reference side (data, teacher) is held fixed. Distances are biased upwards by resampling, for a resample holds
-doubles; each distribution of resampled values is therefore moved by its estimated bias, mean(resampled) - value, so
-that the interval lies around the value. For means and shares that bias is nil.
+The reference side (data, teacher) is held fixed. Resampling biases distances upwards, for a resample holds
+doubles; the resampled values are therefore moved by their estimated bias, mean(resampled) - value, so that
+the interval lies around the value. For means and shares that bias is nil.
 Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 10 and 13.
 """
 
@@ -40,14 +40,13 @@ def bootstrap(
         statistic: takes indices [num_items], int64, with doubles, and gives a number.
         minimum: smallest value the figure can have (0 for a distance); the limits are cut there.
 
-    Raises: ValueError where there are fewer than 2 items, num_resamples is negative, or level is outside (0, 1).
+    Raises: ValueError where num_items is below 2, num_resamples negative, or level outside (0, 1).
     """
     _check(num_items, num_resamples, level)
     generator = torch.Generator().manual_seed(seed)
     value = float(statistic(torch.arange(num_items)))
-    resampled = [
-        float(statistic(torch.randint(num_items, (num_items,), generator=generator))) for _ in range(num_resamples)
-    ]
+    draws = (torch.randint(num_items, (num_items,), generator=generator) for _ in range(num_resamples))
+    resampled = [float(statistic(indices)) for indices in draws]
     return interval_from_resamples(value, np.array(resampled), level=level, minimum=minimum)
 
 
@@ -93,7 +92,7 @@ def bootstrap_share(
 
 
 def resample_counts(num_items: int, num_resamples: int, seed: int) -> Tensor:
-    """How often each item is in each resample, [num_resamples, num_items], float64; every row sums to num_items."""
+    """How often each item is in each resample, [num_resamples, num_items], float64."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(num_resamples, num_items, dtype=torch.float64)
     for row in counts:

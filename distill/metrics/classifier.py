@@ -1,9 +1,8 @@
-"""The small classifier whose features stand behind the Fréchet distance when no ImageNet network is at hand."""
+"""The small classifier behind the feature distances where no ImageNet network is at hand."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -68,7 +67,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.feature_dim, config.num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Output of every stage before its pooling, [B, widths[i], H / 2^i, W / 2^i], for images [B, C, H, W]."""
+        """Each stage before its pooling, [B, widths[i], H / 2^i, W / 2^i]; images are [B, C, H, W]."""
         maps = []
         x = images
         for stage in self.stages:
@@ -83,6 +82,13 @@ class Classifier(nn.Module):
         features = self.hidden(last.flatten(1)).relu()
         return features, self.head(self.dropout(features))
 
+    @torch.no_grad()
+    def scale_features(self, factor: float) -> None:
+        """Multiply the features by `factor` > 0 and keep the logits: a ReLU lets a factor through."""
+        self.hidden.weight *= factor
+        self.hidden.bias *= factor
+        self.head.weight /= factor
+
     def save_pretrained(self, folder: str | Path, card: str) -> None:
         """Write config.json, model.safetensors and README.md as one folder, replacing it in one move."""
         folder = Path(folder)
@@ -92,10 +98,11 @@ class Classifier(nn.Module):
             fresh.mkdir()
             (fresh / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
             save_file(self.state_dict(), fresh / WEIGHTS_FILE)
+            (fresh / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only its owner read
             (fresh / CARD_FILE).write_text(card)
             if folder.exists():
                 shutil.move(folder, Path(temporary) / "old")
-            os.replace(fresh, folder)
+            fresh.replace(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Classifier:
@@ -118,7 +125,7 @@ def check_classifier_images(images: Tensor, config: ClassifierConfig) -> None:
     wanted = (config.in_channels, config.image_size, config.image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
         raise ValueError(
-            f"images have shape {list(images.shape)}; this classifier reads [B, {', '.join(map(str, wanted))}]"
+            f"images have shape {list(images.shape)}; this classifier reads a batch of {list(wanted)}"
         )
     if not torch.is_floating_point(images):
         raise ValueError(f"images are {images.dtype}; they must be floating point in [-1, 1]")

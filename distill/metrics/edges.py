@@ -1,8 +1,8 @@
 """How steep images are: Sobel gradients, the share of edge pixels, and how two sets differ in steepness.
 
-Gradients are of the mean over channels, in image units (range 2) per pixel, by Sobel kernels divided by 8, so that a
-ramp of slope s has gradient s and a step of height h has h / 2 on the two pixels beside it. Only pixels with all
-eight neighbours count: [N, H - 2, W - 2].
+Gradients are of the mean over channels, in image units (range 2) per pixel, by Sobel kernels divided by 8, so
+that a ramp of slope s has gradient s and a step of height h has h / 2 on the two pixels beside it. Only
+pixels with all eight neighbours count: [N, H - 2, W - 2].
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ def edge_share(images: Tensor, threshold: float = EDGE_THRESHOLD) -> Tensor:
 
 
 def edge_density(images: Tensor, threshold: float = EDGE_THRESHOLD) -> float:
-    """Share of all pixels whose Sobel gradient magnitude exceeds `threshold` (0.25 of the range 2 per pixel)."""
+    """Share of all pixels whose Sobel gradient magnitude exceeds `threshold`, image units per pixel."""
     return edge_share(images, threshold).double().mean().item()
 
 
 def gradient_histogram(images: Tensor) -> Tensor:
-    """Share of the pixels of each image in each of 512 equal bins of gradient magnitude on [0, sqrt 2], [N, 512].
+    """Share of the pixels of each image in each bin of gradient magnitude, [N, 512].
 
-    Larger magnitudes, which only images outside [-1, 1] have, count in the last bin.
+    The 512 equal bins cover [0, sqrt 2]. Larger magnitudes, which only images outside [-1, 1] have, count in
+    the last bin.
     """
     magnitude = gradient_magnitude(images).flatten(1)  # [N, P]
     bins = (magnitude / BIN_WIDTH).long().clamp_max(NUM_BINS - 1)
@@ -60,7 +61,7 @@ def gradient_histogram(images: Tensor) -> Tensor:
 
 
 def gradient_distance_from_histograms(histogram_a: Tensor, histogram_b: Tensor) -> float:
-    """Wasserstein-1 distance between two mean `gradient_histogram` rows [512]: the area between their CDFs."""
+    """Wasserstein-1 distance of two mean `gradient_histogram` rows [512]: the area between their CDFs."""
     if histogram_a.shape != histogram_b.shape or histogram_a.ndim != 1:
         raise ValueError(f"histograms have shapes {list(histogram_a.shape)} and {list(histogram_b.shape)}")
     return (histogram_a.double() - histogram_b.double()).cumsum(0).abs().sum().item() * BIN_WIDTH

@@ -117,7 +117,9 @@ def _load_inception(path: Path | None, device: torch.device | str) -> Extractor:
     # The file is a pickle, which may run code when read: only the published one is.
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if not digest.startswith(_INCEPTION_SHA256):
-        raise ValueError(f"{weights} is damaged or another file: its SHA-256 is {digest[:8]}, not {_INCEPTION_SHA256}")
+        raise ValueError(
+            f"{weights} is damaged or another file: its SHA-256 begins {digest[:8]}, not {_INCEPTION_SHA256}"
+        )
     return InceptionExtractor(weights, device)
 
 
@@ -133,7 +135,8 @@ def load_extractor(
     """The extractor of that name, in eval mode; nothing is downloaded.
 
     Args:
-        path: folder ("embedded") or weights file ("inception"); the shipped folder or torch hub's cache where None.
+        path: folder ("embedded") or weights file ("inception"); where None, the shipped folder or torch hub's
+            cache.
 
     Raises: ValueError listing the names where there is no such extractor, or for a damaged file;
         FileNotFoundError naming the missing file, on which a caller may fall back to "embedded" and say so.

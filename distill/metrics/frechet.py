@@ -21,7 +21,7 @@ NEIGHBOURHOOD = 3  # k of the k-th nearest neighbour, as in arXiv:1904.06991
 
 @dataclass(frozen=True)
 class FrechetStatistics:
-    """Mean mu [D] and covariance sigma [D, D] (divisor N - 1), float64, of the features of `num_images` images."""
+    """Mean mu [D] and covariance sigma [D, D] (divisor N - 1), float64, of the features of N images."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -73,16 +73,17 @@ def frechet_interval(
         mu = counts @ rows / num_images
         centred = rows - mu
         sigma = (centred * counts[:, None]).T @ centred / (num_images - 1)
-        resampled.append(frechet_distance(FrechetStatistics(mu.numpy(), sigma.numpy(), num_images), reference))
+        statistics = FrechetStatistics(mu.numpy(), sigma.numpy(), num_images)
+        resampled.append(frechet_distance(statistics, reference))
     return interval_from_resamples(value, np.array(resampled), minimum=0.0)
 
 
 def kid(features: Tensor, reference: Tensor, *, seed: int = 0) -> Interval:
-    """Kernel Inception distance (unbiased squared MMD, cubic kernel); may be slightly negative. arXiv:1801.01401.
+    """Kernel Inception distance: unbiased squared MMD, cubic kernel. arXiv:1801.01401.
 
-    Mean over 50 random subsets of m = min(1000, half the smaller set) images. The limits are 1.96 standard errors by
-    subsampling: the spread s over subsets drawn without replacement from n is s sqrt(m / (n - m)) for all n
-    (Politis & Romano 1994), n the smaller set's size.
+    May be slightly negative. Mean over 50 random subsets of m = min(1000, half the smaller set) images. The
+    limits are 1.96 standard errors by subsampling: a spread s over subsets drawn without replacement from n
+    means s sqrt(m / (n - m)) for all n, with n the smaller set's size (Politis & Romano 1994).
 
     Raises: ValueError where either set has fewer than 4 images or their widths differ.
     """
@@ -109,8 +110,8 @@ def precision_recall(
 ) -> tuple[Interval, Interval]:
     """Improved precision and recall with 3 neighbours, arXiv:1904.06991.
 
-    Precision: share of generated images inside the reference's neighbourhoods; recall: the reverse. Each interval
-    resamples the images that are counted and holds the neighbourhoods fixed.
+    Precision: share of generated images inside the reference's neighbourhoods; recall: the reverse. Each
+    interval resamples the images that are counted and holds the neighbourhoods fixed.
 
     Raises: ValueError where either set has fewer than 4 images or their widths differ.
     """
@@ -128,7 +129,9 @@ def precision_recall(
     precision = bootstrap_share(
         result[KEY_METRIC_PRECISION], len(features), num_resamples=num_resamples, seed=seed
     )
-    recall = bootstrap_share(result[KEY_METRIC_RECALL], len(reference), num_resamples=num_resamples, seed=seed)
+    recall = bootstrap_share(
+        result[KEY_METRIC_RECALL], len(reference), num_resamples=num_resamples, seed=seed
+    )
     return precision, recall
 
 
@@ -145,4 +148,4 @@ def _check_pair(features: Tensor, reference: Tensor, min_images: int) -> None:
     _check_features(features, min_images)
     _check_features(reference, min_images)
     if features.shape[1] != reference.shape[1]:
-        raise ValueError(f"sets of {features.shape[1]} and of {reference.shape[1]} features cannot be compared")
+        raise ValueError(f"sets of {features.shape[1]} and {reference.shape[1]} features cannot be compared")

@@ -1,8 +1,8 @@
 """LPIPS (arXiv:1801.03924): how different two images look, and how much variety there is inside a class.
 
-The lpips package brings LPIPS's own weights but not the ImageNet AlexNet below them. Where that file is not in torch
-hub's cache, a stand-in takes its place: the same construction on the embedded classifier's maps, without learned
-weights. Its figures are comparable with each other only; say its `name` beside them.
+The lpips package brings LPIPS's own weights but not the ImageNet AlexNet below them. Where that file is not
+in torch hub's cache, a stand-in takes its place: the same construction on the embedded classifier's maps,
+without learned weights. Its figures are comparable with each other only; say its `name` beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from distill.metrics.features import EmbeddedExtractor
+from distill.metrics.classifier import Classifier
+from distill.metrics.features import EMBEDDED_FOLDER, EmbeddedExtractor, Extractor
 from distill.metrics.spectrum import check_images
 
 ALEXNET_FILES = "alexnet-owt-*.pth"  # torchvision's names
@@ -34,7 +35,7 @@ class PerceptualDistance(Protocol):
 
 
 class AlexNetLpips:
-    """LPIPS 0.1 on AlexNet; grey images are repeated to 3 channels, sides below 64 enlarged to 64 (bilinear)."""
+    """LPIPS 0.1 on AlexNet; grey is repeated to 3 channels, images below 64 x 64 are enlarged to it."""
 
     name = "LPIPS (AlexNet)"
 
@@ -84,17 +85,13 @@ class EmbeddedLpips:
     @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor, batch_size: int = 200) -> Tensor:
         _check_pair(a, b)
-        return torch.cat(
-            [
-                sum(
-                    (normalize(map_x, dim=1) - normalize(map_y, dim=1)).square().sum(1).mean((-2, -1))
-                    for map_x, map_y in zip(
-                        self.extractor.feature_maps(x), self.extractor.feature_maps(y), strict=True
-                    )
-                ).cpu()
-                for x, y in zip(a.split(batch_size), b.split(batch_size), strict=True)
-            ]
-        )
+        batches = zip(a.split(batch_size), b.split(batch_size), strict=True)
+        return torch.cat([self._distance(x, y).cpu() for x, y in batches])
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        maps = zip(self.extractor.feature_maps(a), self.extractor.feature_maps(b), strict=True)
+        layers = [(normalize(x, dim=1) - normalize(y, dim=1)).square().sum(1).mean((-2, -1)) for x, y in maps]
+        return torch.stack(layers).sum(0)
 
 
 def find_alexnet() -> Path | None:
@@ -102,10 +99,22 @@ def find_alexnet() -> Path | None:
     return next(iter(sorted((Path(torch.hub.get_dir()) / "checkpoints").glob(ALEXNET_FILES))), None)
 
 
-def load_perceptual(extractor: EmbeddedExtractor, *, device: torch.device | str = "cpu") -> PerceptualDistance:
-    """LPIPS where AlexNet's weights are on this machine, else the stand-in on `extractor`; see its `name`."""
+def load_perceptual(
+    extractor: Extractor | None = None, *, device: torch.device | str = "cpu"
+) -> PerceptualDistance:
+    """LPIPS where AlexNet's weights are on this machine, else the stand-in; its `name` says which.
+
+    Args:
+        extractor: the classifier of the stand-in; the shipped one where it is not an `EmbeddedExtractor`.
+
+    Raises: ValueError for a damaged AlexNet file.
+    """
     backbone = find_alexnet()
-    return AlexNetLpips(backbone, device) if backbone else EmbeddedLpips(extractor)
+    if backbone:
+        return AlexNetLpips(backbone, device)
+    if not isinstance(extractor, EmbeddedExtractor):
+        extractor = EmbeddedExtractor(Classifier.from_pretrained(EMBEDDED_FOLDER), device)
+    return EmbeddedLpips(extractor)
 
 
 def pairs_within_classes(labels: Tensor, num_pairs: int = NUM_PAIRS, seed: int = 0) -> Tensor:
@@ -130,7 +139,12 @@ def pairs_within_classes(labels: Tensor, num_pairs: int = NUM_PAIRS, seed: int =
 
 
 def class_diversity(
-    perceptual: PerceptualDistance, images: Tensor, labels: Tensor, *, num_pairs: int = NUM_PAIRS, seed: int = 0
+    perceptual: PerceptualDistance,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_pairs: int = NUM_PAIRS,
+    seed: int = 0,
 ) -> Tensor:
     """Distance of each of `pairs_within_classes`, [P]; the mean is the diversity."""
     if labels.shape != images.shape[:1]:

@@ -1,4 +1,4 @@
-"""What the measures need to know of a reference set (real data, or a teacher's images), in one small .npz file."""
+"""What the measures need of a reference set (real data, or a teacher's images), in one small .npz file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class ReferenceStatistics:
 
     source: where the images come from, for people. extractor: its name and version.
     features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are of the unrounded features.
-    class_agreement, diversity: nan where there were no logits, or no perceptual distance (perceptual is "" then).
+    class_agreement is nan where there were no logits; diversity is nan, and perceptual "", where there was no
+    perceptual distance.
     """
 
     source: str
@@ -62,9 +63,9 @@ class ReferenceStatistics:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, format=np.asarray(FORMAT), **entries)
+                np.savez_compressed(file, allow_pickle=False, format=np.asarray(FORMAT), **entries)
             Path(temporary).chmod(0o644)  # mkstemp lets only its owner read
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -73,7 +74,7 @@ class ReferenceStatistics:
     def load(cls, path: str | Path) -> ReferenceStatistics:
         """Read a file that `save` wrote; pickles are refused.
 
-        Raises: FileNotFoundError; ValueError naming the file where it is damaged, incomplete or of another format.
+        Raises: FileNotFoundError; ValueError where the file is damaged, incomplete or of another format.
         """
         path = Path(path)
         if not path.is_file():

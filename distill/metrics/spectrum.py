@@ -1,8 +1,8 @@
-"""Where the power of images lies in frequency: how much fine detail there is, and how it differs between two sets.
+"""Where the power of images lies in frequency: how much fine detail there is, and how two sets differ.
 
-Power is |FFT|^2 / (H W) of each channel after its mean is removed, without a window; by Parseval it sums to the
-sum of squares about the mean. Frequencies are in cycles per pixel; 0.5 is the Nyquist frequency along an axis, and
-the corners of the spectrum reach sqrt(0.5).
+Power is |FFT|^2 / (H W) of each channel after its mean is removed, without a window; by Parseval it sums to
+the sum of squares about the mean. Frequencies are in cycles per pixel; 0.5 is the Nyquist frequency along an
+axis, and the corners of the spectrum reach sqrt(0.5).
 
 Shapes: N images, C channels, H x W pixels, K rings, M frequencies along one axis.
 """
@@ -20,7 +20,7 @@ _CHUNK = 512  # images transformed at once
 def check_images(images: Tensor, min_images: int = 1) -> None:
     """Raises: ValueError where images are not finite floats [N >= min_images, C, H >= 4, W >= 4]."""
     if images.ndim != 4 or min(images.shape[2:]) < 4:
-        raise ValueError(f"images have shape {list(images.shape)}; they must be [N, C, H, W], H and W at least 4")
+        raise ValueError(f"images have shape {list(images.shape)}; they must be [N, C, H >= 4, W >= 4]")
     if len(images) < min_images:
         raise ValueError(f"{len(images)} image(s) given; at least {min_images} are needed")
     if not torch.is_floating_point(images):
@@ -52,8 +52,8 @@ def radial_frequency(height: int, width: int) -> Tensor:
 def ring_power(images: Tensor) -> tuple[Tensor, Tensor]:
     """Azimuthal mean of the power of each image.
 
-    Ring k holds the frequencies whose radius times s = min(H, W) rounds to k. Frequency zero (the removed mean) and
-    the corners beyond 0.5 are in no ring.
+    Ring k holds the frequencies whose radius times s = min(H, W) rounds to k. Frequency zero (the removed
+    mean) and the corners beyond the last ring are in no ring.
 
     Returns: ring frequencies k / s for k = 1 .. s // 2, [K], and power [N, K].
     """
@@ -87,7 +87,7 @@ def band_power(images: Tensor, cutoff: float = 0.25) -> Tensor:
 
 
 def high_frequency_ratio(images: Tensor, cutoff: float = 0.25) -> float:
-    """Share of the power (mean removed) at radial frequency >= cutoff: mean power there / mean power, in [0, 1]."""
+    """Share of the power (mean removed) at radial frequency >= cutoff, a ratio of means, in [0, 1]."""
     return ratio_from_band_power(band_power(images, cutoff).double().mean(0))
 
 
@@ -127,7 +127,7 @@ def spectral_distance_from_power(
 
 
 def spectral_distance(a: Tensor, b: Tensor, band: tuple[float, float] = DETAIL_BAND) -> float:
-    """RMS difference in decibels between the radial spectra of images a and b in `band`; two-sided, symmetric.
+    """RMS difference in decibels of the radial spectra of images a and b in `band`; symmetric.
 
     Raises: ValueError where the images of a and b differ in size, or as `spectral_difference`.
     """
@@ -139,9 +139,9 @@ def spectral_distance(a: Tensor, b: Tensor, band: tuple[float, float] = DETAIL_B
 
 
 def axis_power(images: Tensor) -> Tensor:
-    """Power of each image along the two frequency axes (the other frequency is 0), [N, 2, M], M = side // 2 + 1.
+    """Power of each image along each frequency axis, where the other frequency is 0, [N, 2, M].
 
-    Index m is m cycles per side. Square images only: raises ValueError.
+    Index m is m cycles per side; M = side // 2 + 1. Square images only: raises ValueError.
     """
     check_images(images)
     height, width = images.shape[-2:]
@@ -153,11 +153,12 @@ def axis_power(images: Tensor) -> Tensor:
 
 
 def patch_peak(images: Tensor, patch_size: int) -> float:
-    """Grid artefact: power at the patch frequencies k / patch_size along the axes against that of their neighbours.
+    """Grid artefact: power at the patch frequencies k / patch_size against their neighbours'.
 
-    The geometric mean over both axes and k = 1 .. patch_size // 2 of P(k n) / sqrt(P(k n - 1) P(k n + 1)), with P
-    the mean power at a whole number of cycles per side and n patches per side. 1.0: no grid, also on a power-law
-    spectrum up to its curvature. Compare with the data's own value: real images are not exactly 1.
+    The geometric mean over both axes and k = 1 .. patch_size // 2 of P(k n) / sqrt(P(k n - 1) P(k n + 1)),
+    with P(m) the mean power at m cycles per side along the axis and n patches per side. 1.0: no grid; also on
+    a power-law spectrum, up to its curvature. Compare with the data's own value: real images are not exactly
+    1.
 
     Raises: ValueError where patch_size is below 2 or does not divide the side into at least 2 patches.
     """
@@ -167,7 +168,9 @@ def patch_peak(images: Tensor, patch_size: int) -> float:
 def peak_from_axis_power(mean_axis_power: Tensor, side: int, patch_size: int) -> float:
     """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels a side."""
     if patch_size < 2 or side % patch_size or side // patch_size < 2:
-        raise ValueError(f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches")
+        raise ValueError(
+            f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches"
+        )
     patches = side // patch_size
     log_power = mean_axis_power.double().clamp_min(POWER_FLOOR).log()
     peaks = torch.arange(1, patch_size // 2 + 1) * patches

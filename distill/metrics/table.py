@@ -16,7 +16,8 @@ from torch import Tensor
 from distill.metrics.bootstrap import Interval, bootstrap_mean
 from distill.metrics.edges import edge_share, gradient_distance_from_histograms, gradient_histogram
 from distill.metrics.features import Extractor, Features
-from distill.metrics.frechet import frechet_interval, kid, precision_recall
+from distill.metrics.frechet import frechet_interval, precision_recall
+from distill.metrics.frechet import kid as kid_of_features
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
 from distill.metrics.reference import MIN_IMAGES, ReferenceStatistics, extractor_id
 from distill.metrics.spectrum import (
@@ -145,9 +146,9 @@ def frechet_teacher(context: Context) -> Interval | None:
     ideal="lower",
     explanation="kernel distance between the features of these images and of the data, unbiased at any count",
 )
-def kid_x1000(context: Context) -> Interval:
+def kid(context: Context) -> Interval:
     reference = torch.from_numpy(context.data.features).float()
-    interval = kid(context.extracted.features, reference, seed=context.seed)
+    interval = kid_of_features(context.extracted.features, reference, seed=context.seed)
     return Interval(1000 * interval.value, 1000 * interval.low, 1000 * interval.high)
 
 
@@ -189,7 +190,7 @@ def class_agreement(context: Context) -> Interval | None:
     "High-frequency share",
     unit="share of power",
     ideal="as data",
-    explanation="share of the power above half the Nyquist frequency: below the data, detail is lost; above, grain",
+    explanation="share of the power above half the Nyquist frequency; less than the data: lost, more: grain",
 )
 def high_frequency_ratio(context: Context) -> Interval:
     return context.of_mean(band_power(context.images), ratio_from_band_power)
@@ -199,7 +200,7 @@ def high_frequency_ratio(context: Context) -> Interval:
     "Spectral distance to data",
     unit="dB",
     ideal="lower",
-    explanation="RMS difference of the power spectrum above half the Nyquist frequency, too little and too much alike",
+    explanation="RMS difference of the spectra above half the Nyquist frequency; too little, too much alike",
 )
 def spectral_distance_data(context: Context) -> Interval:
     return context.spectral_distance(context.data)
@@ -243,7 +244,7 @@ def edge_density(context: Context) -> Interval:
     "Gradient distance to data",
     unit="image units per pixel",
     ideal="lower",
-    explanation="Wasserstein distance between the distributions of Sobel gradients, too flat and too steep alike",
+    explanation="Wasserstein distance of the Sobel gradients' distributions; too flat, too steep alike",
 )
 def gradient_distance_data(context: Context) -> Interval:
     target = torch.from_numpy(context.data.gradient_histogram)
@@ -304,8 +305,8 @@ def measure(
         paired_to: the teacher's images from the same noise and labels, as `images`.
         num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, but for KID.
 
-    Raises: ValueError where there are fewer than 4 images, shapes do not match, or a reference was made with another
-        extractor or image size.
+    Raises: ValueError where there are fewer than 4 images, shapes do not match, or a reference was made with
+        another extractor or image size.
     """
     check_images(images, MIN_IMAGES)
     images, labels = images.detach().cpu().float(), labels.detach().cpu()
@@ -345,12 +346,13 @@ def measure(
 def data_values(reference: ReferenceStatistics, patch_size: int) -> dict[str, float]:
     """What the reference's own images have, for the measures that are best "as data" and for class agreement.
 
-    Left out: class agreement without logits, diversity without a perceptual distance, patch peak where images are
-    not square.
+    Left out: class agreement without logits, diversity without a perceptual distance, patch peak where images
+    are not square.
     """
+    mean_band_power = torch.from_numpy(reference.band_power).double().mean(0)
     values = {
         "class_agreement": reference.class_agreement,
-        "high_frequency_ratio": ratio_from_band_power(torch.from_numpy(reference.band_power).double().mean(0)),
+        "high_frequency_ratio": ratio_from_band_power(mean_band_power),
         "edge_density": float(reference.edge_share.mean(dtype="float64")),
         "lpips_diversity": reference.diversity,
     }
