@@ -2,5 +2,16 @@
 
 from distill.data.base import DATASETS, Dataset, load_dataset, register
 from distill.data.idx import read_idx
+from distill.data.images import ImageFolderDataset
+from distill.data.latents import LATENT_SCALE, LatentDataset
 
-__all__ = ["DATASETS", "Dataset", "load_dataset", "read_idx", "register"]
+__all__ = [
+    "DATASETS",
+    "LATENT_SCALE",
+    "Dataset",
+    "ImageFolderDataset",
+    "LatentDataset",
+    "load_dataset",
+    "read_idx",
+    "register",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ def read_idx(path: str | Path) -> np.ndarray:
     path = Path(path)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is no idx file of unsigned bytes (it begins {data[:4].hex() or 'empty'})")
     num_axes = data[3]
+    if len(data) < 4 + 4 * num_axes:
+        raise ValueError(f"{path} is cut short within its header")
     shape = struct.unpack(f">{num_axes}I", data[4 : 4 + 4 * num_axes])
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_axes)
     if values.size != np.prod(shape):
@@ -55,7 +56,7 @@ class IdxDataset:
             raise ValueError(f"images {images.shape} and labels {labels.shape} do not belong together")
         self.images = torch.from_numpy(images.copy())
         self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.sample_shape = (1, images.shape[1], images.shape[2])
+        self.sample_shape: tuple[int, int, int] = (1, images.shape[1], images.shape[2])
         self.num_classes = int(labels.max()) + 1 if len(labels) else 0
 
     def __len__(self) -> int:
@@ -73,4 +74,6 @@ def load_idx(path: Path, split: str) -> IdxDataset:
     Debian's package dataset-fashion-mnist puts Fashion-MNIST into /usr/share/datasets/fashion-mnist;
     `torchvision.datasets.FashionMNIST(root, download=True)` into root/FashionMNIST/raw.
     """
-    return IdxDataset(read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1")))
+    return IdxDataset(
+        read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1"))
+    )

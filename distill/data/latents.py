@@ -1,0 +1,142 @@
+"""Image latents of an autoencoder, in the layout that REPA's `dataset_tools.py` writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.base import register
+
+LATENT_SCALE = 0.18215
+"""What stable diffusion's autoencoder multiplies its latents with, to bring them to about unit variance."""
+
+FOLDER = "vae-sd"
+LABELS_FILE = "dataset.json"
+
+
+class LatentDataset:
+    """z = (mean + std * noise) * 0.18215, drawn anew at each access; files are read when asked for.
+
+    Each file is a float array (8, h, w), in older sets (1, 8, h, w): the posterior's mean, then its
+    standard deviation (not the log-variance), 4 channels each, unscaled.
+
+    Raises: ValueError naming the file where it is missing, damaged, or not such an array.
+    """
+
+    def __init__(self, files: _Files) -> None:
+        self._files = files
+        self._names, self._labels = _read_labels(files)
+        self.num_classes = int(self._labels.max()) + 1 if len(self._names) else 0
+        self.sample_shape: tuple[int, int, int] = (4, 0, 0)
+        if self._names:
+            _, height, width = self._moments(self._names[0]).shape
+            self.sample_shape = (4, height, width)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        moments = torch.stack([self._checked(self._names[i]) for i in indices.tolist()])
+        mean, std = moments.chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=generator)
+        return (mean + std * noise) * LATENT_SCALE, self._labels[indices]
+
+    def _checked(self, name: str) -> Tensor:
+        moments = self._moments(name)
+        if moments.shape[1:] != self.sample_shape[1:]:
+            raise ValueError(
+                f"{self._files.describe(name)} has shape {tuple(moments.shape)}; "
+                f"{self._names[0]} has {(8, *self.sample_shape[1:])}, and all must be alike"
+            )
+        return moments
+
+    def _moments(self, name: str) -> Tensor:
+        """Mean and standard deviation, (8, h, w) in float32."""
+        where = self._files.describe(name)
+        try:
+            array = np.lib.format.read_array(io.BytesIO(self._files.read(name)), allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{where} is no whole npy file: {error}") from error
+        if array.ndim == 4 and array.shape[0] == 1:
+            array = array[0]
+        if array.ndim != 3 or array.shape[0] != 8 or array.dtype.kind != "f":
+            raise ValueError(
+                f"{where} holds {array.dtype} of shape {array.shape}; expected float (8, h, w), mean then std"
+            )
+        moments = torch.from_numpy(array.astype(np.float32))
+        if (moments[4:] < 0).any():
+            raise ValueError(f"{where}: channels 4 to 7 must be standard deviations, and some are negative")
+        return moments
+
+
+class _Files:
+    """Reads files by their relative name, from a folder or from an (uncompressed) zip."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip: zipfile.ZipFile | None = None
+        if path.is_dir():
+            inner = path / FOLDER
+            self._root = inner if (inner / LABELS_FILE).is_file() else path
+            found = (self._root / LABELS_FILE).is_file()
+        elif path.is_file():
+            self._root = path
+            try:
+                self._zip = zipfile.ZipFile(path)
+            except zipfile.BadZipFile as error:
+                raise ValueError(
+                    f"data.path = {path} is neither a folder nor a whole zip file: {error}"
+                ) from error
+            names = set(self._zip.namelist())
+            self._prefix = "" if LABELS_FILE in names else f"{FOLDER}/"
+            found = self._prefix + LABELS_FILE in names
+        else:
+            raise FileNotFoundError(f"data.path = {path} does not exist")
+        if not found:
+            raise FileNotFoundError(
+                f"data.path = {path} holds neither {LABELS_FILE} nor {FOLDER}/{LABELS_FILE}"
+            )
+
+    def describe(self, name: str) -> str:
+        return str(self._root / name)
+
+    def read(self, name: str) -> bytes:
+        """Raises: OSError or BadZipFile where it cannot be read."""
+        if self._zip is None:
+            return (self._root / name).read_bytes()
+        try:
+            return self._zip.read(self._prefix + name)
+        except KeyError as error:
+            raise FileNotFoundError(f"the zip file has no {self._prefix}{name}") from error
+
+
+def _read_labels(files: _Files) -> tuple[list[str], Tensor]:
+    """Names and labels, from {"labels": [[name, label], ...]}."""
+    where = files.describe(LABELS_FILE)
+    try:
+        pairs = json.loads(files.read(LABELS_FILE))["labels"]
+        names, labels = [str(name) for name, _ in pairs or []], [label for _, label in pairs or []]
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{where} is not {{"labels": [[file, label], ...]}}: {error!r}') from error
+    if pairs is None or None in labels:
+        raise ValueError(
+            f"{where} has files without a label; labels are needed (convert a set that has classes)"
+        )
+    wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool) or label < 0]
+    if wrong:
+        raise ValueError(f"{where}: labels must be whole numbers from 0; got {wrong[0]!r}")
+    return names, torch.tensor(labels, dtype=torch.int64)
+
+
+@register("latents")
+def load_latents(path: Path, split: str) -> LatentDataset:
+    """A folder DATA with DATA/vae-sd/dataset.json, that vae-sd folder itself, or a zip file of either.
+
+    The layout knows no splits: all of it serves as `train` and as `test`.
+    """
+    return LatentDataset(_Files(path))
