@@ -85,9 +85,9 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def scale_features(self, factor: float) -> None:
         """Multiply the features by `factor` > 0 and keep the logits: a ReLU lets a factor through."""
-        self.hidden.weight *= factor
-        self.hidden.bias *= factor
-        self.head.weight /= factor
+        self.hidden.weight.mul_(factor)
+        self.hidden.bias.mul_(factor)
+        self.head.weight.div_(factor)
 
     def save_pretrained(self, folder: str | Path, card: str) -> None:
         """Write config.json, model.safetensors and README.md as one folder, replacing it in one move."""

@@ -1,0 +1,174 @@
+"""The extractors, and LPIPS with its stand-in."""
+
+import lpips
+import pytest
+import torch
+
+from distill.metrics.classifier import Classifier, ClassifierConfig
+from distill.metrics.features import INCEPTION_FILE, EmbeddedExtractor, load_extractor
+from distill.metrics.perceptual import (
+    AlexNetLpips,
+    EmbeddedLpips,
+    class_diversity,
+    load_perceptual,
+    pairs_within_classes,
+)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_extractor("embedded")
+
+
+@pytest.fixture
+def empty_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def pictures(num_images: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(num_images, 1, 28, 28, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_shipped_extractor_gives_64_features_of_each_image_alone(extractor):
+    images = pictures(7)
+    whole = extractor.extract(images)
+    assert whole.features.shape == (7, 64) and whole.logits is not None and whole.logits.shape == (7, 10)
+    parts = extractor.extract(images, batch_size=3)
+    torch.testing.assert_close(parts.features, whole.features)
+    assert extractor.extract(images[2:3]).features == pytest.approx(whole.features[2:3], abs=1e-5)
+
+
+def test_scaling_the_features_keeps_the_logits():
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig()).eval()
+    with torch.no_grad():
+        features, logits = model(pictures(5))
+        model.scale_features(0.3)
+        scaled, same = model(pictures(5))
+    torch.testing.assert_close(scaled, 0.3 * features)
+    torch.testing.assert_close(same, logits)
+
+
+def test_classifier_folder_roundtrip_and_version(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig(widths=(4, 8), feature_dim=6)).eval()
+    for _ in range(2):  # the second replaces the first
+        model.save_pretrained(tmp_path / "extractor", card="a card")
+    again = load_extractor("embedded", tmp_path / "extractor")
+    torch.testing.assert_close(again.extract(pictures(3)).features, model(pictures(3))[0].detach())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["extractor"]
+    assert again.version == EmbeddedExtractor(model).version
+    model.scale_features(2)
+    assert again.version != EmbeddedExtractor(model).version
+
+
+def test_damaged_classifier_folder(tmp_path):
+    Classifier(ClassifierConfig()).save_pretrained(tmp_path / "extractor", card="")
+    weights = tmp_path / "extractor" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_extractor("embedded", tmp_path / "extractor")
+    Classifier(ClassifierConfig(feature_dim=32)).save_pretrained(tmp_path / "other", card="")
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"does not fit config\.json"):
+        load_extractor("embedded", tmp_path / "other")
+
+
+def test_unknown_extractor_lists_the_names():
+    with pytest.raises(ValueError, match=r"'vgg'; there are embedded, inception"):
+        load_extractor("vgg")
+
+
+def test_missing_inception_names_its_file_and_the_stand_in(empty_hub):
+    with pytest.raises(FileNotFoundError, match=rf"{INCEPTION_FILE}.*'embedded'"):
+        load_extractor("inception")
+
+
+def test_only_the_published_inception_file_is_unpickled(tmp_path):
+    weights = tmp_path / INCEPTION_FILE
+    weights.write_bytes(b"anything")
+    with pytest.raises(ValueError, match="SHA-256 begins"):
+        load_extractor("inception", weights)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])
+def test_embedded_extractor_refuses_other_images(extractor, shape):
+    with pytest.raises(ValueError, match=r"a batch of \[1, 28, 28\]"):
+        extractor.extract(torch.zeros(shape))
+
+
+def test_stand_in_is_named_and_chosen_where_alexnet_is_missing(extractor, empty_hub):
+    assert load_perceptual(extractor).name == "lpips stand-in (embedded classifier features)"
+    assert isinstance(load_perceptual(), EmbeddedLpips)
+
+
+def test_stand_in_is_the_lpips_construction(extractor):
+    a, b = pictures(5), pictures(5, seed=1)
+    expected = torch.zeros(5)
+    for map_a, map_b in zip(extractor.feature_maps(a), extractor.feature_maps(b), strict=True):
+        difference = (lpips.normalize_tensor(map_a) - lpips.normalize_tensor(map_b)).square()
+        expected += lpips.spatial_average(difference.sum(1, keepdim=True)).flatten()
+    torch.testing.assert_close(EmbeddedLpips(extractor).distance(a, b, batch_size=2), expected)
+
+
+def test_stand_in_grows_with_noise_and_is_nil_on_equal_images(extractor):
+    perceptual, images = EmbeddedLpips(extractor), torch.zeros(4, 1, 28, 28)
+    images[..., 8:20, 8:20] = 1
+    distances = [perceptual.distance(images, images + s * pictures(4)).mean() for s in (0, 0.1, 0.5)]
+    assert distances[0] == 0 < distances[1] < distances[2]
+
+
+@pytest.fixture
+def alexnet(empty_hub):
+    """A file as torchvision names it, with random weights."""
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    model = alexnet(weights=None)
+    features = {key: value for key, value in model.state_dict().items() if key.startswith("features.")}
+    torch.save(features, empty_hub / "alexnet-owt-7be5be79.pth")
+    return model
+
+
+def test_alexnet_in_the_cache_is_used_with_its_weights(alexnet):
+    perceptual = load_perceptual()
+    assert perceptual.name == "LPIPS (AlexNet)" and isinstance(perceptual, AlexNetLpips)
+    loaded = perceptual.model.net.get_parameter("slice3.6.weight")
+    torch.testing.assert_close(loaded, alexnet.get_parameter("features.6.weight"), check_stride=False)
+    a, b = pictures(3), pictures(3, seed=1)
+    distance = perceptual.distance(a, b, batch_size=2)
+    assert distance.shape == (3,) and (distance > 0).all()
+    torch.testing.assert_close(distance, perceptual.distance(b, a))
+    torch.testing.assert_close(perceptual.distance(a, a), torch.zeros(3))
+
+
+def test_damaged_alexnet(empty_hub):
+    (empty_hub / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79\.pth is damaged"):
+        load_perceptual()
+
+
+def test_pairs_stay_inside_their_class_and_never_pair_an_image_with_itself():
+    labels = torch.tensor([0] * 50 + [1] * 2 + [2])
+    first, second = pairs_within_classes(labels, num_pairs=200).unbind(1)
+    assert len(first) == 200
+    assert (labels[first] == labels[second]).all() and (first != second).all()
+    assert (labels[first] == 1).sum() == 100  # a small class counts as much as a large one
+    with pytest.raises(ValueError, match="no class has 2"):
+        pairs_within_classes(torch.arange(5))
+
+
+def test_diversity_is_nil_in_a_collapsed_class(extractor):
+    labels = torch.arange(6) // 3
+    images = torch.cat([pictures(1).expand(3, -1, -1, -1), pictures(3, seed=1)])
+    distances = class_diversity(EmbeddedLpips(extractor), images, labels, num_pairs=20)
+    assert distances[:10].max() < 1e-6 and distances[10:].min() > 0.1
+
+
+def test_unaligned_sets(extractor):
+    with pytest.raises(ValueError, match="not aligned"):
+        EmbeddedLpips(extractor).distance(pictures(3), pictures(4))
+    with pytest.raises(ValueError, match="do not belong"):
+        class_diversity(EmbeddedLpips(extractor), pictures(3), torch.zeros(4))
