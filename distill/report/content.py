@@ -86,7 +86,7 @@ class Routing:
 
     role: whose it is, "teacher" or "student", or a sampler's name where several students are compared.
     t_values: (n_t,) times in [0, 1], 0 = data, ascending.
-    weights: per reader (n_sources, n_t); each column adds up to 1. A reader without sources has n_sources = 0.
+    weights: per reader (n_sources, n_t); each column adds up to 1. No sources: n_sources = 0.
     reader_names: one per reader, in order of depth.
     source_names: per reader the names of its sources. The first source of the first reader is the embedding.
     """
@@ -112,7 +112,7 @@ class Report:
 
     labels: (N,) class of each grid image; class_names: by class.
     data_images: (N, C, H, W) real images with the same labels, to look at beside the generated ones.
-    cells: cells[measure.name][column], a column being a sampler's name or `DATA`; None or absent: not measured.
+    cells: cells[measure.name][column], a column being a sampler's name or `DATA`; None: not measured.
     history: records of metrics.jsonl, in order.
     notes: stand-ins and warnings that a reader must know to judge the figures.
     """
@@ -175,10 +175,11 @@ def _check_samplers(report: Report) -> None:
     for name, images in pictures:
         if images.shape != expected:
             raise ValueError(
-                f"images of {name!r} have shape {images.shape}, those of {first.name!r} {expected}; they must agree"
+                f"images of {name!r} have shape {images.shape}, those of {first.name!r} {expected}"
             )
         if not np.isfinite(images).all():
-            raise ValueError(f"images of {name!r} hold {(~np.isfinite(images)).sum()} values that are not finite")
+            count = (~np.isfinite(images)).sum()
+            raise ValueError(f"images of {name!r} hold {count} values that are not finite")
     labels = np.asarray(report.labels)
     if labels.shape != expected[:1]:
         raise ValueError(f"labels have shape {labels.shape}; expected {expected[:1]}, one per image")
@@ -218,10 +219,12 @@ def _check_cells(report: Report, columns: set[str]) -> None:
         raise ValueError(f"cells of {unknown[0]!r}: no such measure; there are {sorted(measures)}")
     for name, row in report.cells.items():
         if unknown := sorted(set(row) - columns):
-            raise ValueError(f"cells of {name!r} name {unknown[0]!r}: no such sampler; there are {sorted(columns)}")
+            raise ValueError(
+                f"cells of {name!r} name {unknown[0]!r}: no such sampler; there are {sorted(columns)}"
+            )
         for column, cell in row.items():
             if cell is not None and (cell.low is None) != (cell.high is None):
-                raise ValueError(f"{name!r} of {column!r} has one end of an interval without the other: {cell}")
+                raise ValueError(f"{name!r} of {column!r} has half an interval: {cell}")
             if cell is not None and cell.low is not None and cell.high is not None and cell.low > cell.high:
                 raise ValueError(f"{name!r} of {column!r} has an interval upside down: {cell}")
 

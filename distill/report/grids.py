@@ -13,7 +13,7 @@ CELL = 140  # pixels an upscaled image may take
 GAP = 8
 DPI = 128  # a power of two: pixels / DPI * DPI is exact
 MAX_COLUMNS = 10
-GRID_PIXELS = 60_000  # of images per large grid before upscaling: what keeps the page small
+GRID_PIXELS = 80_000  # of images per large grid before upscaling: what keeps the page small
 TEXT = 19  # pixels
 
 
@@ -29,40 +29,43 @@ def overview(report: Report) -> Figure:
     count = min(MAX_COLUMNS, max(2, (ROW_WIDTH + GAP) // (cell_w + GAP)))
     chosen = one_of_each_class(report.labels, count)
     rows = [
-        (sampler.name, f"{_counted(sampler.num_steps, 'step')}, {_counted(sampler.nfe, 'evaluation')}", sampler.images)
+        (sampler.name, _with_note(f"network evaluations: {sampler.nfe}", sampler.note), sampler.images)
         for sampler in report.samplers
     ]
     if report.data_images is not None:
         rows.insert(0, (DATA, "real images of the same classes", report.data_images))
 
     heading, label = 36, 40
-    width = max(len(chosen) * (cell_w + GAP) - GAP, 480)
+    width = max(len(chosen) * (cell_w + GAP) - GAP, 720)
     height = heading + len(rows) * (label + cell_h + GAP)
     figure = new_figure(width / DPI, height / DPI, dpi=DPI)
-    points = 72 / DPI
+    points = 72 / DPI  # of a font size in pixels
+    bold = {"fontsize": 21 * points, "color": INK, "fontweight": "bold", "va": "center"}
     for column, index in enumerate(chosen):
         name = fitting(class_name(report, int(report.labels[index])), cell_w)
         x = (column * (cell_w + GAP) + cell_w / 2) / width
         figure.text(x, 1 - 14 / height, name, fontsize=TEXT * points, color=FAINT, ha="center", va="center")
     colours = sampler_colours(report.samplers)
-    for row, (name, cost, images) in enumerate(rows):
+    for row, (name, remark, images) in enumerate(rows):
         top = heading + row * (label + cell_h + GAP)
         y = 1 - (top + label / 2) / height
         figure.text(0, y, "■", fontsize=TEXT * points, color=colours[name], va="center")
-        text = figure.text(24 / width, y, name, fontsize=21 * points, color=INK, fontweight="bold", va="center")
+        text = figure.text(24 / width, y, name, **bold)
         # The name's width is known only once it is set; the renderer is the one that draws it later.
         end = text.get_window_extent().x1 / width
-        if cost not in name:
-            figure.text(end + 14 / width, y, cost, fontsize=TEXT * points, color=FAINT, va="center")
+        figure.text(end + 14 / width, y, remark, fontsize=TEXT * points, color=FAINT, va="center")
         for column, index in enumerate(chosen):
             _place(figure, pixels(images[index], scale), column * (cell_w + GAP), top + label, height)
     return figure
 
 
 def grid(images: np.ndarray, labels: np.ndarray) -> Figure:
-    """Many images of one sampler, (N, C, H, W) in [-1, 1], sorted by class; as many as stay small as a PNG."""
+    """Many images of one sampler, (N, C, H, W) in [-1, 1], sorted by class; as many as stay small."""
     count, _, height, width = images.shape
     count = min(count, max(4, GRID_PIXELS // (height * width)))
+    num_classes = len(np.unique(labels))
+    if count < len(images) and count >= num_classes:
+        count -= count % num_classes  # as many of each
     order = one_of_each_class(labels, count)
     classes, per_class = np.unique(np.asarray(labels)[order], return_counts=True)
     # Where every class has as many images, a row holds whole classes; else the grid is nearly square.
@@ -121,8 +124,8 @@ def fitting(name: str, width: int) -> str:
     return name if len(name) <= room else name[: room - 1].rstrip() + "…"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _with_note(cost: str, note: str) -> str:
+    return f"{cost} · {note}" if note else cost
 
 
 def _place(figure: Figure, rgb: np.ndarray, x: int, top: int, height: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter
@@ -14,8 +17,30 @@ from distill.report.content import Report, Routing
 from distill.report.style import FAINT, INK, dress, new_figure, role_colour, sampler_colours
 
 MAX_TIMES = 3
-OCTAVES = 3.0  # colours end at 1/8 and 8 times the even share
-NOT_A_SOURCE = "#f1f2f4"
+NOT_A_SOURCE = "#e3e5e9"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour scale around 1 that ends at 2^-octaves and 2^octaves."""
+
+    label: str
+    colours: str
+    octaves: int
+
+
+EVEN_SHARE = Scale("weight over even share", "RdBu_r", 3)
+RATIO = Scale("ratio of weights", "PuOr_r", 1)
+
+
+@dataclass(frozen=True, eq=False)
+class HeatmapRow:
+    """One row of panels: log2 of what is shown, (readers, sources, n_t), nan where nothing is read."""
+
+    name: str
+    octaves: np.ndarray
+    routing: Routing
+    scale: Scale
 
 
 def routing_plot(report: Report) -> Figure:
@@ -26,20 +51,20 @@ def routing_plot(report: Report) -> Figure:
     have the same readers, sources and times.
     """
     first = report.routing[0]
-    rows = [(routing.role, _over_even(routing), routing, "weight over even share", "RdBu_r") for routing in report.routing]
+    rows = [HeatmapRow(routing.role, _over_even(routing), routing, EVEN_SHARE) for routing in report.routing]
     for other in report.routing[1:]:
         if _same_layout(first, other):
-            ratio = _over_even(other) - _over_even(first)
-            rows.append((f"{other.role} / {first.role}", ratio, other, "ratio of weights", "PuOr_r"))
-    columns = max(len(_chosen_times(routing)) for _, _, routing, _, _ in rows)
+            octaves = _over_even(other) - _over_even(first)
+            rows.append(HeatmapRow(f"{other.role} / {first.role}", octaves, other, RATIO))
+    columns = max(len(_chosen_times(row.routing)) for row in rows)
     figure = new_figure(0.9 + 3.2 * columns, 0.3 + 2.75 * len(rows))
     figure.set_layout_engine("constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes, (name, octaves, routing, label, colours) in zip(grid, rows, strict=True):
-        image = _heatmap_row(axes, name, octaves, routing, colours)
+    for axes, row in zip(grid, rows, strict=True):
+        image = _draw_row(axes, row)
         bar = figure.colorbar(image, ax=list(axes), fraction=0.025, pad=0.012, aspect=28)
-        bar.set_label(label, fontsize=8.5, color=FAINT)
-        bar.locator = FixedLocator(range(-int(OCTAVES), int(OCTAVES) + 1))
+        bar.set_label(row.scale.label, fontsize=8.5, color=FAINT)
+        bar.locator = FixedLocator(range(-row.scale.octaves, row.scale.octaves + 1))
         bar.formatter = FuncFormatter(lambda value, _: f"{2**value:g}×" if value >= 0 else f"1/{2**-value:g}")
         bar.update_ticks()
         bar.ax.tick_params(labelsize=8, length=2, colors=FAINT, labelcolor=INK)
@@ -47,7 +72,8 @@ def routing_plot(report: Report) -> Figure:
     return figure
 
 
-def _heatmap_row(axes: Sequence[Axes], name: str, octaves: np.ndarray, routing: Routing, colours: str) -> AxesImage:
+def _draw_row(axes: Sequence[Axes], row: HeatmapRow) -> AxesImage:
+    routing, limit = row.routing, row.scale.octaves
     chosen = _chosen_times(routing)
     sources = all_sources(routing)
     image = None
@@ -57,15 +83,16 @@ def _heatmap_row(axes: Sequence[Axes], name: str, octaves: np.ndarray, routing: 
             continue
         index = chosen[column]
         ax.set_facecolor(NOT_A_SOURCE)
-        image = ax.imshow(octaves[..., index], cmap=colours, vmin=-OCTAVES, vmax=OCTAVES, aspect="auto",
-                          interpolation="nearest")  # fmt: skip
+        image = ax.imshow(row.octaves[..., index], cmap=row.scale.colours, vmin=-limit, vmax=limit,
+                          aspect="auto", interpolation="nearest")  # fmt: skip
         for side in ax.spines.values():
             side.set_visible(False)
-        title = f"{name}, t = {routing.t_values[index]:.2g}" if column == 0 else f"t = {routing.t_values[index]:.2g}"
-        ax.set_title(title, fontsize=9.5, color=INK, loc="left", fontweight="bold" if column == 0 else "normal")
+        title = f"t = {routing.t_values[index]:.2g}"
+        ax.set_title(f"{row.name}, {title}" if column == 0 else title, fontsize=9.5, color=INK, loc="left",
+                     fontweight="bold" if column == 0 else "normal")  # fmt: skip
         ax.tick_params(labelsize=7.5, length=0, labelcolor=FAINT)
-        _sparse_ticks(ax, sources, "x")
-        _sparse_ticks(ax, routing.reader_names if column == 0 else [], "y")
+        _sparse_ticks(ax.xaxis, sources, 4)
+        _sparse_ticks(ax.yaxis, routing.reader_names if column == 0 else [], 8)
     axes[0].set_ylabel("reader, deeper downwards", fontsize=8.5, color=FAINT)
     axes[0].set_xlabel("source, deeper to the right", fontsize=8.5, color=FAINT)
     assert image is not None
@@ -81,6 +108,7 @@ def shares_plot(report: Report) -> Figure:
     figure = new_figure(9.4, 3.3)
     figure.set_layout_engine("constrained")
     over_t, over_depth = figure.subplots(1, 2)
+    dotted: dict[str, Any] = {"color": FAINT, "linewidth": 1.1, "linestyle": ":"}
     for place, routing in enumerate(report.routing):
         colour = role_colour(routing.role, colours)
         readers, shares, even = embedding_shares(routing)
@@ -90,13 +118,13 @@ def shares_plot(report: Report) -> Figure:
                     marker="o", markersize=3)  # fmt: skip
         over_depth.plot(readers, shares.mean(axis=1), color=colour, linewidth=1.6, label=routing.role)
         if place == 0:
-            dotted: Mapping[str, object] = {"color": FAINT, "linewidth": 1.1, "linestyle": ":"}
             over_t.axhline(even.mean(), label="even share", **dotted)
             over_depth.plot(readers, even, label="even share", **dotted)
-    dress(over_t, x="t  (0 = data, 1 = noise)", y="share of the embedding", title="Over t, mean of all readers")
-    dress(over_depth, x="reader, by depth", y="share of the embedding", title="Over depth, mean of all t")
+    share = "share of the embedding"
+    dress(over_t, x="t  (0 = data, 1 = noise)", y=share, title="Over t, mean of readers")
+    dress(over_depth, x="reader, by depth", y=share, title="Over depth, mean of t")
+    over_depth.set_ylim(bottom=0)
     for ax in (over_t, over_depth):
-        ax.set_ylim(bottom=0)
         ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
@@ -112,7 +140,11 @@ def embedding_shares(routing: Routing) -> tuple[np.ndarray, np.ndarray, np.ndarr
     readers = [i for i, sources in enumerate(names) if embedding in sources and len(sources) > 1]
     shares = [np.asarray(routing.weights[i])[list(names[i]).index(embedding)] for i in readers if embedding]
     even = [1 / len(names[i]) for i in readers]
-    return np.array(readers, dtype=int) + 1, np.array(shares).reshape(len(readers), -1), np.array(even)
+    return (
+        np.array(readers, dtype=int) + 1,
+        np.array(shares).reshape(len(readers), len(routing.t_values)),
+        np.array(even),
+    )
 
 
 def all_sources(routing: Routing) -> list[str]:
@@ -146,9 +178,7 @@ def _chosen_times(routing: Routing) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(MAX_TIMES, count))})
 
 
-def _sparse_ticks(ax: Axes, names: Sequence[str], which: str) -> None:
-    """Ticks at about eight of the names, so that they can be read."""
-    stride = max(1, -(-len(names) // 8))
-    places = list(range(0, len(names), stride))
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_ticks(places, [names[i] for i in places])
+def _sparse_ticks(axis: Axis, names: Sequence[str], count: int) -> None:
+    """Ticks at about so many of the names, so that they can be read."""
+    places = range(0, len(names), max(1, -(-len(names) // count)))
+    axis.set_ticks(list(places), [names[i] for i in places])

@@ -12,29 +12,30 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from distill.report.content import DATA, Edges, Report, Spectrum
 from distill.report.style import BAND, FAINT, INK, dress, new_figure, sampler_colours
 
 DETAIL_BAND = (0.25, 0.5)  # cycles per pixel: the upper half of what a pixel grid can carry
-RATIO_FLOOR = 1.5  # dB; a smaller difference from the data shall look small
+SINGLE = "#3b4a63"  # of a line that is alone in its panel
+RATIO_RANGE = (1.5, 15.0)  # dB: a small difference shall look small, a huge one not flatten all others
 
 
 def spectra_plot(report: Report) -> Figure:
     """Power over frequency and, below, each sampler's power relative to the data's in dB.
 
-    Both directions show: below 0 dB detail is missing, above it there is grain. Without a spectrum of
-    the data only the upper panel is drawn.
+    Both directions show: below 0 dB detail is missing, above it there is grain. A line that leaves the
+    lower panel is off by more than 15 dB. Without a spectrum of the data only the upper panel is drawn.
     """
     data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
     colours = sampler_colours(report.samplers)
-    figure = new_figure(6.6, 6.4 if data else 4.0)
+    figure = new_figure(4.9, 5.8 if data else 3.4)
     figure.set_layout_engine("constrained")
     if data is None:
         power, ratio = figure.subplots(1, 1), None
     else:
-        power, ratio = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        power, ratio = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     for ax in (power, ratio):
         if ax is not None:
             ax.axvspan(*DETAIL_BAND, color=BAND, linewidth=0, zorder=0)
@@ -46,7 +47,7 @@ def spectra_plot(report: Report) -> Figure:
     dress(ratio or power, x="frequency, cycles per pixel", y="power against data, dB" if ratio else "power")
     power.text(0.375, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
                fontsize=9, color=FAINT)  # fmt: skip
-    power.legend(frameon=False, fontsize=9, loc="lower left", labelcolor=INK)
+    power.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor=INK)
     if ratio is not None and data is not None:
         _ratio_panel(ratio, data, [s for s in order if s.name != DATA], colours)
     return figure
@@ -71,7 +72,7 @@ def _spectrum_line(ax: Axes, spectrum: Spectrum, colour: str) -> None:
 def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours: Mapping[str, str]) -> None:
     reference = _positive(data.power)
     ax.axhline(0, color=INK, linewidth=1.4, linestyle=(0, (5, 2.5)), zorder=4)
-    extent = RATIO_FLOOR
+    extent = 0.0
     for spectrum in spectra:
         decibels = _decibels(spectrum.power, reference)
         ax.plot(data.frequency, decibels, color=colours[spectrum.name], linewidth=1.9, zorder=3)
@@ -82,17 +83,23 @@ def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours:
             colour = colours[spectrum.name]
             ax.fill_between(data.frequency, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
     # Symmetric, so that missing power and surplus power take equal room.
-    ax.set_ylim(-1.12 * extent, 1.12 * extent)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "−")))
+    extent = 1.12 * float(np.clip(extent, *RATIO_RANGE))
+    ax.set_ylim(-extent, extent)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
     ax.yaxis.set_major_locator(MaxNLocator(6, symmetric=True))
     for y, va, text in ((0.97, "top", "more than the data"), (0.03, "bottom", "less than the data")):
         ax.text(0.012, y, text, transform=ax.transAxes, fontsize=8.5, color=FAINT, va=va)
 
 
+def signed(value: float) -> str:
+    """For ticks around zero: +3, 0, −3."""
+    return f"{value:+.3g}".replace("-", "−") if value else "0"
+
+
 def edges_plot(report: Report) -> Figure:
     """How often gradients of each size occur: the right end are sharp edges."""
     colours = sampler_colours(report.samplers)
-    figure = new_figure(6.6, 3.9)
+    figure = new_figure(4.9, 3.5)
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
     for edges in sorted(report.edges, key=lambda edges: edges.name != DATA):
@@ -124,17 +131,17 @@ class Panel:
 
 PANELS = (
     Panel("student-gradient", "Student: gradient norm", r"student/grad_norm", log=True,
-          caption="Before clipping. The gradient is normalised, so its size is no sign of convergence; jumps are a warning."),
+          caption="The gradient is normalised: its size is no sign of convergence, but jumps are a warning."),
     Panel("fake-score-loss", "Critic: loss", r"fake_score/loss", log=True,
           caption="The critic follows a moving student; a steady rise means that it falls behind."),
     Panel("critic-lag", "Critic: lag", r"critic_lag",
-          caption="The critic's loss on the student's images against the teacher's. The lower, the more the gradient can be trusted."),
+          caption="Critic's loss against the teacher's on the same x_t. Growing: the critic cannot follow."),
     Panel("x0-gap", "|x0 fake − x0 teacher| by t", r"x0_gap/bin\d+", log=True,
-          caption="How far critic and teacher disagree, from t near 0 (dark, fine detail) to t near 1 (light, layout)."),
+          caption="How far critic and teacher disagree, from t near 0 (dark) to t near 1 (light)."),
     Panel("std-drift", "Drift of the standard deviation", r"std_drift",
-          caption="Of the student's images. Growing contrast is the first sign of over-saturation, shrinking of washing out."),
+          caption="Of the student's images: a sign of over-saturation, or of washing out."),
     Panel("high-frequency", "High-frequency ratio", r"high_frequency_ratio(/.+)?",
-          caption="Detail of the student during training. It can err on both sides: too little is blur, too much is grain."),
+          caption="Too little is blur, too much is grain."),
     Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True),
     Panel("losses", "Other losses", r"(?!fake_score/loss$)(.+/)?loss", log=True),
 )  # fmt: skip
@@ -155,6 +162,13 @@ def training_plots(history: Sequence[Mapping[str, Any]]) -> dict[Panel, Figure]:
     return figures
 
 
+def training_span(history: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
+    """The last step of the log and the seconds elapsed by then, None where the log does not say."""
+    steps = [record["step"] for record in history if _is_number(record.get("step"))]
+    seconds = [record["elapsed_s"] for record in history if _is_number(record.get("elapsed_s"))]
+    return max(steps, default=0), max(seconds, default=None)
+
+
 def _line(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
     pairs = [
         (record["step"], record[key])
@@ -166,7 +180,7 @@ def _line(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, n
 
 
 def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    figure = new_figure(4.6, 2.9)
+    figure = new_figure(3.7, 2.6)
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
     values = np.concatenate([values for _, values in lines.values()])
@@ -174,17 +188,20 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     values = values[np.isfinite(values)]
     # A log axis only where it has something to say: over less than a third of a decade its ticks are few.
     log = panel.log and values.min() > 0 and values.max() > 2 * values.min()
-    shades = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
+    shades = [SINGLE] if len(lines) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
         label = re.sub(r".*/bin", "bin ", key)
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
     if log:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
     dress(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(lines) > 1:
-        ax.legend(frameon=False, fontsize=8, ncols=min(4, len(lines)), labelcolor=INK, loc="best",
-                  handlelength=1.2, columnspacing=1)  # fmt: skip
+        figure.legend(frameon=False, fontsize=8, ncols=min(5, len(lines)), labelcolor=INK,
+                      loc="outside lower center", handlelength=1, columnspacing=1)  # fmt: skip
     return figure
 
 

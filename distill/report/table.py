@@ -32,7 +32,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Student against teacher at equal steps, as titles of measures."""
+    """Student against teacher at equal steps, as titles of measures; `open` also says who is ahead."""
 
     student: str
     teacher: str
@@ -66,21 +66,19 @@ def table_rows(report: Report) -> list[TableRow]:
 def format_cell(cell: Cell | None) -> tuple[str, str]:
     """Value and interval as text, e.g. ("0.523", "[0.49, 0.56]"); an en dash where nothing was measured.
 
-    The ends have as many decimals as the interval's width calls for, the value one more.
+    The ends have so many decimals that half the interval is 3 to 30 units;
+    the value has one more where those are fewer than ten.
     """
     if cell is None:
         return MISSING, ""
     if cell.low is None or cell.high is None:
         return format_number(cell.value), ""
-    width = cell.high - cell.low
-    if not math.isfinite(width) or width <= 0:
+    half = (cell.high - cell.low) / 2
+    if not math.isfinite(half) or half < 1e-6:
         return format_number(cell.value), f"[{format_number(cell.low)}, {format_number(cell.high)}]"
-    decimals = 1 - math.floor(math.log10(width))
-    if decimals > 7:
-        return format_number(cell.value), f"[{format_number(cell.low)}, {format_number(cell.high)}]"
-    ends = max(0, decimals - 1 if 10 * width > 5 * 10 ** (2 - decimals) else decimals)
-    low, high = _fixed(cell.low, ends), _fixed(cell.high, ends)
-    return _fixed(cell.value, ends + (decimals > 0)), f"[{low}, {high}]"
+    ends = max(0, -math.floor(math.log10(half / 3)))
+    interval = f"[{_fixed(cell.low, ends)}, {_fixed(cell.high, ends)}]"
+    return _fixed(cell.value, ends + (half * 10**ends < 9.5)), interval
 
 
 def format_number(value: float) -> str:
@@ -112,8 +110,10 @@ def verdicts(report: Report) -> list[Verdict]:
         for measure in report.measures:
             order = compare(report, measure, student.name, teacher.name)
             if order is not None:
+                ahead = _best(report, measure, [student.name, teacher.name])
+                remark = f" ({ahead[0]} ahead)" if ahead else " (equal)"
                 side = [verdict.open, verdict.better, verdict.worse][order]
-                side.append(measure.title)
+                side.append(measure.title + (remark if order == 0 else ""))
         if verdict.better or verdict.worse or verdict.open:
             found.append(verdict)
     return found
@@ -122,12 +122,15 @@ def verdicts(report: Report) -> list[Verdict]:
 def compare(report: Report, measure: Measure, first: str, second: str) -> int | None:
     """1 where the first is clearly better, -1 where the second is, 0 where the intervals overlap.
 
-    A value without an interval counts as a point. None: one of them, or the data it is held against, is missing.
+    Without an interval nothing is clear, which counts as overlap; the data are taken as a point.
+    None: one of the values, or that of the data where it is needed, is missing.
     """
     spans = [_badness(report, measure, name) for name in (first, second)]
     if spans[0] is None or spans[1] is None:
         return None
     (_, low_1, high_1), (_, low_2, high_2) = spans[0], spans[1]
+    if any(cell is None or cell.low is None for cell in (_cell(report, measure, n) for n in (first, second))):
+        return 0
     return int(high_1 < low_2) - int(high_2 < low_1)
 
 

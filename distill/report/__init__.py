@@ -1,0 +1,29 @@
+"""Before and after on one page: arrays and figures in, a self-contained HTML file out."""
+
+from distill.report.content import (
+    DATA,
+    Cell,
+    Edges,
+    Headline,
+    Measure,
+    Report,
+    Routing,
+    Sampler,
+    Spectrum,
+    check_report,
+)
+from distill.report.page import write_report
+
+__all__ = [
+    "DATA",
+    "Cell",
+    "Edges",
+    "Headline",
+    "Measure",
+    "Report",
+    "Routing",
+    "Sampler",
+    "Spectrum",
+    "check_report",
+    "write_report",
+]

@@ -1,0 +1,152 @@
+"""One page that stands alone: pictures inside, no script, nothing fetched. Written whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from distill.report.content import DATA, Report, check_report
+from distill.report.grids import grid, overview
+from distill.report.heatmaps import embedding_shares, routing_plot, shares_plot
+from distill.report.plots import edges_plot, spectra_plot, training_plots, training_span
+from distill.report.style import png, sampler_colours
+from distill.report.table import format_number, table_columns, table_rows, verdicts
+
+PAGE = "report.html"
+PREFIX = "report-"  # of the pictures beside the page
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what the page needs around it. `width` in pixels of the PNG."""
+
+    file: str
+    png: bytes
+    alt: str
+    title: str = ""
+    caption: str = ""
+
+    @property
+    def width(self) -> int:
+        return struct.unpack(">I", self.png[16:20])[0]
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `report.html` and its pictures as `report-*.png` into the folder, which is made if missing.
+
+    Everything is drawn before the first byte is written, and the page appears last and by renaming.
+    Equal reports give equal bytes. A page from before is replaced, and so are its pictures.
+
+    Returns: the path of the page.
+    Raises: ValueError naming what does not fit together (see `check_report`); the folder is then as it was.
+    """
+    check_report(report)
+    pictures = draw(report)
+    html = render(report, pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    stale = {path.name for path in folder.glob(f"{PREFIX}*.png")} if (folder / PAGE).exists() else set()
+    files = {picture.file: picture.png for group in pictures.values() for picture in group}
+    _write_all(folder, {**files, PAGE: html.encode("utf-8")})
+    for name in stale - set(files):
+        (folder / name).unlink(missing_ok=True)
+    return folder / PAGE
+
+
+def draw(report: Report) -> dict[str, list[Picture]]:
+    """All pictures by section of the page; a section without content is an empty list."""
+    pictures = {
+        "overview": [_picture("overview", png(overview(report)), "Samplers side by side")],
+        "spectra": [],
+        "edges": [],
+        "training": [],
+        "routing": [],
+        "shares": [],
+        "grids": [],
+    }
+    if report.spectra:
+        alt = "Radially averaged power spectra, and their ratio to the data's"
+        pictures["spectra"].append(_picture("spectra", png(spectra_plot(report)), alt))
+    if report.edges:
+        pictures["edges"].append(_picture("edges", png(edges_plot(report)), "Density of gradient sizes"))
+    for panel, figure in training_plots(report.history).items():
+        picture = _picture(f"training-{panel.name}", png(figure), panel.title, caption=panel.caption)
+        pictures["training"].append(picture)
+    if report.routing:
+        alt = "Routing weights, reader by source"
+        pictures["routing"].append(_picture("routing", png(routing_plot(report)), alt))
+        if any(len(embedding_shares(routing)[0]) for routing in report.routing):
+            shares = png(shares_plot(report))
+            pictures["shares"].append(_picture("shares", shares, "Share of the embedding over t and depth"))
+    labels = np.asarray(report.labels)
+    for index, sampler in enumerate(report.samplers):
+        image = png(grid(np.asarray(sampler.images), labels))
+        alt = f"Images of {sampler.name}"
+        pictures["grids"].append(_picture(f"grid-{index}", image, alt, sampler.name, sampler.note))
+    if report.data_images is not None:
+        image = png(grid(np.asarray(report.data_images), labels))
+        pictures["grids"].append(_picture("grid-data", image, "Real images", DATA, "Real images."))
+    return pictures
+
+
+def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("distill.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["number"] = format_number
+    environment.filters["duration"] = duration
+    rates = [sampler.images_per_second for sampler in report.samplers]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        pictures=pictures,
+        colours=sampler_colours(report.samplers),
+        columns=table_columns(report),
+        rows=table_rows(report),
+        verdicts=verdicts(report),
+        samplers={sampler.name: sampler for sampler in report.samplers},
+        has_rates=any(rate is not None for rate in rates),
+        data=DATA,
+        span=training_span(report.history),
+        image_size=" × ".join(str(size) for size in np.shape(report.samplers[0].images)[2:]),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _picture(name: str, content: bytes, alt: str, title: str = "", caption: str = "") -> Picture:
+    return Picture(f"{PREFIX}{name}.png", content, alt, title, caption)
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write each file under a temporary name, then rename them all in order, the page last."""
+    suffix = f".{uuid.uuid4().hex}.tmp"
+    temporary = {name: folder / f".{name}{suffix}" for name in files}
+    try:
+        for name, content in files.items():
+            temporary[name].write_bytes(content)
+        for name, path in temporary.items():
+            path.replace(folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
