@@ -62,18 +62,14 @@ def small_report(**changes: Any) -> Report:
 
 def routing(role: str) -> Routing:
     weights = [np.ones((n, 3)) / n for n in (1, 2, 3)]
-    return Routing(
-        role, np.array([0.1, 0.5, 0.9]), weights, ["r1", "r2", "r3"], [["e"], ["e", "a"], ["e", "a", "b"]]
-    )
+    return Routing(role, np.array([0.1, 0.5, 0.9]), weights, ["r1", "r2", "r3"], [["e"], ["e", "a"], ["e", "a", "b"]])
 
 
 def full_report() -> Report:
     frequency = np.linspace(0, 0.5, 9)
     power = np.exp(-8 * frequency)
     curves = {DATA: power, TEACHER: 0.5 * power, STUDENT: 1.2 * power}
-    history = [
-        {"step": s, "elapsed_s": 2.0 * s, "student/grad_norm": 1.0 + s, "x0_gap/bin0": 0.1} for s in range(5)
-    ]
+    history = [{"step": s, "elapsed_s": 2.0 * s, "student/grad_norm": 1.0 + s, "x0_gap/bin0": 0.1} for s in range(5)]
     return small_report(
         class_names=["bag", "shirt", "boot"],
         data_images=images(5),
@@ -208,9 +204,7 @@ def test_a_new_report_replaces_the_old_pictures(tmp_path: Path) -> None:
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     bad = small_report(samplers=[sampler(TEACHER), sampler(STUDENT, images=images(shape=(6, 1, 8, 9)))])
-    with pytest.raises(
-        ValueError, match=re.escape(f"{STUDENT!r} have shape (6, 1, 8, 9)") + r".*\(6, 1, 8, 8\)"
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"{STUDENT!r} have shape (6, 1, 8, 9)") + r".*\(6, 1, 8, 8\)"):
         write_report(bad, folder)
     assert not folder.exists()
 
@@ -318,9 +312,7 @@ def test_embedding_shares_leave_out_readers_without_a_choice() -> None:
 
 
 def test_anchored_embedding_has_no_share(tmp_path: Path) -> None:
-    anchored = Routing(
-        "teacher", np.array([0.5]), [np.zeros((0, 1)), np.ones((1, 1))], ["r1", "r2"], [[], ["a"]]
-    )
+    anchored = Routing("teacher", np.array([0.5]), [np.zeros((0, 1)), np.ones((1, 1))], ["r1", "r2"], [[], ["a"]])
     assert len(embedding_shares(anchored)[0]) == 0
     write_report(small_report(routing=[anchored]), tmp_path)
     assert (tmp_path / "report-routing.png").exists()

@@ -174,9 +174,7 @@ def _check_samplers(report: Report) -> None:
         raise ValueError(f"images of {first.name!r} have shape {expected}; expected (N, 1 or 3, H, W)")
     for name, images in pictures:
         if images.shape != expected:
-            raise ValueError(
-                f"images of {name!r} have shape {images.shape}, those of {first.name!r} {expected}"
-            )
+            raise ValueError(f"images of {name!r} have shape {images.shape}, those of {first.name!r} {expected}")
         if not np.isfinite(images).all():
             count = (~np.isfinite(images)).sum()
             raise ValueError(f"images of {name!r} hold {count} values that are not finite")
@@ -197,8 +195,7 @@ def _check_curves(report: Report) -> None:
             values = getattr(spectrum, what)
             if values is not None and np.shape(values) != frequency.shape:
                 raise ValueError(
-                    f"spectrum of {spectrum.name!r}: {what} has shape {np.shape(values)}, "
-                    f"frequency {frequency.shape}"
+                    f"spectrum of {spectrum.name!r}: {what} has shape {np.shape(values)}, frequency {frequency.shape}"
                 )
         if data is not None and not np.array_equal(frequency, data.frequency):
             raise ValueError(
@@ -219,9 +216,7 @@ def _check_cells(report: Report, columns: set[str]) -> None:
         raise ValueError(f"cells of {unknown[0]!r}: no such measure; there are {sorted(measures)}")
     for name, row in report.cells.items():
         if unknown := sorted(set(row) - columns):
-            raise ValueError(
-                f"cells of {name!r} name {unknown[0]!r}: no such sampler; there are {sorted(columns)}"
-            )
+            raise ValueError(f"cells of {name!r} name {unknown[0]!r}: no such sampler; there are {sorted(columns)}")
         for column, cell in row.items():
             if cell is not None and (cell.low is None) != (cell.high is None):
                 raise ValueError(f"{name!r} of {column!r} has half an interval: {cell}")
@@ -232,12 +227,8 @@ def _check_cells(report: Report, columns: set[str]) -> None:
 def _check_routing(routing: Routing) -> None:
     counts = (len(routing.weights), len(routing.reader_names), len(routing.source_names))
     if len(set(counts)) > 1:
-        raise ValueError(
-            f"routing of {routing.role!r}: weights, reader_names and source_names count {counts} readers"
-        )
-    for reader, weights, names in zip(
-        routing.reader_names, routing.weights, routing.source_names, strict=True
-    ):
+        raise ValueError(f"routing of {routing.role!r}: weights, reader_names and source_names count {counts} readers")
+    for reader, weights, names in zip(routing.reader_names, routing.weights, routing.source_names, strict=True):
         expected = (len(names), len(routing.t_values))
         if np.shape(weights) != expected:
             raise ValueError(

@@ -169,9 +169,7 @@ def _marks(report: Report, measure: Measure) -> dict[str, str]:
 
 def _best(report: Report, measure: Measure, names: Sequence[str]) -> tuple[str, bool] | None:
     """The name with the best value and whether it is clearly so; None for a tie or fewer than two values."""
-    ranked = sorted(
-        (span[0], name) for name in names if (span := _badness(report, measure, name)) is not None
-    )
+    ranked = sorted((span[0], name) for name in names if (span := _badness(report, measure, name)) is not None)
     if len(ranked) < 2 or ranked[0][0] == ranked[1][0]:
         return None
     best = ranked[0][1]
