@@ -1,5 +1,7 @@
 """SiT, arXiv:2401.08740, with a routing slot. Parameter names are those of the public checkpoints."""
 
+import contextlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from dar.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
 from dar.folder import check_folder
 from dar.layers import Block, FinalLayer
-from dar.routing import RoutingConfig, build_routing
+from dar.routing import DepthRouting, RoutingConfig, Stream, build_routing
 from dar.routing.base import routing_config_from
-
+from dar.routing.dar import DepthStream
 
 # Annotations here are real types, not strings: the Hub mixin reads them to rebuild the configuration.
 
@@ -57,7 +59,18 @@ class SiTConfig:
             raise ValueError(f"model.gelu must be tanh or none; got {self.gelu!r}")
 
 
-class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", license="apache-2.0"):
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A SiT with a routing slot, saved by dar-distill: config.json and model.safetensors.
+
+    model = dar.SiT.from_pretrained(folder)
+    velocity = model(x_t, t, y)    # x_t = (1 - t) x0 + t eps, velocity = eps - x0
+"""
+
+
+class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_card_template=MODEL_CARD):
     """velocity = model(x_t, t, y), with x_t = (1 - t) x0 + t eps and velocity = eps - x0.
 
     Saved by `save_pretrained(folder)` as config.json and model.safetensors; loaded by `from_pretrained`.
@@ -112,6 +125,11 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", license="
 
         Returns: eps - x0, shape (B, C, H, W).
         """
+        stream, c = self._trunk(x_t, t, y)
+        return self._unpatchify(self.final_layer(stream.read(), c))
+
+    def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Stream, Tensor]:
+        """All blocks; returns the stream, ready to be read by the head, and the condition (B, d)."""
         x = self.x_embedder(x_t) + self.pos_embed  # (B, T, d)
         t_embedding = self.t_embedder(t)  # (B, d)
         c = t_embedding + self.y_embedder(y)  # (B, d)
@@ -120,7 +138,21 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", license="
             shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c)
             stream.write(self._run(block.attention, stream.read(), shift1, scale1, gate1))
             stream.write(self._run(block.feed_forward, stream.read(), shift2, scale2, gate2))
-        return self._unpatchify(self.final_layer(stream.read(), c))
+        return stream, c
+
+    def routing_weights(self, x_t: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+        """What each reader, sublayers first and the head last, gives its sources: (N, B, T) each.
+
+        The sources are those of `self.routing.plan.sources_of(reader)`, without the embedding where it is
+        an anchor. Raises: ValueError for a model without depth routing.
+        """
+        if not isinstance(self.routing, DepthRouting):
+            raise ValueError(f"routing {self.config.routing.kind!r} has no weights over depth")
+        stream, _ = self._trunk(x_t, t, y)
+        if self.config.routing.final:
+            stream.read()
+        assert isinstance(stream, DepthStream)
+        return stream.weights
 
     def _run(self, sublayer: Any, *inputs: Tensor) -> Tensor:
         # Only the sublayer is recomputed: the routing keeps its sources, which every later reader needs.
@@ -145,6 +177,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", license="
         folder = Path(pretrained_model_name_or_path)
         check_folder(folder, SiTConfig)
         try:
-            return super().from_pretrained(folder, **{"strict": True, **kwargs})
+            with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints that it loads
+                return super().from_pretrained(folder, **{"strict": True, **kwargs})
         except RuntimeError as error:
             raise ValueError(f"{folder}: weights and configuration do not fit: {error}") from error

@@ -176,15 +176,17 @@ class FakeScoreConfig:
 class DmdConfig:
     """t of the distribution-matching loss is drawn uniformly from [t_min, t_max], per sample.
 
-    every_step: the loss on every step of a rolled-out trajectory (small models: more gradient per
-        rollout); otherwise on one random step, the same for the whole batch.
+    rollout: `random_step` takes the loss at one step of the student's list, the same for the whole batch;
+        `every_step` at all of them, train.batch_size then counting trajectories (small models: more
+        gradient per rollout).
     """
 
     t_min: float = 0.02
     t_max: float = 0.98
-    every_step: bool = False
+    rollout: str = "random_step"
 
     def __post_init__(self) -> None:
+        _one_of(self, "dmd", "rollout", ("random_step", "every_step"))
         if not 0 <= self.t_min < self.t_max <= 1:
             raise UserError(f"dmd needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
 

@@ -277,7 +277,7 @@ def lpips_diversity(context: Context) -> Interval | None:
 def lpips_to_teacher(context: Context) -> Interval | None:
     if context.perceptual is None or context.paired_to is None:
         return None
-    distances = context.perceptual.distance(context.images, context.paired_to)
+    distances = context.perceptual.distance(context.images[: len(context.paired_to)], context.paired_to)
     return context.of_mean(distances.double()[:, None], lambda row: row.item())
 
 
@@ -302,7 +302,7 @@ def measure(
         extractor: the one that `data` and `teacher` were made with.
         lpips: perceptual distance; its two measures are left out where None.
         patch_size: of the model that made the images.
-        paired_to: the teacher's images from the same noise and labels, as `images`.
+        paired_to: the teacher's images from the noise and labels of the first M <= N of `images`.
         num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, but for KID.
 
     Raises: ValueError where there are fewer than 4 images, shapes do not match, or a reference was made with
@@ -312,7 +312,7 @@ def measure(
     images, labels = images.detach().cpu().float(), labels.detach().cpu()
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
-    if paired_to is not None and paired_to.shape != images.shape:
+    if paired_to is not None and (paired_to.shape[1:] != images.shape[1:] or len(paired_to) > len(images)):
         raise ValueError(f"paired_to has shape {list(paired_to.shape)}, images {list(images.shape)}")
     for reference in (data, teacher):
         if reference is None:

@@ -6,8 +6,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 
-def rank_slice(batch: Tensor, accelerator: Accelerator) -> Tensor:
-    """This process's share of a batch that every process drew alike, on its device."""
-    share = len(batch) // accelerator.num_processes
-    first = accelerator.process_index * share
-    return batch[first : first + share].to(accelerator.device)
+def rank_slice(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:
+    """This process's share, along `dim`, of a batch that every process drew alike; on its device."""
+    share = batch.shape[dim] // accelerator.num_processes
+    return batch.narrow(dim, accelerator.process_index * share, share).to(accelerator.device)

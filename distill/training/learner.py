@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -56,8 +58,9 @@ class Learner:
         for i, closure in enumerate(losses):
             with self._sync(is_last=i == len(losses) - 1):
                 loss = closure() / len(losses)
-                value = float(loss.detach())
-                if value != value or value in (float("inf"), float("-inf")):
+                # The mean over processes, so that all of them stop where one of them must.
+                value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+                if not math.isfinite(value):
                     raise NonFiniteError(self.role, step, "the loss")
                 self.accelerator.backward(loss)
             total += value
@@ -70,5 +73,5 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": float(norm)}
 
-    def _sync(self, *, is_last: bool):
-        return torch.enable_grad() if is_last else self.accelerator.no_sync(self.model)
+    def _sync(self, *, is_last: bool) -> AbstractContextManager:
+        return nullcontext() if is_last else self.accelerator.no_sync(self.model)

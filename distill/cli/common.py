@@ -1,0 +1,30 @@
+"""Arguments that verbs share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as student.steps=2")
+    parser.add_argument("--resume", action="store_true", help="continue the run in its output folder")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print roles, parameters, memory, steps and cost; do nothing"
+    )
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=1, help="image i of a seed is always the same (1)")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at once (250)")
+    parser.add_argument("--steps", type=int, default=50, help="ODE steps, for a model without its own (50)")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance, for such a model (1.5)")
+    parser.add_argument("--solver", choices=("euler", "heun"), default="euler", help="likewise (euler)")
+
+
+def number_list(text: str) -> list[int]:
+    """ "0,3,9" to [0, 3, 9]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between") from error

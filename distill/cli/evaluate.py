@@ -1,0 +1,23 @@
+"""Measure a student or a teacher: Fréchet, KID, precision, recall, spectra, edges, LPIPS."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from distill.cli.common import add_sampler_arguments
+
+    parser.add_argument("model", help="a model folder, a run folder (its student), or `embedded` (the teacher)")
+    parser.add_argument("--output", required=True, help="folder for measures.json and measures.npz")
+    parser.add_argument("--num-images", type=int, default=5000, metavar="N", help="how many (5000)")
+    parser.add_argument("--extractor", default="embedded", help="embedded or inception (embedded)")
+    parser.add_argument("--reference", default="embedded", help="the data's statistics (.npz)")
+    parser.add_argument("--teacher-reference", default="embedded", help="the teacher's (.npz), or `none`")
+    add_sampler_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    from distill.drawing import evaluate
+
+    evaluate(args)

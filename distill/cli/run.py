@@ -1,0 +1,17 @@
+"""Distil a teacher into a few-step student, measure both, and write the report."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from distill.cli.common import add_config_arguments
+
+    add_config_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    from distill.pipeline import distil
+
+    distil(args.config, args.overrides, resume=args.resume, dry_run=args.dry_run)

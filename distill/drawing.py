@@ -1,0 +1,126 @@
+"""`dar-distill sample`, `evaluate` and `compare`: what is done with finished models."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from distill import results
+from distill.config import EvalConfig, TeacherConfig
+from distill.devices import default_device
+from distill.errors import UserError
+from distill.evaluation import Evaluator
+from distill.files import write_folder
+from distill.metrics import MEASURES
+from distill.pictures import class_grid, save_image
+from distill.report import write_report
+from distill.samplers import Sampler, draw_images, load_sampler, ode_sampler
+
+GRID_ROWS = 8
+
+
+def _teacher_config(args: Namespace, path: str) -> TeacherConfig:
+    return TeacherConfig(path=path, cfg_scale=args.cfg_scale, steps=args.steps)
+
+
+def _load(args: Namespace, path: str, device: torch.device) -> Sampler:
+    sampler = load_sampler(path, _teacher_config(args, path), args.solver)
+    sampler.model.to(device).eval()
+    return sampler
+
+
+def _new_folder(path: str) -> Path:
+    folder = Path(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output {folder} is not empty; choose another or remove it")
+    return folder
+
+
+def sample(args: Namespace) -> None:
+    """One PNG per image, and a grid with one column per class."""
+    if args.num_images < 1:
+        raise UserError(f"--num-images must be at least 1; got {args.num_images}")
+    folder = _new_folder(args.output)
+    sampler = _load(args, args.model, default_device())
+    num_classes = sampler.model.null_label
+    classes = args.classes or list(range(num_classes))
+    for label in classes:
+        if not 0 <= label < num_classes:
+            raise UserError(f"--classes: class {label} is out of range; the model has 0 to {num_classes - 1}")
+    labels = torch.tensor([classes[i % len(classes)] for i in range(args.num_images)])
+    images, rate = draw_images(sampler, labels, seed=args.seed, batch_size=args.batch_size)
+
+    def fill(path: Path) -> None:
+        for i, image in enumerate(images):
+            save_image(image, path / f"{i:06d}_class{int(labels[i])}.png", scale=1)
+        rows = min(GRID_ROWS, len(images) // len(classes))
+        if rows:
+            # Drawn round robin over the classes; the grid wants all of one class together.
+            by_class = images[: rows * len(classes)].view(rows, len(classes), *images.shape[1:]).transpose(0, 1)
+            save_image(class_grid(by_class.flatten(0, 1), rows), path / "grid.png")
+
+    write_folder(folder, fill)
+    print(f"{len(images)} images by {sampler.name} ({sampler.description}), {rate:.1f} per second: {folder}")
+
+
+def evaluate(args: Namespace) -> None:
+    """measures.json and measures.npz: all measures, and the same images as a reference for others."""
+    config = EvalConfig(
+        num_images=args.num_images,
+        batch_size=args.batch_size,
+        extractor=args.extractor,
+        reference=args.reference,
+        teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
+        seed=args.seed,
+    )
+    device = default_device()
+    sampler = _load(args, args.model, device)
+    evaluator = Evaluator(config, device)
+    evaluator.use_teacher_statistics()
+    ((images, rate),) = evaluator.draw([sampler], config.num_images)
+    measured = evaluator.measure(sampler, images, rate)
+    folder = Path(args.output)
+    measured.save(folder / "measures.json")
+    evaluator.statistics(sampler, images, sampler.description).save(folder / "measures.npz")
+    print(f"{sampler.name} ({sampler.description}), {len(images)} images, {rate:.1f} per second")
+    for name, value in measured.measures.items():
+        title, unit = MEASURES[name].title, MEASURES[name].unit
+        print(f"  {title:<40} {value.value:10.4f}  [{value.low:.4f}, {value.high:.4f}] {unit}")
+    for note in evaluator.notes:
+        print(f"note: {note}")
+
+
+def compare(args: Namespace) -> None:
+    """One page for several students of one teacher."""
+    folder = _new_folder(args.output)
+    device = default_device()
+    settings = _teacher_config(args, args.teacher)
+    slow = _load(args, args.teacher, device)
+    if slow.role != "teacher":
+        raise UserError(f"--teacher {args.teacher} is a student; give the model that it was distilled from")
+    students = [_load(args, path, device) for path in args.runs]
+    names = [Path(path).name for path in args.runs]
+    for sampler, name, path in zip(students, names, args.runs, strict=True):
+        if sampler.model.sample_shape != slow.model.sample_shape:
+            raise UserError(f"{path} makes {sampler.model.sample_shape}; the teacher {slow.model.sample_shape}")
+        sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
+    numbers = sorted({sampler.num_steps for sampler in students})
+    equal = [ode_sampler(f"teacher, {n} steps", slow.model, settings, n) for n in numbers]
+    evaluator = Evaluator(
+        EvalConfig(num_images=args.num_images, batch_size=args.batch_size, seed=args.seed), device
+    )
+    evaluator.use_teacher_reference(slow, args.teacher)
+    entries = results.measured_entries(evaluator, slow, [*equal, *students], GRID_ROWS * slow.model.null_label)
+    routing = [results.routing_of("teacher", slow.model)]
+    routing += [results.routing_of(student.name, student.model) for student in students]
+    report = results.page(
+        "Students of one teacher",
+        f"{len(students)} students and {args.teacher}, the same noise and labels for all",
+        entries,
+        evaluator,
+        routing=routing,
+        seeds={"evaluate": args.seed},
+    )
+    print(f"report: {write_report(report, folder)}")

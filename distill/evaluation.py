@@ -1,0 +1,154 @@
+"""Drawing and measuring samplers; what comes out is stored as one JSON beside one .npz per sampler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from distill.assets import EMBEDDED, resolve
+from distill.config import EvalConfig
+from distill.errors import UserError
+from distill.files import write_text
+from distill.metrics import (
+    Interval,
+    ReferenceStatistics,
+    load_extractor,
+    load_perceptual,
+    measure,
+    reference_from_images,
+)
+from distill.samplers import Sampler, balanced_labels, draw_images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one sampler; `measures` by the names of `distill.metrics.MEASURES`."""
+
+    name: str
+    description: str
+    num_images: int
+    num_steps: int
+    evaluations: int
+    images_per_second: float
+    measures: dict[str, Interval]
+
+    def save(self, path: Path) -> None:
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """Raises: UserError where the file is damaged."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            values["measures"] = {name: Interval(**entry) for name, entry in values["measures"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no file of measured values: {error}") from error
+
+
+class Evaluator:
+    """The extractor, the perceptual distance and the references that a configuration asks for.
+
+    `notes` says, by name, where a stand-in takes the place of weights that are not at hand.
+    """
+
+    def __init__(self, config: EvalConfig, device: torch.device) -> None:
+        self.config = config
+        self.notes: list[str] = []
+        try:
+            self.extractor = load_extractor(config.extractor, config.extractor_path, device=device)
+        except FileNotFoundError as error:
+            self.extractor = load_extractor(EMBEDDED, device=device)
+            self.notes.append(f"{error}. Stand-in for features: the embedded Fashion-MNIST classifier.")
+        self.perceptual = load_perceptual(self.extractor, device=device)
+        if "stand-in" in self.perceptual.name:
+            self.notes.append(
+                f"AlexNet weights for LPIPS are not on this machine; every LPIPS figure is the {self.perceptual.name}."
+            )
+        if self.extractor.name == EMBEDDED:
+            self.notes.append(
+                "Fréchet distance, KID, precision, recall and class agreement use 64 features of a small "
+                "Fashion-MNIST classifier; they compare with each other, not with Inception figures of papers."
+            )
+        self.data = ReferenceStatistics.load(resolve(config.reference, "data.npz"))
+        self.teacher: ReferenceStatistics | None = None
+        self.measured_teacher: Measured | None = None
+
+    def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
+        """Take the stored statistics and measures of the teacher's reference sampler where they are its own.
+
+        They are not where the teacher, its steps or its guidance differ from what they were drawn with.
+        """
+        reference = self.config.teacher_reference
+        if reference is None or (reference == EMBEDDED and teacher_path != EMBEDDED):
+            return
+        path = resolve(reference, "teacher.npz")
+        measured = Measured.load(path.with_suffix(".json"))
+        if measured.description != sampler.description:
+            self.notes.append(
+                f"The stored statistics of the teacher are of {measured.description}; this run's teacher takes "
+                f"{sampler.description} and was drawn anew, {self.config.num_images} images."
+            )
+            return
+        self.use_teacher_statistics()
+        self.measured_teacher = measured
+
+    def use_teacher_statistics(self) -> None:
+        """Take the stored statistics of the teacher as they are, for distances to it."""
+        if self.config.teacher_reference is not None:
+            self.teacher = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
+
+    def draw(self, samplers: list[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
+        """Images and rate of each sampler, all from the same noise and labels, under one progress bar."""
+        console = Console(stderr=True)
+        drawn = []
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            for sampler in samplers:
+                bar = progress.add_task(f"drawing: {sampler.name}", total=num_images)
+                labels = balanced_labels(num_images, sampler.model.null_label)
+                drawn.append(
+                    draw_images(
+                        sampler,
+                        labels,
+                        seed=self.config.seed,
+                        batch_size=self.config.batch_size,
+                        advance=lambda n, bar=bar: progress.advance(bar, n),
+                    )
+                )
+        return drawn
+
+    def measure(self, sampler: Sampler, images: Tensor, rate: float, paired_to: Tensor | None = None) -> Measured:
+        """All measures of drawn images; `paired_to` are the teacher's from the same noise and labels."""
+        labels = balanced_labels(len(images), sampler.model.null_label)
+        values = measure(
+            images,
+            labels,
+            data=self.data,
+            teacher=self.teacher,
+            extractor=self.extractor,
+            lpips=self.perceptual,
+            patch_size=sampler.model.config.patch_size,
+            paired_to=paired_to,
+            num_bootstrap=self.config.bootstrap,
+        )
+        return Measured(
+            sampler.name,
+            sampler.description,
+            len(images),
+            sampler.num_steps,
+            sampler.evaluations,
+            rate,
+            values,
+        )
+
+    def statistics(self, sampler: Sampler, images: Tensor, source: str) -> ReferenceStatistics:
+        """The same images as a reference for others."""
+        labels = balanced_labels(len(images), sampler.model.null_label)
+        return reference_from_images(images, labels, self.extractor, source, perceptual=self.perceptual)

@@ -1,0 +1,84 @@
+"""`dar-distill run`: configuration to student folder and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from dar import SiT
+from distill import results
+from distill.config import RunConfig
+from distill.config_io import config_to_yaml, load_config
+from distill.devices import make_accelerator
+from distill.dry_run import print_run_plan
+from distill.evaluation import Evaluator
+from distill.files import write_folder
+from distill.report import write_report
+from distill.roles import build_roles
+from distill.run_folder import claim_folder
+from distill.samplers import few_step_sampler, ode_sampler, save_student
+from distill.training.distillation import GRID_ROWS, DistillationTask
+from distill.training.loop import run_loop
+from distill.training.preflight import preflight
+from distill.training.run_log import read_log
+
+
+def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, dry_run: bool = False) -> None:
+    """Distil, save the EMA student as `output/student`, measure and write `output/report/report.html`."""
+    config = load_config(RunConfig, config_path, overrides)
+    if dry_run:
+        print_run_plan(config)
+        return
+    accelerator = make_accelerator(config.train)
+    roles = build_roles(config.teacher)
+    teacher, student, fake_score = (model.to(accelerator.device) for model in roles)
+    # What the report needs is looked for now: an hour of training must not end in a missing file.
+    evaluator = Evaluator(config.evaluate, accelerator.device)
+    teacher_std = preflight(teacher, student, fake_score, config.teacher)
+    folder = Path(config.output)
+    if accelerator.is_main_process:
+        claim_folder(folder, config, resume=resume)
+    accelerator.wait_for_everyone()
+    torch.manual_seed(config.train.seed)
+    task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std)
+    run_loop(task, config.train, accelerator, folder, resume=resume)
+    if accelerator.is_main_process:
+        averaged = task.averaged_student
+        write_folder(folder / "student", lambda path: save_student(averaged, task.t_list, path))
+        print(f"student: {folder / 'student'}")
+        path = write_run_report(config, folder, teacher, averaged, task.t_list, evaluator)
+        print(f"report:  {path}")
+    _finish(accelerator)
+
+
+def _finish(accelerator: Accelerator) -> None:
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def write_run_report(
+    config: RunConfig, folder: Path, teacher: SiT, student: SiT, t_list: torch.Tensor, evaluator: Evaluator
+) -> Path:
+    """Draw, measure and show: the teacher at many steps and at the student's number, and the student."""
+    settings, num_steps = config.teacher, config.student.steps
+    slow = ode_sampler(f"teacher, {settings.steps} steps", teacher, settings, settings.steps)
+    equal = ode_sampler(f"teacher, {num_steps} steps", teacher, settings, num_steps)
+    few = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
+    evaluator.use_teacher_reference(slow, settings.path)
+    entries = results.measured_entries(evaluator, slow, [equal, few], GRID_ROWS * teacher.null_label)
+    for entry in entries:
+        entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
+    report = results.page(
+        f"{few.name} from {settings.path}",
+        f"Distribution matching distillation, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
+        entries,
+        evaluator,
+        history=read_log(folder),
+        routing=[results.routing_of("teacher", teacher), results.routing_of("student", student)],
+        config_yaml=config_to_yaml(config),
+        seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
+    )
+    return write_report(report, folder / "report")

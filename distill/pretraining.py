@@ -1,0 +1,57 @@
+"""`dar-distill train`: configuration to teacher folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dar import SiT
+from distill.config import TrainConfig
+from distill.config_io import load_config
+from distill.data import load_dataset
+from distill.devices import make_accelerator
+from distill.dry_run import print_train_plan
+from distill.errors import UserError
+from distill.files import write_folder
+from distill.run_folder import claim_folder
+from distill.training.loop import run_loop
+from distill.training.teacher import TeacherTask
+
+
+def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False, dry_run: bool = False) -> None:
+    """Train and save the EMA as `output/teacher`."""
+    config = load_config(TrainConfig, config_path, overrides)
+    if dry_run:
+        print_train_plan(config)
+        return
+    data = load_dataset(config.data.name, config.data.path)
+    model = config.model
+    if data.sample_shape != (model.in_channels, model.input_size, model.input_size):
+        raise UserError(
+            f"{config.data.path} has samples of shape {data.sample_shape}; the model takes "
+            f"{(model.in_channels, model.input_size, model.input_size)}"
+        )
+    if data.num_classes > model.num_classes:
+        raise UserError(
+            f"{config.data.path} has {data.num_classes} classes; model.num_classes = {model.num_classes}"
+        )
+    if config.train.batch_size > len(data):
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} is larger than the data set ({len(data)} samples)"
+        )
+    accelerator = make_accelerator(config.train)
+    folder = Path(config.output)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            claim_folder(folder, config, resume=resume)
+    torch.manual_seed(config.train.seed)
+    task = TeacherTask(config, SiT(model), data, accelerator)
+    run_loop(task, config.train, accelerator, folder, resume=resume)
+    if accelerator.is_main_process:
+        averaged = task.ema.module
+        assert isinstance(averaged, SiT)
+        write_folder(folder / "teacher", averaged.save_pretrained)
+        print(f"teacher: {folder / 'teacher'}")
+    accelerator.end_training()

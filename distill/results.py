@@ -1,0 +1,225 @@
+"""From measured samplers to the page: gathers what `distill.report` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dar import SiT
+from dar.routing import DepthRouting
+from distill import report
+from distill.evaluation import Evaluator, Measured
+from distill.metrics import MEASURES, Interval, ReferenceStatistics, data_values, radial_spectrum
+from distill.run_folder import versions
+from distill.samplers import Sampler, balanced_labels
+from distill.seeds import generator_for
+
+NUM_ROUTING_T = 9
+NUM_ROUTING_SAMPLES = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sampler of a report.
+
+    grid: its images of the first labels, (n, C, H, W).
+    spectrum: frequency and power, (K) each, of as many images as there are statistics of.
+    """
+
+    sampler: Sampler
+    grid: Tensor
+    images_per_second: float
+    measured: Measured
+    spectrum: tuple[Tensor, Tensor]
+
+
+def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
+
+
+def measured_entries(
+    evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_grid: int
+) -> list[Entry]:
+    """Draw and measure the reference sampler and the others, all from the same noise and labels.
+
+    Where statistics of the reference sampler are stored, only its grid is drawn.
+    """
+    num_images = evaluator.config.num_images
+    stored = evaluator.measured_teacher
+    ((slow_images, slow_rate),) = evaluator.draw([slow], min(num_grid, num_images) if stored else num_images)
+    if evaluator.teacher is None:
+        evaluator.teacher = evaluator.statistics(slow, slow_images, slow.description)
+    measured = stored or evaluator.measure(slow, slow_images, slow_rate)
+    entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher))]
+    for sampler, (images, rate) in zip(others, evaluator.draw(others, num_images), strict=True):
+        measured = evaluator.measure(sampler, images, rate, paired_to=slow_images)
+        entries.append(Entry(sampler, images[:num_grid], rate, measured, radial_spectrum(images)))
+    return entries
+
+
+@torch.no_grad()
+def routing_of(role: str, model: SiT) -> report.Routing | None:
+    """Mean routing weights over depth and t on noise mixed into the model's own one-step estimates.
+
+    None for a model without depth routing.
+    """
+    if not isinstance(model.routing, DepthRouting):
+        return None
+    generator = generator_for(0, "routing")
+    device = next(model.parameters()).device
+    eps = torch.randn(NUM_ROUTING_SAMPLES, *model.sample_shape, generator=generator).to(device)
+    y = balanced_labels(NUM_ROUTING_SAMPLES, model.null_label).to(device)
+    x0 = eps - model(eps, torch.ones(len(y), device=device), y)
+    t_values = torch.linspace(0.02, 0.98, NUM_ROUTING_T)
+    by_t = []
+    for t in t_values.tolist():
+        x_t = (1 - t) * x0 + t * eps
+        weights = model.routing_weights(x_t, torch.full((len(y),), t, device=device), y)
+        by_t.append([w.mean((1, 2)).cpu().numpy() for w in weights])
+    plan = model.routing.plan
+    readers = range(1, model.routing.num_readers + 1)
+    sources = [[_source_name(*source) for source in plan.sources_of(reader)] for reader in readers]
+    if model.routing.config.anchor:
+        sources = [names[1:] for names in sources]
+    return report.Routing(
+        role=role,
+        t_values=t_values.numpy(),
+        weights=[np.stack([column[i] for column in by_t], axis=1) for i in range(len(readers))],
+        reader_names=[_reader_name(reader, plan.num_sublayers) for reader in readers],
+        source_names=sources,
+    )
+
+
+def _source_name(kind: str, index: int) -> str:
+    if index == 0:
+        return "embedding"
+    return f"chunk {index}" if kind == "chunk" else _reader_name(index, index)
+
+
+def _reader_name(sublayer: int, num_sublayers: int) -> str:
+    if sublayer > num_sublayers:
+        return "head"
+    return f"{'attn' if sublayer % 2 else 'mlp'} {(sublayer + 1) // 2}"
+
+
+def table(entries: Sequence[Entry], data: ReferenceStatistics) -> dict[str, dict[str, report.Cell | None]]:
+    """cells[measure][column] for every sampler and for the data."""
+    of_data = data_values(data, entries[0].sampler.model.config.patch_size)
+    cells: dict[str, dict[str, report.Cell | None]] = {}
+    for name in MEASURES:
+        row: dict[str, report.Cell | None] = {}
+        for e in entries:
+            interval = e.measured.measures.get(name)
+            row[e.sampler.name] = _cell(interval) if interval else None
+        row[report.DATA] = report.Cell(of_data[name]) if name in of_data else None
+        cells[name] = row
+    return cells
+
+
+def _cell(interval: Interval) -> report.Cell:
+    known = interval.low == interval.low and interval.high == interval.high
+    return report.Cell(interval.value, interval.low if known else None, interval.high if known else None)
+
+
+def measures() -> list[report.Measure]:
+    return [
+        report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in MEASURES.values()
+    ]
+
+
+def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
+    return [
+        report.Sampler(
+            name=e.sampler.name,
+            role=e.sampler.role,
+            images=e.grid.numpy(),
+            num_steps=e.sampler.num_steps,
+            nfe=e.sampler.evaluations,
+            images_per_second=e.images_per_second,
+            note=e.sampler.description,
+        )
+        for e in entries
+    ]
+
+
+def spectra(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Spectrum]:
+    curves = [(e.sampler.name, *e.spectrum) for e in entries] + [(report.DATA, *spectrum_of(data))]
+    return [report.Spectrum(name, frequency.numpy(), power.numpy()) for name, frequency, power in curves]
+
+
+def headline(entries: Sequence[Entry], data: ReferenceStatistics) -> list[tuple[str, str, str]]:
+    """The student against the teacher at many steps and at as many, in the figures a person asks for first."""
+    student = next(e for e in reversed(entries) if e.sampler.role == "student")
+    teachers = [e for e in entries if e.sampler.role == "teacher"]
+    lines = []
+    slow = max(teachers, key=lambda e: e.sampler.num_steps)
+    lines.append(
+        (
+            "speed",
+            f"{student.images_per_second / slow.images_per_second:.1f} x",
+            f"images per second of {student.sampler.name} against {slow.sampler.name} "
+            f"({student.images_per_second:.0f} against {slow.images_per_second:.1f})",
+        )
+    )
+    for name, label in (("frechet", "Fréchet distance"), ("class_agreement", "class agreement")):
+        lines += _compared(name, label, student, teachers)
+    hf = _value(student, "high_frequency_ratio")
+    real = data_values(data, student.sampler.model.config.patch_size).get("high_frequency_ratio")
+    if hf is not None and real:
+        others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
+        beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
+        comment = f"high-frequency power against real data's ({beside}); zero is as real, both signs are a fault"
+        lines.append(("detail", f"{hf / real - 1:+.0%}", comment))
+    return lines
+
+
+def _value(e: Entry, name: str) -> float | None:
+    interval = e.measured.measures.get(name)
+    return interval.value if interval else None
+
+
+def _compared(name: str, label: str, student: Entry, teachers: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    value = _value(student, name)
+    if value is None:
+        return []
+    others = [(e.sampler.name, _value(e, name)) for e in teachers]
+    beside = ", ".join(f"{other} {v:.3f}" for other, v in others if v is not None)
+    return [(label, f"{value:.3f}", f"{student.sampler.name}; {beside}")]
+
+
+def page(
+    title: str,
+    subtitle: str,
+    entries: Sequence[Entry],
+    evaluator: Evaluator,
+    *,
+    history: Sequence[dict[str, float]] = (),
+    routing: Sequence[report.Routing | None] = (),
+    config_yaml: str = "",
+    seeds: dict[str, int],
+    class_names: Sequence[str] | None = None,
+) -> report.Report:
+    """Everything for `report.write_report`."""
+    num_grid = min(len(e.grid) for e in entries)
+    labels = balanced_labels(num_grid, entries[0].sampler.model.null_label)
+    return report.Report(
+        title=title,
+        subtitle=subtitle,
+        labels=labels.numpy(),
+        samplers=samplers(entries),
+        class_names=class_names,
+        headline=headline(entries, evaluator.data),
+        spectra=spectra(entries, evaluator.data),
+        measures=measures(),
+        cells=table(entries, evaluator.data),
+        history=history,
+        routing=[r for r in routing if r is not None],
+        notes=evaluator.notes,
+        config_yaml=config_yaml,
+        versions=versions(),
+        seeds=seeds,
+    )

@@ -1,0 +1,139 @@
+"""Models with the sampler they were made for, drawn by seed: image i is the same whatever the batch size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dar import SiT
+from distill.assets import resolve
+from distill.config import TeacherConfig
+from distill.errors import UserError
+from distill.guidance import Denoiser
+from distill.sampling import ODE_SOLVERS, few_step_sample
+from distill.schedules import t_grid
+from distill.seeds import generator_for
+
+SAMPLER_FILE = "sampler.json"
+
+
+@dataclass
+class Sampler:
+    """One way to draw from one model.
+
+    description: what defines it beside the weights; equal descriptions draw equal images.
+    draw: noise (K, B, C, H, W), y (B) -> samples (B, C, H, W).
+    num_noises: K, independent noises a sample needs: one for an ODE, one per step for a student.
+    evaluations: forward passes of the network per sample, guidance included.
+    """
+
+    name: str
+    role: Literal["teacher", "student"]
+    description: str
+    model: SiT
+    draw: Callable[[Tensor, Tensor], Tensor]
+    num_steps: int
+    num_noises: int
+    evaluations: int
+
+
+def ode_sampler(name: str, model: SiT, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler:
+    """A model with guidance under an ODE solver."""
+    denoiser = Denoiser(model, model.null_label, teacher.cfg_scale, teacher.interval)
+    grid = t_grid(num_steps)
+
+    def draw(noise: Tensor, y: Tensor) -> Tensor:
+        return ODE_SOLVERS[solver](denoiser.given(y), noise[0], grid)
+
+    low, high = teacher.interval
+    description = f"{num_steps} {solver} steps, cfg_scale {teacher.cfg_scale:g}"
+    if teacher.interval != (0.0, 1.0):
+        description += f" for t in [{low:g}, {high:g}]"
+    per_step = 2 * num_steps - 1 if solver == "heun" else num_steps
+    return Sampler(name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(per_step))
+
+
+def few_step_sampler(name: str, model: SiT, t_list: Tensor) -> Sampler:
+    """A student with its list of t."""
+    denoiser = Denoiser(model, model.null_label)
+
+    def draw(noise: Tensor, y: Tensor) -> Tensor:
+        return few_step_sample(denoiser, noise, y, t_list)
+
+    description = f"few-step, fresh noise, t = {', '.join(f'{t:.3g}' for t in t_list.tolist())}"
+    return Sampler(name, "student", description, model, draw, len(t_list), len(t_list), len(t_list))
+
+
+def save_student(model: SiT, t_list: Tensor, folder: Path) -> None:
+    """The student as a folder that `load_sampler` reads: a model and its list of t."""
+    model.save_pretrained(folder)
+    (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
+
+
+def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler:
+    """A folder's model with its own sampler: few-step where it says so, else the teacher's ODE.
+
+    path: a model folder, a run folder (its student is meant) or `embedded`.
+    """
+    folder = resolve(path, "teacher")
+    if (folder / "student").is_dir():
+        folder = folder / "student"
+    model = SiT.from_pretrained(folder)
+    if not (folder / SAMPLER_FILE).is_file():
+        return ode_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps, solver)
+    try:
+        t_list = torch.tensor(json.loads((folder / SAMPLER_FILE).read_text())["t_list"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SAMPLER_FILE} is damaged: {error}") from error
+    return few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+
+
+def balanced_labels(num_images: int, num_classes: int) -> Tensor:
+    """0, 1, .., K-1, 0, 1, ..: every class as often as every other, to within one."""
+    return torch.arange(num_images) % num_classes
+
+
+def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """(K, B, *shape): noise k of image i is a function of (seed, i, k) alone."""
+    rows = [
+        [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices]
+        for k in range(num_noises)
+    ]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+@torch.no_grad()
+def draw_images(
+    sampler: Sampler,
+    labels: Tensor,
+    *,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> tuple[Tensor, float]:
+    """Images 0..len(labels)-1 of a seed.
+
+    Args:
+        advance: told the number of images after each batch (a progress bar's advance).
+
+    Returns: images (N, C, H, W) on the CPU and images per second, noise drawing not counted.
+    """
+    device = next(sampler.model.parameters()).device
+    images: list[Tensor] = []
+    seconds = 0.0
+    for first in range(0, len(labels), batch_size):
+        y = labels[first : first + batch_size]
+        noise = noise_for(range(first, first + len(y)), sampler.num_noises, sampler.model.sample_shape, seed)
+        noise, y = noise.to(device), y.to(device)
+        started = time.perf_counter()
+        images.append(sampler.draw(noise, y).float().cpu())
+        seconds += time.perf_counter() - started
+        advance(len(y))
+    return torch.cat(images), len(labels) / seconds
