@@ -296,12 +296,33 @@ def test_training_draws_what_the_log_has() -> None:
     history[0]["x0_gap/bin2"] = history[2]["x0_gap/bin2"] = 0.25
     history[2]["critic_lag"] = float("nan")
     history[3]["std_drift"] = 1.0  # once is no line
+    for record in history:
+        record |= {"student/loss": 0.5}  # a surrogate without a meaning
     figures = {panel.name: figure for panel, figure in training_plots(history).items()}
     assert sorted(figures) == ["critic-lag", "x0-gap"]
     gap = figures["x0-gap"].axes[0]
-    assert [line.get_label() for line in gap.lines] == ["bin 2", "bin 10"]
+    assert [line.get_label() for line in gap.lines] == ["t bin 2", "t bin 10"]
     assert [np.asarray(line.get_xdata()).tolist() for line in gap.lines] == [[0, 2], [1, 3]]
     assert "1 not finite" in figures["critic-lag"].axes[0].get_title(loc="left")
+
+
+def test_training_knows_the_names_of_the_log() -> None:
+    history = [
+        {
+            "step": s,
+            "fake_score/lag": 1.2,
+            "std_drift": 0.1,
+            "x0_gap": 0.3,
+            "x0_gap/t 0.0-0.2": 0.1,
+            "x0_gap/t 0.2-0.4": 0.2,
+        }
+        for s in (0, 50)
+    ]
+    figures = {panel.name: figure.axes[0] for panel, figure in training_plots(history).items()}
+    assert sorted(figures) == ["critic-lag", "std-drift", "x0-gap"]
+    assert [line.get_label() for line in figures["x0-gap"].lines] == ["t 0.0-0.2", "t 0.2-0.4"]
+    assert np.asarray(figures["critic-lag"].lines[1].get_ydata()).tolist() == [1, 1]
+    assert np.asarray(figures["std-drift"].lines[1].get_ydata()).tolist() == [0, 0]
 
 
 def test_embedding_shares_leave_out_readers_without_a_choice() -> None:

@@ -126,24 +126,26 @@ class Panel:
     title: str
     keys: str  # a regular expression for the whole key
     log: bool = False
+    reference: float | None = None  # dotted: where all is as with the teacher
     caption: str = ""
 
 
+# `student/loss` is left out on purpose: only the gradient of that surrogate has a meaning.
 PANELS = (
     Panel("student-gradient", "Student: gradient norm", r"student/grad_norm", log=True,
           caption="The gradient is normalised: its size is no sign of convergence, but jumps are a warning."),
     Panel("fake-score-loss", "Critic: loss", r"fake_score/loss", log=True,
           caption="The critic follows a moving student; a steady rise means that it falls behind."),
-    Panel("critic-lag", "Critic: lag", r"critic_lag",
-          caption="Critic's loss against the teacher's on the same x_t. Growing: the critic cannot follow."),
-    Panel("x0-gap", "|x0 fake − x0 teacher| by t", r"x0_gap/bin\d+", log=True,
+    Panel("critic-lag", "Critic: lag", r"critic_lag|fake_score/lag", reference=1.0,
+          caption="Critic's loss over the teacher's on the same x_t. Growing: the critic cannot follow."),
+    Panel("x0-gap", "|x0 fake − x0 teacher| by t", r"x0_gap/.+", log=True,
           caption="How far critic and teacher disagree, from t near 0 (dark) to t near 1 (light)."),
-    Panel("std-drift", "Drift of the standard deviation", r"std_drift",
-          caption="Of the student's images: a sign of over-saturation, or of washing out."),
+    Panel("std-drift", "Drift of the standard deviation", r"std_drift", reference=0.0,
+          caption="Of the student's images against the teacher's. Above 0: over-saturated; below: washed out."),
     Panel("high-frequency", "High-frequency ratio", r"high_frequency_ratio(/.+)?",
           caption="Too little is blur, too much is grain."),
     Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True),
-    Panel("losses", "Other losses", r"(?!fake_score/loss$)(.+/)?loss", log=True),
+    Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss", log=True),
 )  # fmt: skip
 
 
@@ -190,8 +192,10 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     log = panel.log and values.min() > 0 and values.max() > 2 * values.min()
     shades = [SINGLE] if len(lines) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
-        label = re.sub(r".*/bin", "bin ", key)
+        label = re.sub(r"^x0_gap/(bin)?", "t bin " if "/bin" in key else "", key)
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
+    if panel.reference is not None:
+        ax.axhline(panel.reference, color=FAINT, linewidth=1.1, linestyle=":")
     if log:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -200,7 +204,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     dress(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(lines) > 1:
-        figure.legend(frameon=False, fontsize=8, ncols=min(5, len(lines)), labelcolor=INK,
+        figure.legend(frameon=False, fontsize=8, ncols=min(3, len(lines)), labelcolor=INK,
                       loc="outside lower center", handlelength=1, columnspacing=1)  # fmt: skip
     return figure
 
