@@ -26,10 +26,16 @@ def check_folder(folder: Path, config_type: type) -> None:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG_FILE} must hold an object of fields; it holds a {type(config).__name__}")
     known = {field.name for field in fields(config_type)}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f"{folder / CONFIG_FILE} has fields this version does not know: {', '.join(unknown)}")
+    try:
+        config_type(**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is no valid {config_type.__name__}: {error}") from error
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
             weights.keys()
