@@ -51,9 +51,7 @@ def test_share_agrees_with_its_flags():
     flags = (torch.arange(500) < 350).double()[:, None]
     share = bootstrap_share(0.7, 500, num_resamples=4000)
     plain = bootstrap_mean(flags, lambda row: row.item(), num_resamples=4000)
-    assert (share.value, share.low, share.high) == pytest.approx(
-        (plain.value, plain.low, plain.high), abs=0.005
-    )
+    assert (share.value, share.low, share.high) == pytest.approx((plain.value, plain.low, plain.high), abs=0.005)
 
 
 def test_seed_decides():

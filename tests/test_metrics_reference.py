@@ -46,9 +46,7 @@ def extractor():
 
 @pytest.fixture(scope="module")
 def reference(extractor):
-    return reference_from_images(
-        *pictures(80, seed=0), extractor, "squares", perceptual=EmbeddedLpips(extractor)
-    )
+    return reference_from_images(*pictures(80, seed=0), extractor, "squares", perceptual=EmbeddedLpips(extractor))
 
 
 def test_roundtrip_keeps_every_field(reference, tmp_path):
@@ -80,9 +78,7 @@ def test_damaged_file(reference, tmp_path, damage):
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 50] = bytes(byte ^ 255 for byte in content[middle : middle + 50])
-    path.write_bytes(
-        {"cut": content[: len(content) // 3], "text": b"hello", "flipped": content, "empty": b""}[damage]
-    )
+    path.write_bytes({"cut": content[: len(content) // 3], "text": b"hello", "flipped": content, "empty": b""}[damage])
     with pytest.raises(ValueError, match=r"reference\.npz is damaged"):
         ReferenceStatistics.load(path)
 
@@ -164,9 +160,7 @@ def test_table_agrees_with_the_functions(measured, reference, extractor):
     statistics = frechet_statistics(extracted.features)
     expected = {
         "frechet": frechet_distance(statistics, reference.frechet()),
-        "frechet_teacher": frechet_distance(
-            statistics, frechet_statistics(extractor.extract(teacher).features)
-        ),
+        "frechet_teacher": frechet_distance(statistics, frechet_statistics(extractor.extract(teacher).features)),
         "class_agreement": (extracted.logits.argmax(1) == labels).float().mean().item(),
         "high_frequency_ratio": high_frequency_ratio(blurred),
         "spectral_distance_data": spectral_distance(blurred, data),

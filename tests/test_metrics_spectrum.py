@@ -117,6 +117,8 @@ def test_lack_and_excess_do_not_cancel():
     frequency = torch.tensor([0.1, 0.3, 0.4])
     difference = spectral_difference(frequency, torch.tensor([9.0, 10, 1]), torch.tensor([1.0, 1, 10]))
     torch.testing.assert_close(difference, torch.tensor([10.0, -10], dtype=torch.float64))
+    inner = spectral_difference(frequency, torch.ones(3), torch.ones(3), band=(0.1, 0.35))
+    assert len(inner) == 2
     images = sine(9) + sine(12)
     other = 2 * sine(9) + 0.5 * sine(12)
     assert spectral_distance(images, other, band=(8.5 / 28, 12.5 / 28)) > 3

@@ -168,13 +168,11 @@ def patch_peak(images: Tensor, patch_size: int) -> float:
 def peak_from_axis_power(mean_axis_power: Tensor, side: int, patch_size: int) -> float:
     """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels a side."""
     if patch_size < 2 or side % patch_size or side // patch_size < 2:
-        raise ValueError(
-            f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches"
-        )
+        raise ValueError(f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches")
     patches = side // patch_size
     log_power = mean_axis_power.double().clamp_min(POWER_FLOOR).log()
     peaks = torch.arange(1, patch_size // 2 + 1) * patches
-    # Beyond the Nyquist frequency the spectrum is its own mirror image.
-    above = torch.where(peaks + 1 > side // 2, side - peaks - 1, peaks + 1)
+    # About the Nyquist frequency the spectrum is its own mirror image.
+    above = torch.where(peaks == side / 2, peaks - 1, peaks + 1)
     ratios = log_power[:, peaks] - (log_power[:, peaks - 1] + log_power[:, above]) / 2
     return ratios.mean().exp().item()
