@@ -50,9 +50,7 @@ class ChunkPlan:
         is_final = sublayer == self.num_sublayers + 1
         chunk = self.chunk_of(self.num_sublayers if is_final else sublayer)
         first_raw = (chunk - 1) * self.chunk_size + 1
-        return [SourceId("chunk", n) for n in range(chunk)] + [
-            SourceId("raw", i) for i in range(first_raw, sublayer)
-        ]
+        return [SourceId("chunk", n) for n in range(chunk)] + [SourceId("raw", i) for i in range(first_raw, sublayer)]
 
 
 def _last(outputs: Sequence[Tensor]) -> Tensor:

@@ -52,8 +52,7 @@ class SiTConfig:
             )
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise ValueError(
-                f"model.hidden_size must be a multiple of num_heads = {self.num_heads} and of 4; "
-                f"got {self.hidden_size}"
+                f"model.hidden_size must be a multiple of num_heads = {self.num_heads} and of 4; got {self.hidden_size}"
             )
         if self.gelu not in ("tanh", "none"):
             raise ValueError(f"model.gelu must be tanh or none; got {self.gelu!r}")

@@ -16,7 +16,7 @@ from distill.files import write_folder
 from distill.metrics import MEASURES
 from distill.pictures import class_grid, save_image
 from distill.report import write_report
-from distill.samplers import Sampler, draw_images, load_sampler, ode_sampler
+from distill.samplers import Sampler, draw_images, load_sampler, ode_sampler, read_class_names
 
 GRID_ROWS = 8
 
@@ -108,9 +108,7 @@ def compare(args: Namespace) -> None:
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
     numbers = sorted({sampler.num_steps for sampler in students})
     equal = [ode_sampler(f"teacher, {n} steps", slow.model, settings, n) for n in numbers]
-    evaluator = Evaluator(
-        EvalConfig(num_images=args.num_images, batch_size=args.batch_size, seed=args.seed), device
-    )
+    evaluator = Evaluator(EvalConfig(num_images=args.num_images, batch_size=args.batch_size, seed=args.seed), device)
     evaluator.use_teacher_reference(slow, args.teacher)
     entries = results.measured_entries(evaluator, slow, [*equal, *students], GRID_ROWS * slow.model.null_label)
     routing = [results.routing_of("teacher", slow.model)]
@@ -121,6 +119,7 @@ def compare(args: Namespace) -> None:
         entries,
         evaluator,
         routing=routing,
+        class_names=read_class_names(args.teacher),
         seeds={"evaluate": args.seed},
     )
     print(f"report: {write_report(report, folder)}")

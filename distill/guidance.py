@@ -37,9 +37,7 @@ class Denoiser:
         guided = (t >= low) & (t <= high)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
             return self.model(x_t, t, y)
-        both = self.model(
-            torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)])
-        )
+        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)]))
         cond, uncond = both.chunk(2)
         scale = torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype).view(-1, 1, 1, 1)
         return combine_cfg(cond, uncond, scale)

@@ -19,7 +19,7 @@ from distill.files import write_folder
 from distill.report import write_report
 from distill.roles import build_roles
 from distill.run_folder import claim_folder
-from distill.samplers import few_step_sampler, ode_sampler, save_student
+from distill.samplers import few_step_sampler, ode_sampler, read_class_names, save_student
 from distill.training.distillation import GRID_ROWS, DistillationTask
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -79,6 +79,7 @@ def write_run_report(
         history=read_log(folder),
         routing=[results.routing_of("teacher", teacher), results.routing_of("student", student)],
         config_yaml=config_to_yaml(config),
+        class_names=read_class_names(settings.path),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )
     return write_report(report, folder / "report")

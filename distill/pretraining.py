@@ -34,9 +34,7 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
             f"{(model.in_channels, model.input_size, model.input_size)}"
         )
     if data.num_classes > model.num_classes:
-        raise UserError(
-            f"{config.data.path} has {data.num_classes} classes; model.num_classes = {model.num_classes}"
-        )
+        raise UserError(f"{config.data.path} has {data.num_classes} classes; model.num_classes = {model.num_classes}")
     if config.train.batch_size > len(data):
         raise UserError(
             f"train.batch_size = {config.train.batch_size} is larger than the data set ({len(data)} samples)"

@@ -13,11 +13,20 @@ from dar import SiT
 from dar.routing import DepthRouting
 from distill import report
 from distill.evaluation import Evaluator, Measured
-from distill.metrics import MEASURES, Interval, ReferenceStatistics, data_values, radial_spectrum
+from distill.metrics import (
+    MEASURES,
+    Interval,
+    ReferenceStatistics,
+    data_values,
+    gradient_histogram,
+    radial_spectrum,
+)
+from distill.metrics.edges import BIN_WIDTH, NUM_BINS
 from distill.run_folder import versions
 from distill.samplers import Sampler, balanced_labels
 from distill.seeds import generator_for
 
+EDGE_BINS = 16  # of the histogram's, in one of the plot's
 NUM_ROUTING_T = 9
 NUM_ROUTING_SAMPLES = 60
 
@@ -27,7 +36,8 @@ class Entry:
     """One sampler of a report.
 
     grid: its images of the first labels, (n, C, H, W).
-    spectrum: frequency and power, (K) each, of as many images as there are statistics of.
+    spectrum: frequency and power, (K) each. gradients: histogram of gradient magnitude. Both of as many images
+        as there are statistics of.
     """
 
     sampler: Sampler
@@ -35,15 +45,14 @@ class Entry:
     images_per_second: float
     measured: Measured
     spectrum: tuple[Tensor, Tensor]
+    gradients: Tensor
 
 
 def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
 
 
-def measured_entries(
-    evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_grid: int
-) -> list[Entry]:
+def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_grid: int) -> list[Entry]:
     """Draw and measure the reference sampler and the others, all from the same noise and labels.
 
     Where statistics of the reference sampler are stored, only its grid is drawn.
@@ -54,10 +63,12 @@ def measured_entries(
     if evaluator.teacher is None:
         evaluator.teacher = evaluator.statistics(slow, slow_images, slow.description)
     measured = stored or evaluator.measure(slow, slow_images, slow_rate)
-    entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher))]
+    histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
+    entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher), histogram)]
     for sampler, (images, rate) in zip(others, evaluator.draw(others, num_images), strict=True):
         measured = evaluator.measure(sampler, images, rate, paired_to=slow_images)
-        entries.append(Entry(sampler, images[:num_grid], rate, measured, radial_spectrum(images)))
+        spectrum, histogram = radial_spectrum(images), gradient_histogram(images).mean(0)
+        entries.append(Entry(sampler, images[:num_grid], rate, measured, spectrum, histogram))
     return entries
 
 
@@ -126,9 +137,7 @@ def _cell(interval: Interval) -> report.Cell:
 
 
 def measures() -> list[report.Measure]:
-    return [
-        report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in MEASURES.values()
-    ]
+    return [report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in MEASURES.values()]
 
 
 def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
@@ -149,6 +158,14 @@ def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
 def spectra(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Spectrum]:
     curves = [(e.sampler.name, *e.spectrum) for e in entries] + [(report.DATA, *spectrum_of(data))]
     return [report.Spectrum(name, frequency.numpy(), power.numpy()) for name, frequency, power in curves]
+
+
+def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Edges]:
+    """Densities of gradient magnitude, in bins coarse enough to be read."""
+    histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries] + [(report.DATA, data.gradient_histogram)]
+    width = BIN_WIDTH * EDGE_BINS
+    centres = (np.arange(NUM_BINS // EDGE_BINS) + 0.5) * width
+    return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
 
 
 def headline(entries: Sequence[Entry], data: ReferenceStatistics) -> list[tuple[str, str, str]]:
@@ -214,6 +231,7 @@ def page(
         class_names=class_names,
         headline=headline(entries, evaluator.data),
         spectra=spectra(entries, evaluator.data),
+        edges=edges(entries, evaluator.data),
         measures=measures(),
         cells=table(entries, evaluator.data),
         history=history,

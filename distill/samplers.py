@@ -22,6 +22,7 @@ from distill.schedules import t_grid
 from distill.seeds import generator_for
 
 SAMPLER_FILE = "sampler.json"
+CLASSES_FILE = "classes.json"
 
 
 @dataclass
@@ -42,6 +43,12 @@ class Sampler:
     num_steps: int
     num_noises: int
     evaluations: int
+
+
+def read_class_names(path: str) -> list[str] | None:
+    """Names of the classes, from `classes.json` in a model folder (or `embedded`) that has one."""
+    file = resolve(path, "teacher") / CLASSES_FILE
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def ode_sampler(name: str, model: SiT, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler:
@@ -103,8 +110,7 @@ def balanced_labels(num_images: int, num_classes: int) -> Tensor:
 def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """(K, B, *shape): noise k of image i is a function of (seed, i, k) alone."""
     rows = [
-        [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices]
-        for k in range(num_noises)
+        [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices] for k in range(num_noises)
     ]
     return torch.stack([torch.stack(row) for row in rows])
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from distill.errors import UserError
 
@@ -32,7 +33,15 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        intact = next(reversed(checkpoints(run_folder)), None)
+        raise UserError(
+            f"the checkpoint of step {step} could not be written: {error}; "
+            f"{f'{intact} is intact' if intact else 'there is no earlier one'}"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if final.exists():

@@ -110,9 +110,7 @@ class DistillationTask:
         drift = sum(stds) / len(stds) / self.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
 
-    def _student_loss(
-        self, x_in: Tensor, t_in: Tensor, y: Tensor, t: Tensor, eps: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _student_loss(self, x_in: Tensor, t_in: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """x0_gen, and the distribution-matching loss from its noised x_t; gradient through x0_gen alone."""
         with self.accelerator.autocast():
             x0_gen = velocity_to_x0(x_in, self.student.model(x_in, t_in, y), t_in)

@@ -52,9 +52,7 @@ class Counter:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
-def run_loop(
-    task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False
-) -> float:
+def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> float:
     """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`.
 
     Returns: seconds spent in this and earlier parts of the run.

@@ -1,0 +1,66 @@
+"""What the tests of training share: models of a few thousand parameters and a run of seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dar import RoutingConfig, SiT, SiTConfig
+from distill.config import DmdConfig, EvalConfig, FakeScoreConfig, LoopConfig, OptimConfig, RunConfig, StudentConfig
+
+torch.set_num_threads(1)
+
+
+def tiny_config(**changes) -> SiTConfig:
+    values = {
+        "input_size": 8,
+        "patch_size": 4,
+        "in_channels": 1,
+        "hidden_size": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 3,
+        "gelu": "none",
+        "routing": RoutingConfig(chunk_size=2),
+    }
+    return SiTConfig(**{**values, **changes})
+
+
+def perturbed(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
+    """Away from adaLN-Zero's initialisation, at which a SiT gives zero whatever it is fed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+@pytest.fixture
+def tiny_model() -> SiT:
+    torch.manual_seed(0)
+    model = SiT(tiny_config())
+    perturbed(model)
+    return model
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> RunConfig:
+    """A distillation of a few updates; rates are large so that a few updates move the weights."""
+    optim = {"lr": 1e-3, "betas": (0.0, 0.95)}
+    return RunConfig(
+        output=str(tmp_path / "run"),
+        student=StudentConfig(steps=2, optim=OptimConfig(**optim)),
+        fake_score=FakeScoreConfig(updates=2, warmup_updates=1, optim=OptimConfig(**optim)),
+        dmd=DmdConfig(rollout="every_step"),
+        train=LoopConfig(steps=4, batch_size=4, log_every=1, grid_every=100, save_every=100),
+        evaluate=EvalConfig(num_images=20),
+    )

@@ -1,0 +1,222 @@
+"""The distillation task: who is updated when, from which numbers, and that it goes where theory says."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dar import SiT
+from distill.config import LoopConfig, RunConfig, TeacherConfig
+from distill.errors import UserError
+from distill.flow import interpolate, t_like, velocity_to_x0
+from distill.guidance import Denoiser
+from distill.losses import dmd_loss, flow_matching_loss
+from distill.sampling import few_step_sample
+from distill.schedules import t_grid
+from distill.seeds import generator_for
+from distill.training.distillation import DistillationTask
+from distill.training.preflight import preflight
+
+
+def make_task(config: RunConfig, model: SiT, accelerator) -> DistillationTask:
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    return DistillationTask(config, (teacher, copy.deepcopy(model), copy.deepcopy(model)), accelerator, 1.0)
+
+
+def snapshot(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def test_roles_start_equal_and_only_student_and_critic_move(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    before = snapshot(task.teacher)
+    assert torch.equal(before, snapshot(task.student.module))
+    assert torch.equal(before, snapshot(task.fake_score.module))
+    task.update(0)
+    assert torch.equal(before, snapshot(task.teacher))
+    assert not torch.equal(before, snapshot(task.student.module))
+    assert not torch.equal(before, snapshot(task.fake_score.module))
+
+
+def test_critic_updates_leave_student_and_ema_alone(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    student, ema, critic = snapshot(task.student.module), snapshot(task.ema), snapshot(task.fake_score.module)
+    task._update_critic(0, with_lag=False)
+    assert torch.equal(student, snapshot(task.student.module))
+    assert torch.equal(ema, snapshot(task.ema))
+    assert not torch.equal(critic, snapshot(task.fake_score.module))
+    assert all(p.grad is None for p in task.student.module.parameters())
+
+
+def test_student_update_leaves_the_critic_and_its_gradients_alone(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    critic = snapshot(task.fake_score.module)
+    task._update_student(0)
+    assert torch.equal(critic, snapshot(task.fake_score.module))
+    assert all(p.grad is None for p in task.fake_score.module.parameters())
+
+
+def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    decay = run_config.student.ema_decay
+    for step in range(3):
+        before = snapshot(task.averaged_student)
+        task.update(step)
+        student = snapshot(task.student.module)
+        expected = student if step == 0 else decay * before + (1 - decay) * student
+        assert torch.allclose(snapshot(task.averaged_student), expected, atol=1e-7)
+
+
+def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, accelerator, monkeypatch) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    seen: list[int] = []
+    update = task._update_critic
+
+    def recorded(step: int, *, with_lag: bool) -> dict[str, float]:
+        seen.append(step)
+        return update(step, with_lag=with_lag)
+
+    monkeypatch.setattr(task, "_update_critic", recorded)
+    task.update(0)
+    assert seen == [0, 1, 2]  # one of warm-up, two regular
+    task.update(1)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rollout", ["random_step", "every_step"])
+def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator, rollout) -> None:
+    whole = replace(run_config, dmd=replace(run_config.dmd, rollout=rollout))
+    parts = replace(whole, train=replace(whole.train, accumulation=2))
+    values = [make_task(config, tiny_model, accelerator)._update_critic(0, with_lag=True) for config in (whole, parts)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    values = [make_task(config, tiny_model, accelerator)._update_student(0) for config in (whole, parts)]
+    for name in ("student/loss", "student/grad_norm"):
+        assert values[0][name] == pytest.approx(values[1][name], rel=1e-5)
+
+
+def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerator) -> None:
+    """Finishing the last row of inputs gives what `few_step_sample` gives from the same noise."""
+    task = make_task(run_config, tiny_model, accelerator)
+    x_in, t_in, y, _, _ = task._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
+    size, steps = run_config.train.batch_size, run_config.student.steps
+    generator = generator_for(run_config.train.seed, "student", 5)
+    labels = torch.randint(3, (size,), generator=generator)
+    noise = torch.randn(steps, size, 1, 8, 8, generator=generator)
+    assert torch.equal(y[:size], labels)
+    assert torch.equal(x_in[:size], noise[0])
+    last = slice((steps - 1) * size, None)
+    with torch.no_grad():
+        x0 = velocity_to_x0(x_in[last], task.student.module(x_in[last], t_in[last], y[last]), t_in[last])
+        expected = few_step_sample(Denoiser(task.student.module, 3), noise, labels, task.t_list)
+    assert torch.equal(x0, expected)
+
+
+def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:
+    config = replace(run_config, dmd=replace(run_config.dmd, rollout="random_step"))
+    task = make_task(config, tiny_model, accelerator)
+    met = set()
+    for step in range(12):
+        _, t_in, _, t, _ = task._draw("student", step, lambda n, g: torch.rand(n, generator=g))
+        assert len(t_in) == config.train.batch_size
+        assert len(t_in.unique()) == 1
+        assert len(t.unique()) == len(t)
+        met.add(round(float(t_in[0]), 6))
+    assert met == {round(float(t), 6) for t in task.t_list}
+
+
+def test_student_gradient_vanishes_where_critic_is_the_unguided_teacher(run_config, tiny_model, accelerator) -> None:
+    config = replace(run_config, teacher=TeacherConfig(cfg_scale=1.0))
+    task = make_task(config, tiny_model, accelerator)
+    assert task._update_student(0)["student/grad_norm"] == 0.0
+    guided = make_task(replace(run_config, teacher=TeacherConfig(cfg_scale=2.0)), tiny_model, accelerator)
+    assert guided._update_student(0)["student/grad_norm"] > 1e-4
+
+
+def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:
+    class Sound(nn.Module):
+        """velocity = eps - x0 of data at 0 with unit variance, from x_t alone."""
+
+        null_label = 3
+        sample_shape = (1, 8, 8)
+
+        def __init__(self, factor: float = 1.0) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(factor))
+
+        def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            t = t_like(t, x_t)
+            return self.factor * x_t * (2 * t - 1) / (t**2 + (1 - t) ** 2)
+
+    settings = TeacherConfig(cfg_scale=1.0)
+    std = preflight(Sound(), Sound(), Sound(), settings)
+    expected = 1.0  # what ten Euler steps make of unit noise in this linear field
+    for t, t_next in zip(t_grid(10).tolist()[:-1], t_grid(10).tolist()[1:], strict=True):
+        expected *= 1 + (t_next - t) * (2 * t - 1) / (t**2 + (1 - t) ** 2)
+    assert std == pytest.approx(expected, rel=0.04)
+    with pytest.raises(UserError, match="slope -1"):
+        preflight(Sound(-1.0), Sound(-1.0), Sound(-1.0), settings)
+    with pytest.raises(UserError, match="fake_score differs from the teacher"):
+        preflight(Sound(), Sound(), Sound(1.01), settings)
+
+
+class GaussianFlow(nn.Module):
+    """The exact velocity of data N(mean, std^2), with mean and std as its parameters.
+
+    E[x0 | x_t] = mean + (1-t) std^2 / ((1-t)^2 std^2 + t^2) (x_t - (1-t) mean); velocity = (x_t - E) / t.
+    """
+
+    def __init__(self, mean: float, log_std: float) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean))
+        self.log_std = nn.Parameter(torch.tensor(log_std))
+
+    def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        t, variance = t_like(t, x_t), (2 * self.log_std).exp()
+        gain = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
+        return self.mean + gain * (x_t - (1 - t) * self.mean)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t - self.x0(x_t, t)) / t_like(t, x_t)
+
+
+def test_distillation_moves_a_gaussian_student_to_the_teachers_mean_and_variance() -> None:
+    """A one-step generator x0 = m + s eps, a teacher N(0.5, 0.4^2), and a critic that is learnt by regression."""
+    torch.manual_seed(0)
+    teacher = GaussianFlow(0.5, -0.916).requires_grad_(False)
+    critic = GaussianFlow(-0.3, 0.0)
+    mean, log_std = nn.Parameter(torch.tensor(-0.3)), nn.Parameter(torch.tensor(0.0))
+    student_optimizer = torch.optim.Adam([mean, log_std], lr=0.01, betas=(0.0, 0.95))
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=0.02, betas=(0.0, 0.95))
+
+    def generate() -> Tensor:
+        return mean + log_std.exp() * torch.randn(256, 1, 1, 4)
+
+    for _ in range(250):
+        for _ in range(3):
+            x0, eps, t = generate().detach(), torch.randn(256, 1, 1, 4), 0.02 + 0.96 * torch.rand(256)
+            loss = flow_matching_loss(critic(interpolate(x0, eps, t), t), x0, eps)
+            critic_optimizer.zero_grad()
+            loss.backward()
+            critic_optimizer.step()
+        x0, t = generate(), 0.02 + 0.96 * torch.rand(256)
+        x_t = interpolate(x0, torch.randn_like(x0), t).detach()
+        loss = dmd_loss(x0, teacher.x0(x_t, t), critic.x0(x_t, t).detach())
+        student_optimizer.zero_grad()
+        loss.backward()
+        student_optimizer.step()
+    assert mean.item() == pytest.approx(0.5, abs=0.06)
+    assert log_std.exp().item() == pytest.approx(0.4, abs=0.06)
+
+
+def test_t_list_is_the_samplers_grid_without_its_end(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    assert torch.equal(task.t_list, t_grid(2)[:-1])
+
+
+def test_loop_config_is_refused_where_it_makes_no_sense() -> None:
+    with pytest.raises(UserError, match=r"train.steps must be at least 1; got 0"):
+        LoopConfig(steps=0)

@@ -1,0 +1,75 @@
+"""The one optimizer step there is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from torch import nn
+
+from distill.config import OptimConfig
+from distill.errors import NonFiniteError
+from distill.training.learner import Learner, lr_factor
+
+
+def learner(accelerator, optim: OptimConfig, value: float = 1.0) -> tuple[Learner, nn.Parameter]:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    return Learner("student", model, optim, 10, accelerator), model.weight
+
+
+def test_rate_warms_up_stays_and_decays_to_the_last_step() -> None:
+    optim = OptimConfig(warmup_steps=4, decay_fraction=0.5)
+    factors = [lr_factor(step, 10, optim) for step in range(10)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_rate_without_warmup_or_decay_is_constant() -> None:
+    assert {lr_factor(step, 10, OptimConfig()) for step in range(10)} == {1.0}
+
+
+def test_first_adam_step_has_the_size_of_the_rate(accelerator) -> None:
+    learn, weight = learner(accelerator, OptimConfig(lr=0.01))
+    values = learn.update(0, [lambda: 3.0 * learn.model.weight.sum()])
+    assert weight.item() == pytest.approx(1 - 0.01, abs=1e-6)
+    assert values["loss"] == pytest.approx(3.0)
+    assert values["grad_norm"] == pytest.approx(3.0)
+
+
+def test_micro_batches_are_averaged(accelerator) -> None:
+    learn, _ = learner(accelerator, OptimConfig(clip_norm=100))
+    values = learn.update(0, [lambda: 2.0 * learn.model.weight.sum(), lambda: 4.0 * learn.model.weight.sum()])
+    assert values["grad_norm"] == pytest.approx(3.0)
+    assert values["loss"] == pytest.approx(3.0)
+
+
+def test_gradient_is_clipped_before_the_step(accelerator) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    learn = Learner("student", model, OptimConfig(clip_norm=0.5), 10, accelerator)
+    seen = []
+    learn.optimizer.optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.clone()))
+    learn.update(0, [lambda: 3.0 * learn.model.weight.sum()])
+    assert seen[0].item() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_loss_stops_before_the_step(accelerator, bad: float) -> None:
+    learn, weight = learner(accelerator, OptimConfig(lr=0.1))
+    with pytest.raises(NonFiniteError, match=r"student: the loss is not finite at step 7") as caught:
+        learn.update(7, [lambda: bad * learn.model.weight.sum()])
+    assert (caught.value.role, caught.value.step) == ("student", 7)
+    assert weight.item() == 1.0
+    assert not learn.optimizer.optimizer.state
+
+
+def test_non_finite_gradient_stops_before_the_step(accelerator) -> None:
+    learn, weight = learner(accelerator, OptimConfig(lr=0.1), value=0.0)
+    with pytest.raises(NonFiniteError, match="the gradient is not finite at step 3"):
+        learn.update(3, [lambda: learn.model.weight.abs().sqrt().sum()])  # finite at 0, with an infinite slope
+    assert weight.item() == 0.0
+
+
+def test_no_gradient_is_left_behind(accelerator) -> None:
+    learn, weight = learner(accelerator, OptimConfig())
+    learn.update(0, [lambda: learn.model.weight.sum()])
+    assert weight.grad is None

@@ -1,0 +1,154 @@
+"""4 steps = 2 + save + load + 2, bit for bit; checkpoints are whole or not there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dar import SiT
+from distill.config import DataConfig, FlowMatchingConfig, LoopConfig, RunConfig, TrainConfig
+from distill.data.base import Dataset
+from distill.errors import NonFiniteError, UserError
+from distill.run_folder import claim_folder
+from distill.training import checkpoint
+from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from distill.training.distillation import DistillationTask
+from distill.training.loop import run_loop
+from distill.training.run_log import read_log
+from distill.training.teacher import TeacherTask
+from tests.conftest import tiny_config
+
+
+class Blobs:
+    """Eight images, three classes."""
+
+    sample_shape = (1, 8, 8)
+    num_classes = 3
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 1, 8, 8)
+        return images[indices].clone(), indices % 3
+
+
+def teacher_task(folder: Path, steps: int) -> tuple[TeacherTask, Accelerator, LoopConfig]:
+    loop = LoopConfig(steps=steps, batch_size=4, log_every=1, grid_every=2, save_every=2)
+    config = TrainConfig(
+        str(folder), tiny_config(), DataConfig(), FlowMatchingConfig(ema_decay=0.9), train=loop, grid_steps=2
+    )
+    data: Dataset = Blobs()
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    return TeacherTask(config, SiT(config.model), data, accelerator), accelerator, loop
+
+
+def distillation_task(config: RunConfig, model: SiT) -> tuple[DistillationTask, Accelerator]:
+    accelerator = Accelerator(cpu=True)
+    teacher = copy.deepcopy(model).requires_grad_(False)
+    roles = (teacher, copy.deepcopy(model), copy.deepcopy(model))
+    return DistillationTask(config, roles, accelerator, 1.0), accelerator
+
+
+def state_of(*modules: torch.nn.Module) -> list[torch.Tensor]:
+    return [value.clone() for module in modules for value in module.state_dict().values()]
+
+
+def without_time(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in record.items() if k != "elapsed_s"} for record in read_log(folder)]
+
+
+def test_teacher_training_resumes_bit_exactly(tmp_path: Path) -> None:
+    folders = tmp_path / "whole", tmp_path / "parts"
+    states = []
+    for folder, stops in zip(folders, ([4], [2, 4]), strict=True):
+        folder.mkdir()
+        for i, stop in enumerate(stops):
+            task, accelerator, loop = teacher_task(folder, 4)
+            loop = replace(loop, steps=stop)
+            run_loop(task, loop, accelerator, folder, resume=i > 0)
+        states.append(state_of(task.learner.module, task.ema))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    assert without_time(folders[0]) == without_time(folders[1])
+    assert [record["step"] for record in read_log(folders[1])] == [1, 2, 3, 4]
+
+
+def test_distillation_resumes_bit_exactly(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
+    states = []
+    for name, stops in (("whole", [4]), ("parts", [2, 4])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, stop in enumerate(stops):
+            task, accelerator = distillation_task(run_config, tiny_model)
+            run_loop(task, replace(run_config.train, steps=stop), accelerator, folder, resume=i > 0)
+        states.append(state_of(task.student.module, task.fake_score.module, task.ema))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 4)
+    run_loop(task, replace(loop, steps=3, save_every=2, keep=5), accelerator, tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 99}) + '\n{"step": 100, "cut')
+    task, accelerator, loop = teacher_task(tmp_path, 4)
+    run_loop(task, loop, accelerator, tmp_path, resume=True)
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_keeps_the_newest_k(tmp_path: Path) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 6)
+    run_loop(task, replace(loop, save_every=1, keep=2), accelerator, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
+
+
+def test_resume_without_a_checkpoint_is_an_error(tmp_path: Path, accelerator: Accelerator) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_checkpoint(accelerator, tmp_path)
+
+
+def test_a_failed_save_leaves_the_last_checkpoint_alone(tmp_path: Path, monkeypatch) -> None:
+    _, accelerator, _ = teacher_task(tmp_path, 4)
+    save_checkpoint(accelerator, tmp_path, 1, keep=2)
+
+    def disk_full(folder: str) -> None:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(accelerator, "save_state", disk_full)
+    with pytest.raises(UserError, match=r"step 2 .*No space left on device.*step_00000001"):
+        save_checkpoint(accelerator, tmp_path, 2, keep=2)
+    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
+
+
+def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
+    task, accelerator = distillation_task(run_config, tiny_model)
+    run_loop(task, replace(run_config.train, steps=2, save_every=1), accelerator, tmp_path)
+    with torch.no_grad():
+        next(task.student.module.parameters()).fill_(float("nan"))
+    before = state_of(task.fake_score.module)
+    with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite at step 5"):
+        task.update(2)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.fake_score.module), strict=True))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path, run_config: RunConfig) -> None:
+    folder = tmp_path / "run"
+    claim_folder(folder, run_config, resume=False)
+    with pytest.raises(UserError, match="is not empty"):
+        claim_folder(folder, run_config, resume=False)
+    with pytest.raises(UserError, match="holds no run"):
+        claim_folder(tmp_path / "none", run_config, resume=True)
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    claim_folder(folder, run_config, resume=True)
+    changed = replace(run_config, student=replace(run_config.student, steps=8))
+    with pytest.raises(UserError, match=r"differs .*steps: 8"):
+        claim_folder(folder, changed, resume=True)
