@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.errors import UserError
@@ -29,16 +29,19 @@ def load_config(config_type: type[T], path: str | Path, overrides: Sequence[str]
         given = OmegaConf.load(path)
     except Exception as error:  # yaml raises a family of its own
         raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(given, DictConfig):
+        raise UserError(f"{path} must hold a mapping of sections; it holds a list")
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise UserError(f"override {override!r} must look like section.key=value")
+        try:
+            given.merge_with_dotlist([override])
+        except Exception as error:
+            raise UserError(f"override {override!r} cannot be read: {_one_line(error)}") from error
     try:
-        merged = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
+        values: Any = OmegaConf.to_container(given, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of sections; it holds a {type(values).__name__}")
     return _build(config_type, values, "")
 
 
@@ -84,10 +87,8 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
             built[name] = _convert(hints[name], value, f"{prefix}{name}")
     try:
         return config_type(**built)
-    except UserError as error:
+    except ValueError as error:  # UserError is one
         raise UserError(_with_prefix(str(error), prefix)) from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _overlay(defaults: dict[str, Any], given: dict[Any, Any]) -> dict[Any, Any]:
@@ -126,9 +127,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if not isinstance(value, acceptable) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
     try:
-        return kind(value)
+        converted = kind(value)
     except ValueError as error:
         raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}") from error
+    if converted != converted:  # NaN would pass every check of a limit
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
+    return converted
 
 
 _ARTICLES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

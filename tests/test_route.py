@@ -70,10 +70,7 @@ def test_eps_is_under_the_root():
 @pytest.mark.parametrize("num", [1, 3])
 def test_gradcheck(form, num):
     dim = 5
-    inputs = [
-        x.requires_grad_()
-        for x in (*draw_sources(num, dim), draw(*query_shape(form, dim)), draw(dim, seed=1))
-    ]
+    inputs = [x.requires_grad_() for x in (*draw_sources(num, dim), draw(*query_shape(form, dim)), draw(dim, seed=1))]
 
     def function(*leaves: Tensor):
         return depth_route(leaves[:num], leaves[num], leaves[num + 1], return_weights=True)
@@ -151,9 +148,7 @@ def test_sources_of_very_different_size_and_a_row_of_zeros():
 @pytest.mark.parametrize("form", ["d", "Bd", "BTd"])
 def test_zero_queries_give_the_mean(form):
     sources = draw_sources(7, 6)
-    h, weights = depth_route(
-        sources, torch.zeros(query_shape(form, 6), dtype=torch.float64), return_weights=True
-    )
+    h, weights = depth_route(sources, torch.zeros(query_shape(form, 6), dtype=torch.float64), return_weights=True)
     torch.testing.assert_close(h, torch.stack(sources).mean(0))
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 7))
 

@@ -343,7 +343,9 @@ def test_gradient_checkpointing_changes_no_gradient(routing):
 
 
 def test_patches_go_out_the_way_they_came_in():
-    config = SiTConfig(input_size=6, patch_size=2, in_channels=3, hidden_size=12, depth=1, num_heads=1, num_classes=1)
+    config = SiTConfig(
+        input_size=6, patch_size=2, in_channels=3, hidden_size=12, depth=1, num_heads=1, num_classes=1, routing=RESIDUAL
+    )
     model = SiT(config)
     with torch.no_grad():  # token entry (c, i, j) = that pixel of the patch
         model.x_embedder.proj.weight.copy_(torch.eye(12).view(12, 3, 2, 2))

@@ -1,0 +1,281 @@
+"""The path, guidance and samplers, on flows whose answer is known."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.flow import (
+    combine_cfg,
+    interpolate,
+    t_like,
+    velocity_to_eps,
+    velocity_to_x0,
+    x0_to_velocity,
+)
+from distill.guidance import Denoiser
+from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
+from distill.schedules import T_SAMPLERS, shift_t, t_grid
+from distill.seeds import generator_for
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X0, EPS = draw(4, 2, 3, 3), draw(4, 2, 3, 3, seed=1)
+T = torch.tensor([0.1, 0.4, 0.9, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", [T, torch.tensor(0.3, dtype=torch.float64)], ids=["per sample", "scalar"])
+def test_conversions_undo_the_interpolation(t):
+    x_t, velocity = interpolate(X0, EPS, t), EPS - X0
+    torch.testing.assert_close(velocity_to_x0(x_t, velocity, t), X0)
+    torch.testing.assert_close(velocity_to_eps(x_t, velocity, t), EPS)
+    torch.testing.assert_close(x0_to_velocity(x_t, X0, t), velocity)
+
+
+def test_zero_is_data_and_one_is_noise():
+    assert torch.equal(interpolate(X0, EPS, torch.zeros(4, dtype=torch.float64)), X0)
+    assert torch.equal(interpolate(X0, EPS, torch.ones(4, dtype=torch.float64)), EPS)
+
+
+def test_t_goes_with_its_own_sample():
+    x_t = interpolate(X0, EPS, T)
+    for i in range(4):
+        torch.testing.assert_close(x_t[i], (1 - T[i]) * X0[i] + T[i] * EPS[i])
+    assert t_like(T, X0).shape == (4, 1, 1, 1) and t_like(T[0], X0).shape == ()
+
+
+def test_guidance_at_zero_one_and_two():
+    cond, uncond = X0, EPS
+    torch.testing.assert_close(combine_cfg(cond, uncond, 0.0), uncond)
+    torch.testing.assert_close(combine_cfg(cond, uncond, 1.0), cond)
+    torch.testing.assert_close(combine_cfg(cond, uncond, 2.0), 2 * cond - uncond)
+
+
+def test_guiding_velocity_and_guiding_x0_are_the_same():
+    x_t, cond, uncond = draw(4, 2, 3, 3, seed=2), X0, EPS
+    guided = velocity_to_x0(x_t, combine_cfg(cond, uncond, 3.0), T)
+    other = combine_cfg(velocity_to_x0(x_t, cond, T), velocity_to_x0(x_t, uncond, T), 3.0)
+    torch.testing.assert_close(guided, other)
+
+
+# grids of t
+
+
+def test_shift_moves_t_to_the_published_values():
+    t = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    torch.testing.assert_close(shift_t(t, 5.0), torch.tensor([1, 0.9375, 5 / 6, 0.625]))
+    assert torch.equal(shift_t(t, 1.0), t)
+    torch.testing.assert_close(shift_t(shift_t(t, 5.0), 0.2), t)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 7])
+def test_grid_runs_from_noise_to_data(num_steps):
+    expected = [1 - i / num_steps for i in range(num_steps + 1)]
+    torch.testing.assert_close(t_grid(num_steps), torch.tensor(expected))
+    shifted = t_grid(num_steps, shift=3.0)
+    torch.testing.assert_close(shifted, torch.tensor([3 * t / (1 + 2 * t) for t in expected]))
+    assert shifted[0] == 1 and shifted[-1] == 0
+
+
+def test_a_grid_needs_a_step():
+    with pytest.raises(ValueError, match="at least 1 step; got 0"):
+        t_grid(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantile"),
+    [("uniform", lambda p: p), ("logit_normal", lambda p: 1 / (1 + math.exp(-math.sqrt(2) * erfinv(2 * p - 1))))],
+)
+def test_t_samplers_have_their_distribution(name, quantile):
+    t = T_SAMPLERS[name](20000, generator_for(0, name), low=0.2, high=0.7)
+    assert t.shape == (20000,) and t.min() >= 0.2 and t.max() <= 0.7
+    for p in (0.1, 0.25, 0.5, 0.9):
+        assert float(t.quantile(p)) == pytest.approx(0.2 + 0.5 * quantile(p), abs=0.01)
+
+
+def erfinv(x: float) -> float:
+    return float(torch.erfinv(torch.tensor(x, dtype=torch.float64)))
+
+
+def test_generators_depend_on_seed_and_purpose_alone():
+    def number(*key: Any) -> float:
+        return float(torch.rand((), generator=generator_for(*key)))
+
+    assert number(1, "student", 3) == number(1, "student", 3)
+    others = {number(1, "student", 3), number(2, "student", 3), number(1, "critic", 3), number(1, "student", 4)}
+    assert len(others) == 4
+
+
+# solvers, on data that is N(mean, std^2) in each pixel
+
+MEAN, STD = 0.7, 0.4
+
+
+def gaussian_velocity(x_t: Tensor, t: Tensor) -> Tensor:
+    """E[eps - x0 | x_t] for x0 ~ N(MEAN, STD^2): both are jointly Gaussian with x_t."""
+    t = t_like(t, x_t)
+    variance = (1 - t) ** 2 * STD**2 + t**2
+    residual = x_t - (1 - t) * MEAN
+    return residual * (t - (1 - t) * STD**2) / variance - MEAN
+
+
+def gaussian_solution(noise: Tensor) -> Tensor:
+    """The flow keeps the number of standard deviations: from N(0, 1) at t = 1 to N(MEAN, STD^2) at t = 0."""
+    return MEAN + STD * noise
+
+
+def grid(num_steps: int) -> Tensor:
+    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ODE_SOLVERS)
+def test_constant_velocity_is_solved_exactly(name):
+    slope = draw(4, 2, 3, 3, seed=5)
+    uneven = torch.tensor([1.0, 0.9, 0.4, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(ODE_SOLVERS[name](lambda x, t: slope, EPS, uneven), EPS - slope)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+def test_order_of_convergence(solver, order):
+    errors = [
+        float((solver(gaussian_velocity, EPS, grid(n)) - gaussian_solution(EPS)).abs().max()) for n in (64, 128, 256)
+    ]
+    observed = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert observed == pytest.approx([order, order], abs=0.1)
+    assert errors[-1] < 0.01
+
+
+@pytest.mark.parametrize(("solver", "calls"), [(euler, [1, 0.5]), (heun, [1, 0.5, 0.5])])
+def test_solvers_evaluate_where_they_say(solver, calls):
+    """heun's last step is an Euler step: nothing is ever evaluated at t = 0."""
+    seen = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        assert t.shape == (4,) and t.dtype == x.dtype
+        seen.append(float(t[0]))
+        return gaussian_velocity(x, t)
+
+    solver(velocity, EPS, grid(2))
+    assert seen == calls
+
+
+# guidance
+
+NULL = 9
+
+
+class Counting:
+    """velocity = (1 + y) x_t + t, and a list of the labels it was asked for."""
+
+    def __init__(self) -> None:
+        self.labels: list[list[int]] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.labels.append(y.tolist())
+        return (1 + t_like(y, x_t)) * x_t + t_like(t, x_t)
+
+
+Y = torch.tensor([0, 1, 2, 3])
+
+
+def by_hand(x_t: Tensor, scales: Tensor) -> Tensor:
+    cond, uncond = Counting()(x_t, T, Y), Counting()(x_t, T, torch.full_like(Y, NULL))
+    return torch.stack([u + s * (c - u) for c, u, s in zip(cond, uncond, scales, strict=True)])
+
+
+def test_scale_one_never_asks_for_the_null_class():
+    model = Counting()
+    velocity = Denoiser(model, NULL, 1.0).velocity(EPS, T, Y)
+    assert model.labels == [Y.tolist()]
+    torch.testing.assert_close(velocity, Counting()(EPS, T, Y))
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5, 4.0])
+def test_guidance_is_the_combination(cfg_scale):
+    model = Counting()
+    denoiser = Denoiser(model, NULL, cfg_scale)
+    torch.testing.assert_close(denoiser.velocity(EPS, T, Y), by_hand(EPS, torch.full((4,), cfg_scale)))
+    assert model.labels == [[*Y.tolist(), NULL, NULL, NULL, NULL]]
+    torch.testing.assert_close(denoiser.x0(EPS, T, Y), velocity_to_x0(EPS, denoiser.velocity(EPS, T, Y), T))
+    torch.testing.assert_close(denoiser.given(Y)(EPS, T), denoiser.velocity(EPS, T, Y))
+
+
+def test_interval_acts_per_sample():
+    """t = 0.1, 0.4, 0.9, 1.0 in [0.4, 0.95]: the borders belong to it."""
+    denoiser = Denoiser(Counting(), NULL, 3.0, interval=(0.4, 0.95))
+    torch.testing.assert_close(denoiser.velocity(EPS, T, Y), by_hand(EPS, torch.tensor([1.0, 3.0, 3.0, 1.0])))
+
+
+def test_outside_the_interval_the_null_class_is_not_run():
+    model = Counting()
+    Denoiser(model, NULL, 3.0, interval=(0.2, 0.3)).velocity(EPS, T, Y)
+    assert model.labels == [Y.tolist()]
+
+
+def test_guided_evaluations_count_twice():
+    assert Denoiser(Counting(), NULL, 1.0).evaluations(4) == 4
+    assert Denoiser(Counting(), NULL, 1.5).evaluations(4) == 8
+
+
+# few steps
+
+
+class Recording:
+    """A student that keeps its inputs."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.seen.append((x_t.clone(), t.clone()))
+        return torch.sin(3 * x_t) + t_like(t, x_t) + t_like(y, x_t)
+
+
+NOISE = draw(4, 4, 2, 3, 3, seed=8)
+T_LIST = t_grid(4, shift=3.0)[:-1].double()
+
+
+def test_few_step_sample_by_hand():
+    x_t = NOISE[0]
+    for step, t in enumerate(T_LIST):
+        x0 = x_t - t * Recording()(x_t, t.expand(4), Y)
+        if step < 3:
+            x_t = (1 - T_LIST[step + 1]) * x0 + T_LIST[step + 1] * NOISE[step + 1]
+    torch.testing.assert_close(few_step_sample(Denoiser(Recording(), NULL), NOISE, Y, T_LIST), x0)
+
+
+def test_training_inputs_are_the_samplers_inputs():
+    """Same noise, same numbers to the bit: what the student is trained on is what it will meet."""
+    student = Recording()
+    few_step_sample(Denoiser(student, NULL), NOISE, Y, T_LIST)
+    assert len(student.seen) == 4
+    for num_done, (x_t, t) in enumerate(student.seen):
+        assert torch.equal(rollout(Denoiser(Recording(), NULL), NOISE, Y, T_LIST, num_done), x_t)
+        assert torch.equal(t, T_LIST[num_done].expand(4))
+
+
+def test_few_step_sample_is_the_last_rollout_and_its_x0():
+    denoiser = Denoiser(Recording(), NULL)
+    x_t = rollout(denoiser, NOISE, Y, T_LIST, 3)
+    expected = denoiser.x0(x_t, T_LIST[3].expand(4), Y)
+    assert torch.equal(few_step_sample(denoiser, NOISE, Y, T_LIST), expected)
+
+
+def test_the_first_input_is_the_noise_itself():
+    student = Recording()
+    assert torch.equal(rollout(Denoiser(student, NULL), NOISE, Y, T_LIST, 0), NOISE[0])
+    assert not student.seen
+    few_step_sample(Denoiser(student, NULL), NOISE[:1], Y, T_LIST[:1])
+    assert torch.equal(student.seen[0][0], NOISE[0]) and len(student.seen) == 1
+
+
+def test_rollouts_carry_no_gradient():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    x_t = rollout(Denoiser(lambda x, t, y: weight * x, NULL), NOISE, Y, T_LIST, 2)
+    assert not x_t.requires_grad
