@@ -28,7 +28,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))
-        nn.init.zeros_(self.proj.bias)
+        self.proj.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         # Contiguous, or every later elementwise product with it walks memory in two orders at once.
@@ -43,16 +43,17 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * self.num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
-        nn.init.normal_(self.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.mlp[2].weight, std=0.02)
+        layers = nn.Linear(2 * self.num_frequencies, dim), nn.Linear(dim, dim)
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.02)
+        self.mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1])
 
     def forward(self, t: Tensor) -> Tensor:
         # The sinusoid stays in float32 or better: neighbouring timesteps fall together in bf16.
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         index = torch.arange(self.num_frequencies, device=t.device, dtype=t.dtype)
         angles = t[:, None] * torch.exp(-math.log(self.max_period) * index / self.num_frequencies)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedding(nn.Module):

@@ -7,6 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def linear(in_features: int, out_features: int) -> nn.Linear:
+    """Xavier-uniform weight, zero bias: the trunk's initialisation in SiT."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """All zeros: adaLN-Zero's gates and the output, so that a new model predicts velocity = 0."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (1 + scale) + shift; x is (B, T, d), shift and scale are (B, d)."""
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
@@ -18,8 +34,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = linear(dim, 3 * dim)
+        self.proj = linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -34,8 +50,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, gelu: str) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = linear(dim, hidden)
+        self.fc2 = linear(hidden, dim)
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +67,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(dim, 6 * dim))
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
         """shift, scale, gate of attention, then of the MLP, (B, d) each."""
@@ -70,8 +86,8 @@ class FinalLayer(nn.Module):
     def __init__(self, dim: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(dim, patch_size**2 * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.linear = zero_linear(dim, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(dim, 2 * dim))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)

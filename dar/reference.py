@@ -46,6 +46,6 @@ def depth_route_reference(
     keys = stacked * torch.rsqrt(stacked.square().mean(-1, keepdim=True) + eps)
     if gain is not None:
         keys = keys * gain
-    scale = stacked.shape[-1] ** -0.5 if scale is None else scale
-    weights = ((keys * query_per_token(query, sources[0])).sum(-1) * scale).softmax(dim=0)
+    factor = stacked.shape[-1] ** -0.5 if scale is None else scale
+    weights = ((keys * query_per_token(query, sources[0])).sum(-1) * factor).softmax(dim=0)
     return (weights.unsqueeze(-1) * stacked).sum(0), weights

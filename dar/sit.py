@@ -90,19 +90,6 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         )
         self.final_layer = FinalLayer(dim, config.patch_size, config.in_channels)
         self.routing = build_routing(config.routing, 2 * config.depth, dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Xavier for the trunk, zero for gates and output (adaLN-Zero): the model starts as velocity = 0."""
-        for block in self.blocks:
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
-        zeroed = [block.adaLN_modulation[1] for block in self.blocks]
-        zeroed += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
-        for linear in zeroed:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     @property
     def null_label(self) -> int:
@@ -134,6 +121,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         c = t_embedding + self.y_embedder(y)  # (B, d)
         stream = self.routing.open(x, t_embedding)
         for block in self.blocks:
+            assert isinstance(block, Block)
             shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c)
             stream.write(self._run(block.attention, stream.read(), shift1, scale1, gate1))
             stream.write(self._run(block.feed_forward, stream.read(), shift2, scale2, gate2))

@@ -14,7 +14,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
 
     Raises: UserError where the batch cannot be shared out evenly.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.trackers or None)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=[*config.trackers] or None)
     share = accelerator.num_processes * config.accumulation
     if config.batch_size % share:
         raise UserError(
@@ -27,4 +27,6 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
 
 def default_device() -> torch.device:
     """The device of a single process, as accelerate picks it."""
-    return PartialState().device
+    device = PartialState().device
+    assert device is not None
+    return device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -71,7 +73,7 @@ def print_run_plan(config: RunConfig) -> None:
 def _print(
     title: str,
     model: SiTConfig,
-    memory: list[tuple[str, float]],
+    memory: Sequence[tuple[str, float]],
     rows: int,
     forwards: float,
     loop: LoopConfig,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Evaluator:
         if self.config.teacher_reference is not None:
             self.teacher = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
 
-    def draw(self, samplers: list[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
+    def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
         """Images and rate of each sampler, all from the same noise and labels, under one progress bar."""
         console = Console(stderr=True)
         drawn = []

@@ -15,7 +15,7 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Let `fill(temporary)` write a folder, then put it in the place of `folder`."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -50,6 +50,6 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
     if accelerator.is_main_process:
         averaged = task.ema.module
         assert isinstance(averaged, SiT)
-        write_folder(folder / "teacher", averaged.save_pretrained)
+        write_folder(folder / "teacher", lambda path: averaged.save_pretrained(path))
         print(f"teacher: {folder / 'teacher'}")
     accelerator.end_training()

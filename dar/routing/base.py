@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -78,10 +78,13 @@ class Routing(nn.Module, ABC):
 ROUTINGS: dict[str, type[Routing]] = {}
 
 
-def register(name: str) -> Callable[[type[Routing]], type[Routing]]:
+R = TypeVar("R", bound=type[Routing])
+
+
+def register(name: str) -> Callable[[R], R]:
     """Make a routing selectable as `routing.kind = name`."""
 
-    def add(cls: type[Routing]) -> type[Routing]:
+    def add(cls: R) -> R:
         if name in ROUTINGS:
             raise ValueError(f"routing {name!r} is registered already, by {ROUTINGS[name].__name__}")
         ROUTINGS[name] = cls

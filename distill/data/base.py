@@ -63,9 +63,7 @@ def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
     A function of its arguments alone: any step can be asked for, in any order.
     """
     if batch_size > num_samples:
-        raise ValueError(
-            f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)"
-        )
+        raise ValueError(f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)")
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // num_samples, (last - 1) // num_samples + 1)
     orders = [torch.randperm(num_samples, generator=generator_for(seed, "epoch", e)) for e in epochs]

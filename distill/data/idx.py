@@ -74,6 +74,4 @@ def load_idx(path: Path, split: str) -> IdxDataset:
     Debian's package dataset-fashion-mnist puts Fashion-MNIST into /usr/share/datasets/fashion-mnist;
     `torchvision.datasets.FashionMNIST(root, download=True)` into root/FashionMNIST/raw.
     """
-    return IdxDataset(
-        read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1"))
-    )
+    return IdxDataset(read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1")))

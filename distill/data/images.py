@@ -44,9 +44,7 @@ class ImageFolderDataset:
             if width != height:
                 raise ValueError(f"{path} is {width} x {height} (width x height); images must be square")
             if size is not None and width != size:
-                raise ValueError(
-                    f"{path} is {width} x {height}; {first} is {size} x {size}, and all must be alike"
-                )
+                raise ValueError(f"{path} is {width} x {height}; {first} is {size} x {size}, and all must be alike")
             size, all_grey = width, all_grey and mode in GREY_MODES
         self._mode = "L" if all_grey else "RGB"
         self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, int(size or 0), int(size or 0))
@@ -98,9 +96,7 @@ def load_images(path: Path, split: str) -> ImageFolderDataset:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"data.path = {path} is not a folder")
-    splits = {
-        name: path / name for name in ("train", "test") if (path / name).is_dir() and _subfolders(path / name)
-    }
+    splits = {name: path / name for name in ("train", "test") if (path / name).is_dir() and _subfolders(path / name)}
     if not splits:
         return ImageFolderDataset(path)
     if split not in splits:

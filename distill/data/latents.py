@@ -89,18 +89,14 @@ class _Files:
             try:
                 self._zip = zipfile.ZipFile(path)
             except zipfile.BadZipFile as error:
-                raise ValueError(
-                    f"data.path = {path} is neither a folder nor a whole zip file: {error}"
-                ) from error
+                raise ValueError(f"data.path = {path} is neither a folder nor a whole zip file: {error}") from error
             names = set(self._zip.namelist())
             self._prefix = "" if LABELS_FILE in names else f"{FOLDER}/"
             found = self._prefix + LABELS_FILE in names
         else:
             raise FileNotFoundError(f"data.path = {path} does not exist")
         if not found:
-            raise FileNotFoundError(
-                f"data.path = {path} holds neither {LABELS_FILE} nor {FOLDER}/{LABELS_FILE}"
-            )
+            raise FileNotFoundError(f"data.path = {path} holds neither {LABELS_FILE} nor {FOLDER}/{LABELS_FILE}")
 
     def describe(self, name: str) -> str:
         return str(self._root / name)
@@ -124,9 +120,7 @@ def _read_labels(files: _Files) -> tuple[list[str], Tensor]:
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{where} is not {{"labels": [[file, label], ...]}}: {error!r}') from error
     if pairs is None or None in labels:
-        raise ValueError(
-            f"{where} has files without a label; labels are needed (convert a set that has classes)"
-        )
+        raise ValueError(f"{where} has files without a label; labels are needed (convert a set that has classes)")
     wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool) or label < 0]
     if wrong:
         raise ValueError(f"{where}: labels must be whole numbers from 0; got {wrong[0]!r}")

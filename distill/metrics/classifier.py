@@ -124,8 +124,6 @@ def check_classifier_images(images: Tensor, config: ClassifierConfig) -> None:
     """Raises: ValueError where images are not [B, in_channels, image_size, image_size]."""
     wanted = (config.in_channels, config.image_size, config.image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-        raise ValueError(
-            f"images have shape {list(images.shape)}; this classifier reads a batch of {list(wanted)}"
-        )
+        raise ValueError(f"images have shape {list(images.shape)}; this classifier reads a batch of {list(wanted)}")
     if not torch.is_floating_point(images):
         raise ValueError(f"images are {images.dtype}; they must be floating point in [-1, 1]")

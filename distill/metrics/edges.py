@@ -30,10 +30,7 @@ def gradient_magnitude(images: Tensor) -> Tensor:
     along_x = smooth[:, None] * slope / 8
     kernels = torch.stack([along_x, along_x.T])[:, None].to(images.device)  # [2, 1, 3, 3]
     return torch.cat(
-        [
-            conv2d(chunk.float().mean(1, keepdim=True), kernels).square().sum(1).sqrt()
-            for chunk in images.split(_CHUNK)
-        ]
+        [conv2d(chunk.float().mean(1, keepdim=True), kernels).square().sum(1).sqrt() for chunk in images.split(_CHUNK)]
     )
 
 

@@ -129,9 +129,7 @@ EXTRACTORS: dict[str, Callable[[Path | None, torch.device | str], Extractor]] = 
 }
 
 
-def load_extractor(
-    name: str, path: str | Path | None = None, *, device: torch.device | str = "cpu"
-) -> Extractor:
+def load_extractor(name: str, path: str | Path | None = None, *, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of that name, in eval mode; nothing is downloaded.
 
     Args:

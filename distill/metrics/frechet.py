@@ -126,12 +126,8 @@ def precision_recall(
         save_cpu_ram=True,
         verbose=False,
     )
-    precision = bootstrap_share(
-        result[KEY_METRIC_PRECISION], len(features), num_resamples=num_resamples, seed=seed
-    )
-    recall = bootstrap_share(
-        result[KEY_METRIC_RECALL], len(reference), num_resamples=num_resamples, seed=seed
-    )
+    precision = bootstrap_share(result[KEY_METRIC_PRECISION], len(features), num_resamples=num_resamples, seed=seed)
+    recall = bootstrap_share(result[KEY_METRIC_RECALL], len(reference), num_resamples=num_resamples, seed=seed)
     return precision, recall
 
 

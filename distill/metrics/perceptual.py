@@ -99,9 +99,7 @@ def find_alexnet() -> Path | None:
     return next(iter(sorted((Path(torch.hub.get_dir()) / "checkpoints").glob(ALEXNET_FILES))), None)
 
 
-def load_perceptual(
-    extractor: Extractor | None = None, *, device: torch.device | str = "cpu"
-) -> PerceptualDistance:
+def load_perceptual(extractor: Extractor | None = None, *, device: torch.device | str = "cpu") -> PerceptualDistance:
     """LPIPS where AlexNet's weights are on this machine, else the stand-in; its `name` says which.
 
     Args:

@@ -60,9 +60,7 @@ class Context:
     @cached_property
     def precision_recall(self) -> tuple[Interval, Interval]:
         reference = torch.from_numpy(self.data.features).float()
-        return precision_recall(
-            self.extracted.features, reference, num_resamples=self.num_bootstrap, seed=self.seed
-        )
+        return precision_recall(self.extracted.features, reference, num_resamples=self.num_bootstrap, seed=self.seed)
 
     def frechet(self, reference: ReferenceStatistics) -> Interval:
         return frechet_interval(
@@ -75,16 +73,10 @@ class Context:
     def spectral_distance(self, reference: ReferenceStatistics) -> Interval:
         frequency, power = self.rings
         target = torch.from_numpy(reference.power)
-        return self.of_mean(
-            power, lambda row: spectral_distance_from_power(frequency, row, target), minimum=0.0
-        )
+        return self.of_mean(power, lambda row: spectral_distance_from_power(frequency, row, target), minimum=0.0)
 
-    def of_mean(
-        self, table: Tensor, statistic: Callable[[Tensor], float], minimum: float = -float("inf")
-    ) -> Interval:
-        return bootstrap_mean(
-            table, statistic, num_resamples=self.num_bootstrap, seed=self.seed, minimum=minimum
-        )
+    def of_mean(self, table: Tensor, statistic: Callable[[Tensor], float], minimum: float = -float("inf")) -> Interval:
+        return bootstrap_mean(table, statistic, num_resamples=self.num_bootstrap, seed=self.seed, minimum=minimum)
 
 
 @dataclass(frozen=True)

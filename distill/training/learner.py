@@ -59,12 +59,15 @@ class Learner:
             with self._sync(is_last=i == len(losses) - 1):
                 loss = closure() / len(losses)
                 # The mean over processes, so that all of them stop where one of them must.
-                value = float(self.accelerator.reduce(loss.detach(), reduction="mean"))
+                reduced = self.accelerator.reduce(loss.detach(), reduction="mean")
+                assert isinstance(reduced, Tensor)
+                value = float(reduced)
                 if not math.isfinite(value):
                     raise NonFiniteError(self.role, step, "the loss")
                 self.accelerator.backward(loss)
             total += value
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        assert norm is not None
         # With fp16 an overflow is expected now and then: its scaler skips the step and lowers the scale.
         if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
