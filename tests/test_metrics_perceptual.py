@@ -1,5 +1,7 @@
 """The extractors, and LPIPS with its stand-in."""
 
+from pathlib import Path
+
 import lpips
 import pytest
 import torch
@@ -59,6 +61,7 @@ def test_classifier_folder_roundtrip_and_version(tmp_path):
     again = load_extractor("embedded", tmp_path / "extractor")
     torch.testing.assert_close(again.extract(pictures(3)).features, model(pictures(3))[0].detach())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["extractor"]
+    assert not Classifier.from_pretrained(tmp_path / "extractor").training
     assert again.version == EmbeddedExtractor(model).version
     model.scale_features(2)
     assert again.version != EmbeddedExtractor(model).version
@@ -148,6 +151,23 @@ def test_damaged_alexnet(empty_hub):
     (empty_hub / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79\.pth is damaged"):
         load_perceptual()
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_alexnet_file_cannot_run_code(empty_hub):
+    torch.save({"features.0.weight": Touch(empty_hub / "touched")}, empty_hub / "alexnet-owt-7be5be79.pth")
+    with pytest.raises(ValueError, match="damaged"):
+        load_perceptual()
+    assert not (empty_hub / "touched").exists()
 
 
 def test_pairs_stay_inside_their_class_and_never_pair_an_image_with_itself():
