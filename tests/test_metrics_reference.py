@@ -17,9 +17,11 @@ from distill.metrics import (
     frechet_statistics,
     gradient_distance,
     high_frequency_ratio,
+    kid,
     load_extractor,
     measure,
     patch_peak,
+    precision_recall,
     reference_from_images,
     register_measure,
     spectral_distance,
@@ -158,7 +160,13 @@ def test_table_agrees_with_the_functions(measured, reference, extractor):
     teacher, _ = pictures(50, seed=2)
     extracted = extractor.extract(blurred)
     statistics = frechet_statistics(extracted.features)
+    stored = torch.from_numpy(reference.features).float()
+    precision, recall = precision_recall(extracted.features, stored)
+    assert precision.value != recall.value
     expected = {
+        "kid": 1000 * kid(extracted.features, stored).value,
+        "precision": precision.value,
+        "recall": recall.value,
         "frechet": frechet_distance(statistics, reference.frechet()),
         "frechet_teacher": frechet_distance(statistics, frechet_statistics(extractor.extract(teacher).features)),
         "class_agreement": (extracted.logits.argmax(1) == labels).float().mean().item(),
