@@ -1,0 +1,179 @@
+"""The command line, as a user meets it: whole runs of seconds, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.assets import asset
+from distill.cli import main
+from distill.training.run_log import read_log
+
+TINY_TRAIN = """
+output: {output}
+model: {{input_size: 8, patch_size: 4, in_channels: 1, hidden_size: 16, depth: 1, num_heads: 2, num_classes: 2,
+        routing: {{chunk_size: 2}}}}
+data: {{name: {name}, path: {data}}}
+train: {{steps: 2, batch_size: 4, log_every: 1, grid_every: 2, save_every: 1}}
+grid_steps: 2
+"""
+QUICK = ["train.steps=2", "train.batch_size=2", "evaluate.num_images=20", "evaluate.bootstrap=4", "teacher.steps=3"]
+
+
+def write_idx(folder: Path, num: int = 8) -> Path:
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (num, 8, 8), dtype=np.uint8)
+    labels = np.arange(num, dtype=np.uint8) % 2
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+    return folder
+
+
+def train_config(tmp_path: Path, data: Path, name: str = "idx") -> str:
+    path = tmp_path / "train.yaml"
+    path.write_text(TINY_TRAIN.format(output=tmp_path / "teacher_run", data=data, name=name))
+    return str(path)
+
+
+def run_config(tmp_path: Path, text: str = "") -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"output: {tmp_path / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n{text}")
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a refused command prints; its exit code is 2."""
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("dar-distill: error: ")
+    return lines[0]
+
+
+def test_help_answers_without_torch() -> None:
+    code = "import sys; from distill.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_run_sample_evaluate_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(tmp_path)
+    assert main(["run", config, *QUICK]) == 0
+    folder = tmp_path / "run"
+    page = (folder / "report" / "report.html").read_text()
+    assert "student, 2 steps" in page and "teacher, 3 steps" in page and "stand-in" in page
+    assert [record["step"] for record in read_log(folder)] == [1, 2]
+    assert json.loads((folder / "student" / "sampler.json").read_text())["t_list"] == [1.0, 0.5]
+    assert {path.stem for path in (folder / "measures").iterdir()} == {
+        "student_2_steps", "teacher_2_steps", "teacher_3_steps"
+    }  # fmt: skip
+
+    assert main(["sample", str(folder), "--output", str(tmp_path / "drawn"), "--num-images", "6", "--classes", "3,9"]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert drawn[:2] == ["000000_class3.png", "000001_class9.png"] and "grid.png" in drawn
+
+    assert main(["evaluate", str(folder), "--output", str(tmp_path / "eval"), "--num-images", "20"]) == 0
+    measured = json.loads((tmp_path / "eval" / "measures.json").read_text())
+    assert measured["num_images"] == 20 and measured["measures"]["frechet"]["value"] > 0
+
+    shutil.copytree(folder / "student", tmp_path / "other")
+    argv = ["compare", str(folder), str(tmp_path / "other"), "--output", str(tmp_path / "page"), "--num-images", "20"]
+    assert main([*argv, "--steps", "3"]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "run, 2 steps" in page and "other, 2 steps" in page
+
+
+def test_train_and_its_teacher_folder(tmp_path: Path) -> None:
+    config = train_config(tmp_path, write_idx(tmp_path / "data"))
+    assert main(["train", config]) == 0
+    assert (tmp_path / "teacher_run" / "teacher" / "model.safetensors").is_file()
+    assert main(["train", config, "--resume"]) == 0
+    assert main(["sample", str(tmp_path / "teacher_run" / "teacher"), "--output", str(tmp_path / "s"), "--steps", "2"]) == 0
+
+
+def test_dry_run_prints_roles_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", run_config(tmp_path), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for word in ("teacher", "student", "fake_score", "EMA", "parameters", "GiB", "updates", "FLOP"):
+        assert word in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_and_bad_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(tmp_path)
+    assert "did you mean student.steps?" in refused(capsys, "run", config, "student.step=2")
+    assert "train.steps must be at least 1; got 0" in refused(capsys, "run", config, "train.steps=0")
+    assert "student.steps must be at least 1; got 0" in refused(capsys, "run", config, "student.steps=0")
+    assert "no configuration file" in refused(capsys, "run", str(tmp_path / "none.yaml"))
+
+
+def test_teacher_missing_or_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not a folder" in refused(capsys, "run", run_config(tmp_path, "teacher: {path: /nowhere}"))
+    broken = tmp_path / "broken"
+    shutil.copytree(asset("teacher"), broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {broken}}}"))
+    assert "model.safetensors is damaged" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "sample", "embedded", "--output", str(tmp_path / "s"), "--classes", "3,10")
+    assert "class 10 is out of range; the model has 0 to 9" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_data_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_idx(tmp_path / "data")
+    line = refused(capsys, "train", train_config(tmp_path, data), "train.batch_size=64")
+    assert "64" in line and "8" in line
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(capsys, "train", train_config(tmp_path, tmp_path / "empty", "images"))
+    images = tmp_path / "images" / "a"
+    images.mkdir(parents=True)
+    Image.new("L", (8, 6)).save(images / "wide.png")
+    assert "wide.png" in refused(capsys, "train", train_config(tmp_path, tmp_path / "images", "images"))
+    (images / "wide.png").write_bytes(b"\x89PNG and nothing more")
+    assert "wide.png" in refused(capsys, "train", train_config(tmp_path, tmp_path / "images", "images"))
+    assert not (tmp_path / "teacher_run").exists()
+
+
+def test_output_that_holds_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep me")
+    assert "is not empty" in refused(capsys, "run", run_config(tmp_path))
+    assert "holds no run" in refused(capsys, "run", run_config(tmp_path), "--resume")
+    assert (tmp_path / "run" / "mine.txt").read_text() == "keep me"
+
+
+def test_disk_full_while_writing_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    def disk_full(self: Accelerator, folder: str) -> None:
+        raise OSError(28, "No space left on device", folder)
+
+    monkeypatch.setattr(Accelerator, "save_state", disk_full)
+    assert main(["train", train_config(tmp_path, write_idx(tmp_path / "data"))]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the checkpoint of step 1 could not be written" in last and "No space left on device" in last
+
+
+def test_divergence_ends_with_code_3_and_names_the_role(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = train_config(tmp_path, write_idx(tmp_path / "data"))
+    assert main(["train", config, "optim.lr=1.0e+30", "train.steps=20"]) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "teacher: the" in last and "is not finite at step" in last

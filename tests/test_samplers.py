@@ -1,0 +1,80 @@
+"""Image i of a seed is the same image whatever is drawn beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dar import SiT
+from distill.config import TeacherConfig
+from distill.errors import UserError
+from distill.samplers import (
+    balanced_labels,
+    draw_images,
+    few_step_sampler,
+    load_sampler,
+    noise_for,
+    ode_sampler,
+    save_student,
+)
+from distill.schedules import t_grid
+
+
+def test_images_do_not_depend_on_the_batch_size(tiny_model: SiT) -> None:
+    sampler = few_step_sampler("student", tiny_model, t_grid(3)[:-1])
+    labels = balanced_labels(7, 3)
+    whole, _ = draw_images(sampler, labels, seed=5, batch_size=7)
+    parts, _ = draw_images(sampler, labels, seed=5, batch_size=2)
+    assert torch.allclose(whole, parts, atol=1e-5)
+    other, _ = draw_images(sampler, labels, seed=6, batch_size=7)
+    assert not torch.allclose(whole, other, atol=1e-2)
+
+
+def test_teacher_and_student_start_from_the_same_noise() -> None:
+    one, three = (noise_for(range(4), num, (1, 8, 8), seed=2) for num in (1, 3))
+    assert torch.equal(one[0], three[0])
+    assert not torch.equal(three[0], three[1])
+
+
+def test_evaluations_count_guidance_and_heun(tiny_model: SiT) -> None:
+    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=2.0), 50).evaluations == 100
+    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0), 50).evaluations == 50
+    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0), 10, "heun").evaluations == 19
+    assert few_step_sampler("s", tiny_model, t_grid(4)[:-1]).evaluations == 4
+
+
+@pytest.mark.parametrize(("solver", "cfg_scale"), [("euler", 1.0), ("euler", 2.0), ("heun", 1.0)])
+def test_evaluations_are_those_that_are_made(tiny_model: SiT, solver: str, cfg_scale: float) -> None:
+    rows = []
+    tiny_model.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=cfg_scale), 5, solver)
+    draw_images(sampler, balanced_labels(3, 3), seed=0, batch_size=3)
+    assert sum(rows) == 3 * sampler.evaluations
+
+
+def test_saved_student_brings_its_t_list(tmp_path: Path, tiny_model: SiT) -> None:
+    t_list = t_grid(3, shift=2.0)[:-1]
+    save_student(tiny_model, t_list, tmp_path / "student")
+    sampler = load_sampler(str(tmp_path), TeacherConfig())  # the run folder stands for its student
+    assert (sampler.role, sampler.num_steps) == ("student", 3)
+    expected = few_step_sampler("student", tiny_model, t_list)
+    labels = balanced_labels(3, 3)
+    images = [draw_images(s, labels, seed=1, batch_size=3)[0] for s in (sampler, expected)]
+    assert torch.equal(*images)
+    (tmp_path / "student" / "sampler.json").write_text(json.dumps({"kind": "few_step"}))
+    with pytest.raises(UserError, match=r"sampler.json is damaged"):
+        load_sampler(str(tmp_path), TeacherConfig())
+
+
+def test_a_model_without_a_list_is_a_teacher(tmp_path: Path, tiny_model: SiT) -> None:
+    tiny_model.save_pretrained(tmp_path / "teacher")
+    sampler = load_sampler(str(tmp_path / "teacher"), TeacherConfig(steps=7, cfg_scale=1.5))
+    assert (sampler.role, sampler.num_steps, sampler.evaluations) == ("teacher", 7, 14)
+    assert sampler.description == "7 euler steps, cfg_scale 1.5"
+
+
+def test_labels_are_balanced() -> None:
+    assert torch.bincount(balanced_labels(11, 3)).tolist() == [4, 4, 3]
