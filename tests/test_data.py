@@ -21,9 +21,7 @@ LABELS = np.array([0, 2, 1, 2, 0], dtype=np.uint8)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    return (
-        b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    )
+    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def everything(dataset, seed: int = 0):
