@@ -192,6 +192,11 @@ def test_velocity_is_zero_at_first(routing):
     assert torch.count_nonzero(SiT(config).double()(*inputs(config))) == 0
 
 
+def test_the_head_does_not_modulate_at_first():
+    shift_and_scale = SiT(SMALL).final_layer.adaLN_modulation(torch.randn(2, 16, generator=generator(3)))
+    assert torch.count_nonzero(shift_and_scale) == 0
+
+
 def test_blocks_write_nothing_at_first():
     """adaLN-Zero: the gates are zero whatever comes in, and one step away from zero they are not."""
     block: Any = SiT(SMALL).blocks[0]
