@@ -77,7 +77,9 @@ def test_run_sample_evaluate_and_compare(tmp_path: Path, capsys: pytest.CaptureF
         "student_2_steps", "teacher_2_steps", "teacher_3_steps"
     }  # fmt: skip
 
-    assert main(["sample", str(folder), "--output", str(tmp_path / "drawn"), "--num-images", "6", "--classes", "3,9"]) == 0
+    assert (
+        main(["sample", str(folder), "--output", str(tmp_path / "drawn"), "--num-images", "6", "--classes", "3,9"]) == 0
+    )
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert drawn[:2] == ["000000_class3.png", "000001_class9.png"] and "grid.png" in drawn
 
@@ -97,7 +99,10 @@ def test_train_and_its_teacher_folder(tmp_path: Path) -> None:
     assert main(["train", config]) == 0
     assert (tmp_path / "teacher_run" / "teacher" / "model.safetensors").is_file()
     assert main(["train", config, "--resume"]) == 0
-    assert main(["sample", str(tmp_path / "teacher_run" / "teacher"), "--output", str(tmp_path / "s"), "--steps", "2"]) == 0
+    assert (
+        main(["sample", str(tmp_path / "teacher_run" / "teacher"), "--output", str(tmp_path / "s"), "--steps", "2"])
+        == 0
+    )
 
 
 def test_dry_run_prints_roles_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,9 +175,7 @@ def test_disk_full_while_writing_the_checkpoint(
     assert "the checkpoint of step 1 could not be written" in last and "No space left on device" in last
 
 
-def test_divergence_ends_with_code_3_and_names_the_role(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_divergence_ends_with_code_3_and_names_the_role(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = train_config(tmp_path, write_idx(tmp_path / "data"))
     assert main(["train", config, "optim.lr=1.0e+30", "train.steps=20"]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]

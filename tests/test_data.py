@@ -125,6 +125,12 @@ def test_colour_images(tmp_path, rgb):
     np.testing.assert_array_equal(((x0[1] + 1) * 127.5).round().numpy(), np.stack([IMAGES[0]] * 3))
 
 
+def test_one_colour_image_makes_all_of_them_rgb(tmp_path, rgb):
+    for name, image in (("0", IMAGES[0]), ("1", rgb), ("2", IMAGES[1])):
+        write_image(tmp_path / "a" / f"{name}.png", image)
+    assert load_dataset("images", tmp_path).sample_shape == (3, 4, 4)
+
+
 def test_grey_images_keep_one_channel(tmp_path):
     for i, image in enumerate(IMAGES):
         write_image(tmp_path / f"class{i % 2}" / f"{i}.png", image)
