@@ -31,6 +31,20 @@ def _load(args: Namespace, path: str, device: torch.device) -> Sampler:
     return sampler
 
 
+def _evaluator(args: Namespace, sampler: Sampler, device: torch.device) -> Evaluator:
+    config = EvalConfig(
+        num_images=args.num_images,
+        batch_size=args.batch_size,
+        extractor=args.extractor,
+        reference=args.reference,
+        teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
+        seed=args.seed,
+    )
+    evaluator = Evaluator(config, device)
+    evaluator.check(sampler.model)
+    return evaluator
+
+
 def _new_folder(path: str) -> Path:
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
@@ -67,19 +81,11 @@ def sample(args: Namespace) -> None:
 
 def evaluate(args: Namespace) -> None:
     """measures.json and measures.npz: all measures, and the same images as a reference for others."""
-    config = EvalConfig(
-        num_images=args.num_images,
-        batch_size=args.batch_size,
-        extractor=args.extractor,
-        reference=args.reference,
-        teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
-        seed=args.seed,
-    )
     device = default_device()
     sampler = _load(args, args.model, device)
-    evaluator = Evaluator(config, device)
+    evaluator = _evaluator(args, sampler, device)
     evaluator.use_teacher_statistics()
-    ((images, rate),) = evaluator.draw([sampler], config.num_images)
+    ((images, rate),) = evaluator.draw([sampler], args.num_images)
     measured = evaluator.measure(sampler, images, rate)
     folder = Path(args.output)
     measured.save(folder / "measures.json")
@@ -108,7 +114,7 @@ def compare(args: Namespace) -> None:
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
     numbers = sorted({sampler.num_steps for sampler in students})
     equal = [ode_sampler(f"teacher, {n} steps", slow.model, settings, n) for n in numbers]
-    evaluator = Evaluator(EvalConfig(num_images=args.num_images, batch_size=args.batch_size, seed=args.seed), device)
+    evaluator = _evaluator(args, slow, device)
     evaluator.use_teacher_reference(slow, args.teacher)
     entries = results.measured_entries(evaluator, slow, [*equal, *students], GRID_ROWS * slow.model.null_label)
     routing = [results.routing_of("teacher", slow.model)]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from dar import SiT
 from distill.assets import EMBEDDED, resolve
 from distill.config import EvalConfig
 from distill.errors import UserError
@@ -20,6 +21,7 @@ from distill.files import write_text
 from distill.metrics import (
     Interval,
     ReferenceStatistics,
+    check_reference,
     load_extractor,
     load_perceptual,
     measure,
@@ -81,6 +83,10 @@ class Evaluator:
         self.data = ReferenceStatistics.load(resolve(config.reference, "data.npz"))
         self.teacher: ReferenceStatistics | None = None
         self.measured_teacher: Measured | None = None
+
+    def check(self, model: SiT) -> None:
+        """Raise ValueError where the data's statistics are not of what `model` makes: before any compute."""
+        check_reference(self.data, self.extractor, model.sample_shape)
 
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Take the stored statistics and measures of the teacher's reference sampler where they are its own.

@@ -37,6 +37,7 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
     teacher, student, fake_score = (model.to(accelerator.device) for model in roles)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = Evaluator(config.evaluate, accelerator.device)
+    evaluator.check(teacher)
     teacher_std = preflight(teacher, student, fake_score, config.teacher)
     folder = Path(config.output)
     if accelerator.is_main_process:

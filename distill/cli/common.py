@@ -22,6 +22,12 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", choices=("euler", "heun"), default="euler", help="likewise (euler)")
 
 
+def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--extractor", default="embedded", help="embedded or inception (embedded)")
+    parser.add_argument("--reference", default="embedded", help="the data's statistics, a .npz file (embedded)")
+    parser.add_argument("--teacher-reference", default="embedded", help="the teacher's, or `none` (embedded)")
+
+
 def number_list(text: str) -> list[int]:
     """ "0,3,9" to [0, 3, 9]."""
     try:

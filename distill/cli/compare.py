@@ -6,12 +6,13 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from distill.cli.common import add_sampler_arguments
+    from distill.cli.common import add_reference_arguments, add_sampler_arguments
 
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run or student folders")
     parser.add_argument("--teacher", default="embedded", help="a model folder, or `embedded`")
     parser.add_argument("--output", required=True, help="a new folder for report.html and its pictures")
     parser.add_argument("--num-images", type=int, default=2000, metavar="N", help="per sampler (2000)")
+    add_reference_arguments(parser)
     add_sampler_arguments(parser)
 
 

@@ -6,14 +6,12 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from distill.cli.common import add_sampler_arguments
+    from distill.cli.common import add_reference_arguments, add_sampler_arguments
 
     parser.add_argument("model", help="a model folder, a run folder (its student), or `embedded` (the teacher)")
     parser.add_argument("--output", required=True, help="folder for measures.json and measures.npz")
     parser.add_argument("--num-images", type=int, default=5000, metavar="N", help="how many (5000)")
-    parser.add_argument("--extractor", default="embedded", help="embedded or inception (embedded)")
-    parser.add_argument("--reference", default="embedded", help="the data's statistics (.npz)")
-    parser.add_argument("--teacher-reference", default="embedded", help="the teacher's (.npz), or `none`")
+    add_reference_arguments(parser)
     add_sampler_arguments(parser)
 
 

@@ -33,7 +33,7 @@ from distill.metrics.spectrum import (
     spectral_difference,
     spectral_distance,
 )
-from distill.metrics.table import MEASURES, Measure, data_values, measure, register_measure
+from distill.metrics.table import MEASURES, Measure, check_reference, data_values, measure, register_measure
 
 __all__ = [
     "EXTRACTORS",
@@ -50,6 +50,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_mean",
     "bootstrap_share",
+    "check_reference",
     "class_diversity",
     "data_values",
     "edge_density",

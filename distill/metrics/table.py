@@ -273,6 +273,20 @@ def lpips_to_teacher(context: Context) -> Interval | None:
     return context.of_mean(distances.double()[:, None], lambda row: row.item())
 
 
+def check_reference(reference: ReferenceStatistics, extractor: Extractor, image_shape: tuple[int, ...]) -> None:
+    """Raise ValueError where `reference` was made with another extractor or of images of another shape (C, H, W)."""
+    if reference.extractor != extractor_id(extractor):
+        raise ValueError(
+            f"the statistics of {reference.source!r} were made with the extractor {reference.extractor}, "
+            f"not {extractor_id(extractor)}; make them again"
+        )
+    if reference.image_shape != image_shape:
+        raise ValueError(
+            f"the statistics of {reference.source!r} are of images {list(reference.image_shape)}, "
+            f"not {list(image_shape)}"
+        )
+
+
 def measure(
     images: Tensor,
     labels: Tensor,
@@ -307,18 +321,8 @@ def measure(
     if paired_to is not None and (paired_to.shape[1:] != images.shape[1:] or len(paired_to) > len(images)):
         raise ValueError(f"paired_to has shape {list(paired_to.shape)}, images {list(images.shape)}")
     for reference in (data, teacher):
-        if reference is None:
-            continue
-        if reference.extractor != extractor_id(extractor):
-            raise ValueError(
-                f"the statistics of {reference.source!r} were made with the extractor {reference.extractor}, "
-                f"not {extractor_id(extractor)}; make them again"
-            )
-        if reference.image_shape != tuple(images.shape[1:]):
-            raise ValueError(
-                f"the statistics of {reference.source!r} are of images {list(reference.image_shape)}, "
-                f"not {list(images.shape[1:])}"
-            )
+        if reference is not None:
+            check_reference(reference, extractor, tuple(images.shape[1:]))
     context = Context(
         images=images,
         labels=labels,
