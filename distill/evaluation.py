@@ -106,6 +106,11 @@ class Evaluator:
             return
         self.use_teacher_statistics()
         self.measured_teacher = measured
+        if measured.num_images != self.config.num_images:
+            self.notes.append(
+                f"The figures of {sampler.name} are stored ones, over {measured.num_images} images; the others are "
+                f"over {self.config.num_images}. A Fréchet distance falls a little as images are added."
+            )
 
     def use_teacher_statistics(self) -> None:
         """Take the stored statistics of the teacher as they are, for distances to it."""

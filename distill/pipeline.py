@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from dar import SiT
 from distill import results
+from distill.assets import EMBEDDED
 from distill.config import RunConfig
 from distill.config_io import config_to_yaml, load_config
 from distill.devices import make_accelerator
@@ -73,7 +74,7 @@ def write_run_report(
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
     report = results.page(
-        f"{few.name} from {settings.path}",
+        f"{few.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
         f"Distribution matching distillation, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
