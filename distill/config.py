@@ -107,7 +107,7 @@ class FlowMatchingConfig:
 
 @dataclass
 class TrainConfig:
-    """`dar-distill train`: a teacher from data."""
+    """`dar-distill train`: a teacher from data. grid_*: guidance and Euler steps of the sample grids on the way."""
 
     output: str
     model: SiTConfig
@@ -196,7 +196,9 @@ class EvalConfig:
     """What is drawn and measured at the end.
 
     num_images: per sampler; the teacher's reference sampler draws only the grid where its statistics
-        are at hand. reference: statistics of the data, `embedded` or a file made by `evaluate`'s script.
+        are at hand. reference: statistics of the data, `embedded` or a file of scripts/data_statistics.py.
+    teacher_reference: statistics of the teacher's reference sampler, `embedded`, a measures.npz that `evaluate`
+        wrote (its measures.json beside it), or null: then the teacher draws as many images as the others.
     """
 
     num_images: int = 2000

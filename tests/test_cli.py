@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dar import SiT
 from distill.assets import asset
 from distill.cli import main
 from distill.training.run_log import read_log
@@ -129,6 +130,15 @@ def test_teacher_missing_or_damaged(tmp_path: Path, capsys: pytest.CaptureFixtur
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {broken}}}"))
     assert "model.safetensors is damaged" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_other_images_are_refused_before_any_compute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model: SiT
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "teacher")
+    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path / 'teacher'}}}"))
+    assert "are of images [1, 28, 28], not [1, 8, 8]" in line
     assert not (tmp_path / "run").exists()
 
 
