@@ -27,6 +27,7 @@ from distill.metrics import (
     measure,
     reference_from_images,
 )
+from distill.pictures import as_seen
 from distill.samplers import Sampler, balanced_labels, draw_images
 
 
@@ -118,22 +119,21 @@ class Evaluator:
             self.teacher = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
-        """Images and rate of each sampler, all from the same noise and labels, under one progress bar."""
+        """Images in [-1, 1] and rate of each sampler, all from the same noise and labels, under one progress bar."""
         console = Console(stderr=True)
         drawn = []
         with Progress(console=console, disable=not console.is_terminal) as progress:
             for sampler in samplers:
                 bar = progress.add_task(f"drawing: {sampler.name}", total=num_images)
                 labels = balanced_labels(num_images, sampler.model.null_label)
-                drawn.append(
-                    draw_images(
-                        sampler,
-                        labels,
-                        seed=self.config.seed,
-                        batch_size=self.config.batch_size,
-                        advance=lambda n, bar=bar: progress.advance(bar, n),
-                    )
+                images, rate = draw_images(
+                    sampler,
+                    labels,
+                    seed=self.config.seed,
+                    batch_size=self.config.batch_size,
+                    advance=lambda n, bar=bar: progress.advance(bar, n),
                 )
+                drawn.append((as_seen(images), rate))
         return drawn
 
     def measure(self, sampler: Sampler, images: Tensor, rate: float, paired_to: Tensor | None = None) -> Measured:

@@ -17,6 +17,14 @@ def class_grid(images: Tensor, num_rows: int) -> Tensor:
     return columns.permute(2, 1, 3, 0, 4).reshape(channels, num_rows * height, -1)
 
 
+def as_seen(images: Tensor) -> Tensor:
+    """Images clamped to [-1, 1]: what a file or a screen holds, and so what is measured.
+
+    A sampler's raw output leaves the range, most of all where the data is saturated.
+    """
+    return images.clamp(-1, 1)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] to 0..255, rounded and clamped; shape kept."""
     return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()

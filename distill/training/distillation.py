@@ -20,7 +20,7 @@ from distill.flow import interpolate, velocity_to_x0
 from distill.guidance import Denoiser
 from distill.losses import dmd_loss, flow_matching_loss
 from distill.metrics import high_frequency_ratio
-from distill.pictures import class_grid, save_image
+from distill.pictures import as_seen, class_grid, save_image
 from distill.samplers import draw_images, few_step_sampler
 from distill.schedules import T_SAMPLERS, t_grid, uniform_t
 from distill.seeds import generator_for
@@ -151,7 +151,7 @@ class DistillationTask:
         sampler = few_step_sampler("student", self.averaged_student, self.t_list)
         images, _ = draw_images(sampler, labels, seed=0, batch_size=self.config.evaluate.batch_size)
         save_image(class_grid(images, GRID_ROWS), folder / f"step_{step:08d}.png")
-        return {"high_frequency_ratio": float(high_frequency_ratio(images))}
+        return {"high_frequency_ratio": float(high_frequency_ratio(as_seen(images)))}
 
     @property
     def averaged_student(self) -> SiT:
