@@ -87,7 +87,9 @@ class DistillationTask:
         values = self.fake_score.update(step, closures)
         if with_lag:
             with torch.no_grad():
-                values["lag"] = values["loss"] / float(self._critic_loss(self.teacher, x0, eps, t, y))
+                on_teacher = self.accelerator.reduce(self._critic_loss(self.teacher, x0, eps, t, y), reduction="mean")
+            assert isinstance(on_teacher, Tensor)
+            values["lag"] = values["loss"] / float(on_teacher)
         return {f"fake_score/{name}": value for name, value in values.items()}
 
     def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
