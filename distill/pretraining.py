@@ -11,6 +11,7 @@ from dar import SiT
 from distill.config import TrainConfig
 from distill.config_io import load_config
 from distill.data import load_dataset
+from distill.data.base import check_batch_size
 from distill.devices import make_accelerator
 from distill.dry_run import print_train_plan
 from distill.errors import UserError
@@ -35,10 +36,7 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
         )
     if data.num_classes > model.num_classes:
         raise UserError(f"{config.data.path} has {data.num_classes} classes; model.num_classes = {model.num_classes}")
-    if config.train.batch_size > len(data):
-        raise UserError(
-            f"train.batch_size = {config.train.batch_size} is larger than the data set ({len(data)} samples)"
-        )
+    check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config.train)
     folder = Path(config.output)
     with accelerator.main_process_first():

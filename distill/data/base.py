@@ -57,13 +57,18 @@ def load_dataset(name: str, path: str | Path, split: str = "train") -> Dataset:
     return dataset
 
 
+def check_batch_size(num_samples: int, batch_size: int) -> None:
+    """Raise ValueError where one batch would need a sample twice."""
+    if batch_size > num_samples:
+        raise ValueError(f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)")
+
+
 def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) -> Tensor:
     """Indices of batch `step` when the set is walked in a new order each epoch; batches span epochs.
 
     A function of its arguments alone: any step can be asked for, in any order.
     """
-    if batch_size > num_samples:
-        raise ValueError(f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)")
+    check_batch_size(num_samples, batch_size)
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // num_samples, (last - 1) // num_samples + 1)
     orders = [torch.randperm(num_samples, generator=generator_for(seed, "epoch", e)) for e in epochs]
