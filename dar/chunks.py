@@ -92,15 +92,21 @@ class PartialSumPlan(ChunkPlan):
         return [SourceId("partial", reader - 1)] if reader > first else []
 
 
-def chunk_size_rule(num_sublayers: int, similarity: float = 0.5) -> int:
-    """S* = sqrt(L (1 - a) / (1 + a)) to the nearest integer, arXiv:2605.20708 proposition 1.
+def best_chunk_size(num_sublayers: int, similarity: float = 0.5) -> float:
+    """S* = sqrt(L (1 - a) / (1 + a)), arXiv:2605.20708 proposition 1.
 
     similarity: a, the mean cosine of neighbouring sources; the paper finds 0.4 to 0.6.
+
+    Raises: ValueError for a similarity outside [0, 1).
     """
     if not 0 <= similarity < 1:
         raise ValueError(f"similarity must lie in [0, 1); got {similarity:g}")
-    best = math.sqrt(num_sublayers * (1 - similarity) / (1 + similarity))
-    return min(max(round(best), 1), num_sublayers)
+    return math.sqrt(num_sublayers * (1 - similarity) / (1 + similarity))
+
+
+def chunk_size_rule(num_sublayers: int, similarity: float = 0.5) -> int:
+    """`best_chunk_size` to the nearest integer that a stack of sublayers can be cut by."""
+    return min(max(round(best_chunk_size(num_sublayers, similarity)), 1), num_sublayers)
 
 
 def segment(similarity: np.ndarray, num_chunks: int) -> tuple[int, ...]:

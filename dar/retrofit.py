@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from dar.diagnostics.profile import interpolated
 from dar.routing import RoutingConfig
 from dar.sit import SiT
 
@@ -61,8 +62,7 @@ def function_error(model: SiT, other: SiT, seed: int = 0) -> tuple[float, float]
     t = torch.linspace(low, high, NUM_SAMPLES).to(reference)
     y = (torch.arange(NUM_SAMPLES) % (model.null_label + 1)).to(reference.device)
     x0 = eps - high * model(eps, torch.full_like(t, high), y)
-    weight = t.view(-1, 1, 1, 1)
-    x_t = (1 - weight) * x0 + weight * eps
+    x_t = interpolated(x0, eps, t)
     velocity = model(x_t, t, y).double()
     difference = other(x_t, t, y).double() - velocity
     rms = velocity.square().mean().sqrt()

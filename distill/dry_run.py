@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,9 @@ def activation_bytes(config: SiTConfig, rows: int, *, checkpointing: bool) -> fl
 
 def print_train_plan(config: TrainConfig) -> None:
     """One role that learns, and its EMA."""
-    model = starting_model(config)
+    # A new model is counted, not filled; one from a folder is looked at.
+    with torch.device("meta" if config.start.path is None else "cpu"):
+        model = starting_model(config)
     params = sum(p.numel() for p in model.parameters())
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = config.train.batch_size // config.train.accumulation

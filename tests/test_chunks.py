@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dar import RoutingConfig, SiT
-from dar.chunks import ChunkPlan, PartialSumPlan, chunk_size_rule, scatter_of, segment
+from dar.chunks import ChunkPlan, PartialSumPlan, best_chunk_size, chunk_size_rule, scatter_of, segment
 from dar.diagnostics.chunking import chunk_from_profile, propose_chunks
 from tests.conftest import perturbed, tiny_config
 
@@ -38,6 +38,7 @@ def test_uniform_chunks_as_a_list():
 
 def test_the_rule_of_the_paper():
     """L = 56 gives 3.7 to 4.9 for a in [0.4, 0.6]."""
+    assert [best_chunk_size(56, a) for a in (0.6, 0.4)] == pytest.approx([3.7, 4.9], abs=0.05)
     assert [chunk_size_rule(56, a) for a in (0.4, 0.5, 0.6)] == [5, 4, 4]
     assert chunk_size_rule(48) == 4 and chunk_size_rule(12) == 2
     assert chunk_size_rule(2, 0.99) == 1 and chunk_size_rule(1, 0.0) == 1

@@ -269,6 +269,9 @@ class TestWeights:
         assert [list(covered) for covered in blocks[5].covers] == [[], [1, 2, 3], [4, 5]]
         anchored = readers_of(tiny(RoutingConfig(chunk_size=1, anchor=True)).routing)
         assert list(anchored[1].sources) == ["attn 1"] and not anchored[1].embedding
+        # The anchor is dar's alone; elsewhere the setting is without effect.
+        unmoved = readers_of(tiny(RoutingConfig(kind="attnres", chunk_size=1, anchor=True)).routing)
+        assert list(unmoved[1].sources) == ["embedding", "attn 1"]
         assert readers_of(tiny().routing) == []
 
     def test_halves_of_depth_go_by_the_middle_of_a_source(self) -> None:

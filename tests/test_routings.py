@@ -65,7 +65,7 @@ def test_starts_as_residual_says_the_truth(routing):
 
 @EVERY_KIND
 def test_every_kind_trains(routing):
-    """One step from the start already moves every parameter but those behind a zero gate; then all of them."""
+    """Away from the zeros of the start, gradients are finite and reach every parameter."""
     config = replace(SMALL, routing=routing)
     model = perturbed(config)
     model(*inputs(config)).square().mean().backward()

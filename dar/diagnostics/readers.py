@@ -42,7 +42,7 @@ def readers_of(routing: Routing) -> list[Reader]:
     chunks = [plan.chunk_of(sublayer) for sublayer in range(1, plan.num_sublayers + 1)]
     readers = []
     for number in range(1, routing.num_readers + 1):
-        sources = plan.sources_of(number)[routing.config.anchor :]  # an anchored embedding is not weighed
+        sources = plan.sources_of(number)[routing.anchored :]  # an anchored embedding is not weighed
         covers = [_covers(chunks, *source) for source in sources]
         names = [_source_name(*source, covered) for source, covered in zip(sources, covers, strict=True)]
         readers.append(Reader(sublayer_name(number, plan.num_sublayers), names, covers))

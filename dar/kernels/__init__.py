@@ -12,6 +12,7 @@ from torch import Tensor
 BACKENDS = ("auto", "torch", "triton")
 MAX_SOURCES = 1024
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_INSTALLED = find_spec("triton") is not None
 
 
 def choose_backend(backend: str, sources: Sequence[Tensor]) -> str:
@@ -33,7 +34,7 @@ def choose_backend(backend: str, sources: Sequence[Tensor]) -> str:
 
 def obstacle(sources: Sequence[Tensor]) -> str | None:
     """Why the kernels cannot take these sources; None where they can."""
-    if find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "the package triton is not installed"
     if not sources[0].is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"sources are on {sources[0].device.type}; it takes cuda, or the cpu under TRITON_INTERPRET=1"

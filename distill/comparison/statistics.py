@@ -10,6 +10,7 @@ from enum import StrEnum
 import numpy as np
 from scipy import stats
 
+from dar.chunks import best_chunk_size
 from distill.metrics import Interval
 
 LEVEL = 0.95
@@ -114,6 +115,5 @@ def departure(ratio: float) -> float:
 
 
 def chunk_sizes_of_rule(num_sublayers: int, low: float = 0.4, high: float = 0.6) -> tuple[float, float]:
-    """S* = sqrt(L (1 - a) / (1 + a)) at a = `high` and `low` (arXiv:2605.20708, proposition 1): its range."""
-    smallest, largest = (math.sqrt(num_sublayers * (1 - a) / (1 + a)) for a in (high, low))
-    return smallest, largest
+    """The range of S*, for neighbouring sources as alike as the paper finds them: at a = `high` and at a = `low`."""
+    return best_chunk_size(num_sublayers, high), best_chunk_size(num_sublayers, low)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from dar.diagnostics import EFFECTS
+from dar.diagnostics import EFFECTS, variance_shares
 from distill.diagnosis.content import LOSS, REMOVAL_COST, Diagnosis, ModelDiagnosis
 from distill.diagnosis.summaries import SUMMARIES, Estimate, Summary, difference, estimate
 from distill.report.table import MISSING, Cell, format_cell, format_number
@@ -80,8 +81,8 @@ def explained(model: ModelDiagnosis) -> np.ndarray | None:
     """Shares of the variance of all weights together, by `EFFECTS`; None where nothing varies."""
     if model.routing is None:
         return None
-    variances = model.routing.variances.sum(0)
-    return variances / variances.sum() if variances.sum() > 0 else None
+    shares = variance_shares(torch.from_numpy(model.routing.variances.sum(0))).numpy()
+    return None if np.isnan(shares).any() else shares
 
 
 class Finding(NamedTuple):
