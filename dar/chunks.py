@@ -9,6 +9,7 @@ Chunks of one sublayer are dense routing: every sublayer reads every earlier out
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -90,6 +91,27 @@ class PartialSumPlan(ChunkPlan):
 
     def _own_chunk(self, first: int, reader: int) -> list[SourceId]:
         return [SourceId("partial", reader - 1)] if reader > first else []
+
+
+def reader_blocks(lengths: Sequence[int], num_readers: int, width: int) -> list[range]:
+    """Readers 1..R in runs of at most `width`, for whom one reading of the sources before a run can serve.
+
+    Whole chunks are packed together as long as they fit; one that does not fit is cut. Readers past the last
+    chunk (the final aggregator) count as a chunk of one.
+
+    lengths: sublayers of each chunk.
+    """
+    rest = num_readers - sum(lengths)
+    sizes: list[int] = []
+    can_grow = False
+    for length in [*lengths, *[1] * rest]:
+        if can_grow and sizes[-1] + length <= width:
+            sizes[-1] += length
+        else:
+            sizes += [width] * (length // width) + [length % width] * (length % width > 0)
+            can_grow = length < width
+    ends = list(accumulate(sizes))
+    return [range(end - size + 1, end + 1) for size, end in zip(sizes, ends, strict=True)]
 
 
 def best_chunk_size(num_sublayers: int, similarity: float = 0.5) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -35,11 +36,13 @@ class Source:
 
     readers: who will read it, sublayers first..last as a range; sublayer L + 1 is the final aggregator.
     logits: (B, T) per reader, filled at the first read where the queries are known by then.
+    entry: its place on the tape of the kernels, where there is one.
     """
 
     value: Tensor
     readers: range
     logits: Sequence[Tensor] | None = None
+    entry: Any = None
     _inv_rms: Tensor | None = None
 
     @property

@@ -20,13 +20,16 @@ from torch.autograd.function import once_differentiable
 from dar.kernels import choose_backend
 from dar.reference import query_per_token
 
+EPS = 1e-6
+"""Under the root of the keys' RMSNorm."""
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself in float32 or float64; a float32 copy of a narrower one."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def inverse_rms(source: Tensor, eps: float = 1e-6) -> Tensor:
+def inverse_rms(source: Tensor, eps: float = EPS) -> Tensor:
     """1 / sqrt(mean_d v^2 + eps), shape (B, T), in float32 or better; carries no gradient."""
     with torch.no_grad():
         norm = torch.linalg.vector_norm(at_least_float32(source), dim=-1)
@@ -144,7 +147,7 @@ def depth_route(
     gain: Tensor | None = None,
     *,
     scale: float | None = None,
-    eps: float = 1e-6,
+    eps: float = EPS,
     backend: str = "auto",
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -172,7 +175,7 @@ def depth_route(
 
         query = query if gain is None else query * gain
         scale = sources[0].shape[-1] ** -0.5 if scale is None else scale
-        mixture, logits, _ = route(list(sources), query, scale, eps)
+        mixture, logits, _ = route(list(sources), query, scale, eps, 1.0)
         return (mixture, logits.softmax(dim=0)) if return_weights else mixture
     if gain is not None:
         per_token = per_token * gain

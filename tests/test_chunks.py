@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dar import RoutingConfig, SiT
-from dar.chunks import ChunkPlan, PartialSumPlan, best_chunk_size, chunk_size_rule, scatter_of, segment
+from dar.chunks import ChunkPlan, PartialSumPlan, best_chunk_size, chunk_size_rule, reader_blocks, scatter_of, segment
 from dar.diagnostics.chunking import chunk_from_profile, propose_chunks
 from tests.conftest import perturbed, tiny_config
 
@@ -34,6 +34,24 @@ def test_uniform_chunks_as_a_list():
     assert ChunkPlan.of(10, 4) == ChunkPlan.of(10, (4, 4, 2))
     assert ChunkPlan.of(8, 4) == ChunkPlan.of(8, (4, 4))
     assert ChunkPlan.of(56, "auto") == ChunkPlan.of(56, 4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_readers", "sizes"),
+    [
+        ([1] * 8, 9, [4, 4, 1]),
+        ([4, 4], 9, [4, 4, 1]),
+        ([2, 2, 2], 7, [4, 3]),
+        ([3, 3], 7, [3, 4]),
+        ([6, 1, 1], 9, [4, 2, 3]),
+        ([1, 9], 10, [1, 4, 4, 1]),
+        ([2], 2, [2]),
+    ],
+)
+def test_blocks_of_readers_hold_whole_chunks_where_they_can(lengths, num_readers, sizes):
+    blocks = reader_blocks(lengths, num_readers, width=4)
+    assert [len(block) for block in blocks] == sizes
+    assert [reader for block in blocks for reader in block] == list(range(1, num_readers + 1))
 
 
 def test_the_rule_of_the_paper():

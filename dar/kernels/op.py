@@ -1,4 +1,4 @@
-"""`torch.ops.dar.route`: the kernels as an operator that torch.compile, autograd and checkpointing understand."""
+"""`torch.ops.dar.route`: one router as an operator that torch.compile, autograd and checkpointing understand."""
 
 from __future__ import annotations
 
@@ -9,49 +9,75 @@ from torch import Tensor
 
 
 @torch.library.custom_op("dar::route", mutates_args=())
-def route(sources: list[Tensor], query: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """h (B, T, d), logits and inverse RMS (N, B, T); see `dar.kernels.single`."""
-    from dar.kernels import single
+def route(
+    sources: list[Tensor], query: Tensor, scale: float, eps: float, count: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h (B, T, d), logits (N, B, T) and lse (B, T), which carries no gradient; see `dar.kernels.forward.finish`."""
+    from dar.kernels import forward
 
-    return single.route_forward(sources, query, scale, eps)
+    logits = sources[0].new_empty(len(sources), 1, *sources[0].shape[:2], dtype=torch.float32)
+    mixture, lse = forward.finish(sources, _rows_side_by_side(query), logits, scale, eps, count)
+    return mixture, logits.squeeze(1), lse
 
 
 @route.register_fake
-def _(sources: list[Tensor], query: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(sources: list[Tensor], query: Tensor, scale: float, eps: float, count: float) -> tuple[Tensor, Tensor, Tensor]:
     shape = sources[0].shape
     logits = sources[0].new_empty(len(sources), *shape[:2], dtype=torch.float32)
-    return sources[0].new_empty(shape), logits, torch.empty_like(logits)
+    return sources[0].new_empty(shape), logits, logits.new_empty(shape[:2])
 
 
 @torch.library.custom_op("dar::route_backward", mutates_args=())
 def route_backward(
-    sources: list[Tensor], query: Tensor, kept: list[Tensor], d_mixture: Tensor, d_logits: Tensor, scale: float
+    sources: list[Tensor],
+    query: Tensor,
+    kept: list[Tensor],
+    d_mixture: Tensor,
+    d_logits: Tensor | None,
+    scale: float,
+    eps: float,
+    count: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the sources, stacked (N, B, T, d), and of the query in float32."""
-    from dar.kernels import single
+    from dar.kernels import backward
 
-    mixture, logits, inverse_rms = kept
-    return single.route_backward(sources, query, (mixture, logits, inverse_rms), d_mixture, d_logits, scale)
+    mixture, logits, lse = kept
+    query = _rows_side_by_side(query)
+    return backward.route_backward(sources, query, (mixture, logits, lse), d_mixture, d_logits, scale, eps, count)
 
 
 @route_backward.register_fake
 def _(
-    sources: list[Tensor], query: Tensor, kept: list[Tensor], d_mixture: Tensor, d_logits: Tensor, scale: float
+    sources: list[Tensor],
+    query: Tensor,
+    kept: list[Tensor],
+    d_mixture: Tensor,
+    d_logits: Tensor | None,
+    scale: float,
+    eps: float,
+    count: float,
 ) -> tuple[Tensor, Tensor]:
     return kept[0].new_empty(len(sources), *kept[0].shape), query.new_empty(query.shape, dtype=torch.float32)
 
 
+def _rows_side_by_side(query: Tensor) -> Tensor:
+    return query if query.stride(-1) == 1 else query.contiguous()
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    sources, query, scale, _ = inputs
+    sources, query, scale, eps, count = inputs
     ctx.save_for_backward(query, *output, *sources)
-    ctx.scale = scale
+    ctx.options = scale, eps, count
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, d_mixture: Tensor, d_logits: Tensor, _: Tensor) -> tuple[Any, ...]:
-    query, mixture, logits, inverse_rms, *sources = ctx.saved_tensors
-    kept = [mixture, logits, inverse_rms]
-    d_sources, d_query = torch.ops.dar.route_backward(sources, query, kept, d_mixture, d_logits, ctx.scale)
-    return list(d_sources.unbind()), d_query.to(query.dtype), None, None
+def _differentiate(ctx: Any, d_mixture: Tensor | None, d_logits: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    query, mixture, logits, lse, *sources = ctx.saved_tensors
+    if d_mixture is None:
+        d_mixture = torch.zeros_like(mixture)
+    kept = [mixture, logits, lse]
+    d_sources, d_query = torch.ops.dar.route_backward(sources, query, kept, d_mixture, d_logits, *ctx.options)
+    return list(d_sources.unbind()), d_query.to(query.dtype), None, None, None
 
 
 route.register_autograd(_differentiate, setup_context=_keep)

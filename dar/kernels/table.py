@@ -1,8 +1,11 @@
-"""A list of tensors as one table of addresses, so that one compiled kernel takes any number of them."""
+"""Lists of tensors as tables of addresses, so that one compiled kernel takes any number of them, and shared facts."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -10,11 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 PER_LAUNCH = 16
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end"])
 def _fill(table, first, end, tensors):
-    for i in tl.static_range(len(tensors)):  # pyright: ignore[reportGeneralTypeIssues]
+    for i in tl.static_range(len(tensors)):
         if first + i < end:
             tl.store(table + first + i, tensors[i].to(tl.int64))
 
@@ -33,11 +37,22 @@ def address_table(tensors: Sequence[Tensor]) -> Tensor:
     return table
 
 
+@triton.jit
+def row_pointer(table, i, offset, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """A pointer to the row at `offset` elements of tensor i of the table."""
+    pointer = tl.load(table + i).to(tl.pointer_type(DTYPE)) + offset
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
 def same_layout(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors (B, T, d) themselves where one pair of strides serves all, else contiguous copies of the odd ones.
 
     A kernel takes the strides of the first for all; channels must lie side by side.
     """
+    if not tensors:
+        return []
     strides = tensors[0].stride()
     if strides[-1] == 1 and all(tensor.stride() == strides for tensor in tensors):
         return list(tensors)
@@ -49,3 +64,31 @@ def is_aligned(tensors: Sequence[Tensor]) -> bool:
     strides = tensors[0].stride()[:-1]
     size = tensors[0].element_size()
     return all(stride * size % 16 == 0 for stride in strides) and all(t.data_ptr() % 16 == 0 for t in tensors)
+
+
+def constants_of(sources: Sequence[Tensor], rows_held: int) -> dict[str, Any]:
+    """What a kernel is compiled for; `rows_held` rows (d) are in its registers at once, and as many again."""
+    block = triton.next_power_of_2(sources[0].shape[-1])
+    return {
+        "DTYPE": TYPES[sources[0].dtype],
+        "BLOCK": block,
+        "ALIGNED": is_aligned(sources),
+        "STAGES": num_stages(sources[0].element_size()),
+        "num_warps": num_warps(rows_held, block),
+    }
+
+
+def num_warps(rows_held: int, block: int) -> int:
+    """So many that a thread has 16 bytes of a row at least and no more registers than it can have."""
+    return 4 if rows_held * block <= 2048 or block <= 1024 else 8
+
+
+def num_stages(element_size: int) -> int:
+    """Rows of sources in flight while one is worked on, and that one; a loop is pipelined only if it is told so."""
+    return 3 if element_size == 2 else 2
+
+
+def samples_and_tokens(query: Tensor) -> tuple[int, int]:
+    """Strides of a query (d), (B, d) or (B, T, d) over samples and over tokens; 0 for what it does not tell apart."""
+    over_samples, over_tokens = (*query.stride()[:-1], 0, 0)[:2]
+    return over_samples, over_tokens

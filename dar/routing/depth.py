@@ -7,34 +7,39 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dar.chunks import ChunkPlan
+from dar.chunks import ChunkPlan, reader_blocks
 from dar.history import Source, SourceHistory
-from dar.route import mix
 from dar.routing.base import Routing, RoutingConfig
+from dar.routing.mixers import Mixer, mixer_for
 from dar.routing.weighers import Fold, FoldedWeigher, Weigher
+
+READERS_PER_BLOCK = 4  # of the kernels: so many mixtures fit into a program's registers at d = 1152
 
 
 class DepthStream:
-    """One forward pass. `weights` gathers what each reader so far gave its sources, (N, B, T) each."""
+    """One forward pass."""
 
-    def __init__(self, routing: DepthRouting, history: SourceHistory, weigher: Weigher) -> None:
+    def __init__(self, routing: DepthRouting, history: SourceHistory, mixer: Mixer) -> None:
         self._num_readers = routing.num_readers
         self._head_reads_plain_sum = not routing.config.final
         self._history = history
-        self._weigher = weigher
+        self._mixer = mixer
         self._plain_sum = history.previous
-        self.weights: list[Tensor] = []
+        self._reader = 0
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """What each reader so far gave its sources, (N, B, T) each."""
+        return self._mixer.weights()
 
     def read(self) -> Tensor:
-        reader = len(self.weights) + 1
-        if reader > self._num_readers:
+        self._reader += 1
+        if self._reader > self._num_readers:
             return self._plain_sum
-        return self._mix(self._history.sources(), reader)
+        return self._mix(self._history.sources())
 
-    def _mix(self, sources: Sequence[Source], reader: int) -> Tensor:
-        weights = self._weigher.weights(sources, reader, self._history.previous)
-        self.weights.append(weights)
-        return mix([source.value for source in sources], weights)
+    def _mix(self, sources: Sequence[Source]) -> Tensor:
+        return self._mixer.mixture(sources, self._reader, self._history.previous)
 
     def write(self, output: Tensor) -> None:
         self._history.append(output)
@@ -45,12 +50,14 @@ class DepthStream:
 class AnchoredStream(DepthStream):
     """The embedding stands outside the mixture: h_l = h_0 + sum over the others."""
 
-    def _mix(self, sources: Sequence[Source], reader: int) -> Tensor:
+    @property
+    def weights(self) -> list[Tensor]:
+        embedding = self._history.sources()[0].value
+        return [embedding.new_zeros(0, *embedding.shape[:2]), *super().weights][: self._reader]
+
+    def _mix(self, sources: Sequence[Source]) -> Tensor:
         embedding, *others = sources
-        if others:
-            return embedding.value + super()._mix(others, reader)
-        self.weights.append(embedding.value.new_zeros(0, *embedding.value.shape[:2]))
-        return embedding.value
+        return embedding.value + super()._mix(others) if others else embedding.value
 
 
 class DepthRouting(Routing):
@@ -59,6 +66,7 @@ class DepthRouting(Routing):
     Subclasses say what history they keep and how sources are weighed.
 
     folds: timesteps at which weights are constants; none in a model as it is trained. They are not saved.
+    backend: "torch", "triton" or "auto", as `dar.depth_route` takes it.
     """
 
     plan_type = ChunkPlan
@@ -68,6 +76,8 @@ class DepthRouting(Routing):
         self.plan = self.plan_type.of(num_sublayers, config.chunk_size)
         self.num_readers = num_sublayers + config.final
         self.folds: list[Fold] = []
+        self.backend = "auto"
+        self._blocks = reader_blocks(self.plan.lengths, self.num_readers, READERS_PER_BLOCK)
 
     @property
     def sums_chunks(self) -> bool:
@@ -78,8 +88,9 @@ class DepthRouting(Routing):
     def open(self, embedding: Tensor, t_embedding: Tensor) -> DepthStream:
         weigher = self.weigher(t_embedding)
         fold = next((fold for fold in self.folds if fold.matches(t_embedding)), None)
+        mixer = mixer_for(FoldedWeigher(fold, weigher) if fold else weigher, embedding, self._blocks, self.backend)
         stream_type = AnchoredStream if self.anchored else DepthStream
-        return stream_type(self, self.history(embedding), FoldedWeigher(fold, weigher) if fold else weigher)
+        return stream_type(self, self.history(embedding), mixer)
 
     @property
     def anchored(self) -> bool:

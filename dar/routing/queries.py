@@ -12,10 +12,19 @@ from dar.route import source_logits
 
 
 class Scorer(Protocol):
-    """The queries of one forward pass, ready to score sources."""
+    """The queries of one forward pass, ready to score sources.
+
+    scale: factor of the logits.
+    """
+
+    scale: float
+
+    def query(self, reader: int, previous: Tensor) -> Tensor:
+        """q of `reader` (counted from 1), whose predecessor wrote `previous`: (d), (B, d) or (B, T, d)."""
+        ...
 
     def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
-        """Logits (B, T) of `source` for `reader` (counted from 1), whose own predecessor wrote `previous`."""
+        """Logits (B, T) of `source` for `reader`."""
         ...
 
 
@@ -26,13 +35,16 @@ class KnownQueries:
     """
 
     def __init__(self, queries: Tensor, scale: float | None = None) -> None:
-        self._queries = queries
-        self._scale = scale
+        self.queries = queries
+        self.scale = queries.shape[-1] ** -0.5 if scale is None else scale
+
+    def query(self, reader: int, previous: Tensor) -> Tensor:
+        return self.queries[..., reader - 1, :]
 
     def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
         if source.logits is None:
-            queries = self._queries[..., source.readers.start - 1 : source.readers.stop - 1, :]
-            source.logits = source_logits(source.value, queries, source.inv_rms, self._scale).unbind(1)
+            queries = self.queries[..., source.readers.start - 1 : source.readers.stop - 1, :]
+            source.logits = source_logits(source.value, queries, source.inv_rms, self.scale).unbind(1)
         return source.logits[reader - source.readers.start]
 
 
@@ -40,14 +52,19 @@ class TokenQueries:
     """Queries W_l v_{l-1}: each exists only when its reader's turn has come."""
 
     def __init__(self, weight: Tensor) -> None:
+        self.scale = weight.shape[-1] ** -0.5
         self._weight = weight
         self._reader = 0
         self._query = weight
 
-    def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
+    def query(self, reader: int, previous: Tensor) -> Tensor:
         if reader != self._reader:
             self._reader, self._query = reader, nn.functional.linear(previous, self._weight[reader - 1])
-        return source_logits(source.value, self._query.unsqueeze(1), source.inv_rms).squeeze(1)
+        return self._query
+
+    def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
+        query = self.query(reader, previous).unsqueeze(1)
+        return source_logits(source.value, query, source.inv_rms, self.scale).squeeze(1)
 
 
 class StaticQueries(nn.Module):

@@ -25,14 +25,21 @@ class SoftmaxWeigher:
     """softmax over the sources of what a scorer says."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
+
+    def count(self, num_sources: int) -> float:
+        """What the weights add up to."""
+        return 1.0
 
     def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        return torch.stack([self._scorer.logits(source, reader, previous) for source in sources]).softmax(dim=0)
+        return torch.stack([self.scorer.logits(source, reader, previous) for source in sources]).softmax(dim=0)
 
 
 class CountWeigher(SoftmaxWeigher):
     """softmax times the number of sources: equal logits give exactly 1, the plain sum."""
+
+    def count(self, num_sources: int) -> float:
+        return float(num_sources)
 
     def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
         weights = super().weights(sources, reader, previous)

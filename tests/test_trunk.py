@@ -1,0 +1,227 @@
+"""All readers of a SiT on one tape of the fused kernels, against the torch path and float64, run by the interpreter."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dar import RoutingConfig, SiT, retrofit
+from tests.conftest import perturbed, tiny_config
+
+pytest.importorskip("triton")
+
+from dar.kernels import forward
+from dar.kernels.tape import Slots, Tape
+from dar.kernels.trunk import RoutedTrunk
+
+ROUTINGS = {
+    "dense": RoutingConfig(chunk_size=1),
+    "chunks of 2, packed": RoutingConfig(chunk_size=2, query="static"),
+    "chunks of 3, count": RoutingConfig(chunk_size=3, scale="count"),
+    "one chunk, cut": RoutingConfig(chunk_size=6),
+    "list, anchor, last": RoutingConfig(chunk_size=(1, 4, 1), anchor=True, summary="last"),
+    "no final reader": RoutingConfig(chunk_size=2, final=False),
+    "dynamic": RoutingConfig(query="dynamic", chunk_size=2),
+    "attnres": RoutingConfig(kind="attnres", chunk_size=3),
+}
+EVERY_ROUTING = pytest.mark.parametrize("routing", ROUTINGS.values(), ids=list(ROUTINGS))
+
+
+def routed(routing: RoutingConfig, **changes: Any) -> SiT:
+    torch.manual_seed(0)
+    model = SiT(tiny_config(depth=3, routing=routing, **changes))
+    perturbed(model, std=0.3)
+    model.routing.backend = "triton"
+    return model
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(3, 1, 8, 8, generator=generator).to(dtype).requires_grad_(),
+        torch.tensor([0.1, 0.5, 0.9], dtype=dtype),
+        torch.tensor([0, 1, 3]),
+    )
+
+
+def results(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Output and all gradients."""
+    x, t, y = inputs(dtype)
+    model.zero_grad()
+    output = model(x, t, y)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), "x": x.grad, **gradients}
+
+
+def in_float64(model: SiT) -> dict[str, Tensor]:
+    exact = SiT(model.config).double()
+    exact.load_state_dict(model.state_dict())
+    return results(exact, torch.float64)
+
+
+def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert got.keys() == expected.keys()
+    for name, right in expected.items():
+        error = (got[name].double() - right.double()).norm() / right.double().norm().clamp_min(1e-2)
+        assert error <= tolerance, (name, float(error))
+
+
+@EVERY_ROUTING
+def test_equals_float64(routing: RoutingConfig) -> None:
+    model = routed(routing)
+    assert_near(results(model), in_float64(model), 5e-5)
+
+
+@EVERY_ROUTING
+def test_weights_are_those_of_the_torch_path(routing: RoutingConfig) -> None:
+    model = routed(routing)
+    x, t, y = inputs()
+    with torch.no_grad():
+        fused = model.routing_weights(x, t, y)
+        model.routing.backend = "torch"
+        for got, expected in zip(fused, model.routing_weights(x, t, y), strict=True):
+            torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_two_phases_are_one_pass_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sources = [torch.randn(2, 5, 24, generator=generator) for _ in range(7)]
+    queries = torch.randn(3, 2, 24, generator=generator)
+    state = forward.begin(sources[:4], queries, torch.empty(4, 4, 2, 5), 0.3, 1e-6)
+    for place, query in enumerate(queries):
+        whole = forward.finish(sources, query, torch.empty(7, 1, 2, 5), 0.3, 1e-6, count=7.0)
+        start = forward.State(*(part[place] for part in state))
+        parts = forward.finish(sources[4:], query, torch.empty(3, 1, 2, 5), 0.3, 1e-6, count=7.0, start=start)
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_a_retrofitted_model_keeps_its_function_to_the_bit() -> None:
+    """Zero queries, scale = count: sums run in the order of the residual stream, whatever the blocks."""
+    plain = routed(RoutingConfig(kind="residual"))
+    dense = retrofit(plain, RoutingConfig(chunk_size=1, scale="count"))
+    dense.routing.backend = "triton"
+    with torch.no_grad():
+        assert torch.equal(dense(*inputs()), plain(*inputs()))
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    model = routed(ROUTINGS["dense"])
+    first, second = results(model), results(model)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_graph_serves_several_backward_passes() -> None:
+    """Whole, in part, and whole again: nothing of one pass is left for the next."""
+    model = routed(ROUTINGS["chunks of 2, packed"])
+    x, t, y = inputs()
+    output = model(x, t, y)
+    weight = model.routing.queries.weight
+    first = torch.autograd.grad(output.sum(), [x, weight], retain_graph=True)
+    torch.autograd.grad((3 * output).sum(), model.blocks[-1].mlp.fc2.weight, retain_graph=True)
+    torch.autograd.grad(output.square().sum(), weight, retain_graph=True)
+    again = torch.autograd.grad(output.sum(), [x, weight])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("learns", ["queries", "backbone"])
+def test_gradients_of_a_part_of_the_model(learns: str) -> None:
+    model = routed(ROUTINGS["dense"])
+    expected = results(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith("routing") == (learns == "queries"))
+    got = results(model)
+    assert 0 < len(got) < len(expected)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+
+
+def test_a_reader_that_the_loss_does_not_see() -> None:
+    """The head reads alone; what other readers would have contributed is zero, not left over."""
+    trunk = RoutedTrunk(torch.ones(3, 8, requires_grad=True), [range(1, 4)], 0.5, 1e-6)
+    generator = torch.Generator().manual_seed(0)
+    leaf = torch.randn(1, 2, 8, generator=generator).requires_grad_()
+    value, entry = trunk.source(leaf, 3)
+    other, other_entry = trunk.source(torch.randn(1, 2, 8, generator=generator), 3)
+    unseen = trunk.read(2, [value, other], [entry, other_entry], 1.0)
+    seen = trunk.read(3, [value, other], [entry, other_entry], 1.0)
+    (alone,) = torch.autograd.grad(seen.sum(), leaf, retain_graph=True)
+    (both,) = torch.autograd.grad((seen + unseen).sum(), leaf)
+    torch.testing.assert_close(2 * alone, both)  # the queries are equal
+
+
+def test_under_gradient_checkpointing() -> None:
+    model = routed(ROUTINGS["dense"])
+    expected = results(model)
+    model.gradient_checkpointing = True
+    assert_near(results(model), expected, 1e-6)
+
+
+def test_one_graph_under_compile() -> None:
+    model = routed(ROUTINGS["chunks of 2, packed"])
+    expected = results(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x, t, y = inputs()
+    model.zero_grad()
+    output = compiled(x, t, y)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert_near({"output": output.detach(), "x": x.grad, **gradients}, expected, 1e-5)
+
+
+def test_under_autocast() -> None:
+    """bfloat16 sources, their sums in float32: as near to float64 as the torch path is."""
+    model = routed(ROUTINGS["dense"])
+    expected = in_float64(model)
+    errors = {}
+    for backend in ("triton", "torch"):
+        model.routing.backend = backend
+        with torch.autocast("cpu", torch.bfloat16):
+            got = results(model)
+        errors[backend] = {n: float((got[n].double() - e).norm() / e.norm()) for n, e in expected.items()}
+    assert errors["triton"]["output"] < 0.03
+    assert max(errors["triton"].values()) < 2 * max(errors["torch"].values())
+
+
+def test_nothing_is_kept_alive_by_the_graph() -> None:
+    """A tape that held an output of the node that holds the tape would never be freed."""
+    made = []
+    original = Tape.__init__
+
+    def noted(self: Tape, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tape, "__init__", noted)
+        results(routed(ROUTINGS["dense"]))
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+
+
+def test_without_gradients_sources_are_not_kept() -> None:
+    model = routed(ROUTINGS["dense"])
+    kept = []
+    original = Tape.enter
+
+    def noted(self: Tape, *args: Any) -> Any:
+        kept.append(self)
+        return original(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(Tape, "enter", noted)
+        model(*inputs())
+    assert kept and not kept[-1].entries and not kept[-1].mixtures
+
+
+def test_slots_of_blocks_of_unequal_length() -> None:
+    slots = Slots([range(1, 3), range(3, 6), range(6, 7)])
+    assert [slots[reader] for reader in range(1, 7)] == [0, 1, 3, 4, 5, 6] and len(slots) == 9
+    by_reader = torch.arange(6.0)[:, None] + 1
+    assert slots.spread(by_reader).flatten().tolist() == [1, 2, 0, 3, 4, 5, 6, 0, 0]
+    assert torch.equal(slots.gathered(slots.spread(by_reader)), by_reader)
