@@ -67,6 +67,7 @@ class DepthRouting(Routing):
 
     folds: timesteps at which weights are constants; none in a model as it is trained. They are not saved.
     backend: "torch", "triton" or "auto", as `dar.depth_route` takes it.
+    blocks: of readers, for each of which the kernels read the sources before it once.
     """
 
     plan_type = ChunkPlan
@@ -77,7 +78,7 @@ class DepthRouting(Routing):
         self.num_readers = num_sublayers + config.final
         self.folds: list[Fold] = []
         self.backend = "auto"
-        self._blocks = reader_blocks(self.plan.lengths, self.num_readers, READERS_PER_BLOCK)
+        self.blocks = reader_blocks(self.plan.lengths, self.num_readers, READERS_PER_BLOCK)
 
     @property
     def sums_chunks(self) -> bool:
@@ -88,7 +89,7 @@ class DepthRouting(Routing):
     def open(self, embedding: Tensor, t_embedding: Tensor) -> DepthStream:
         weigher = self.weigher(t_embedding)
         fold = next((fold for fold in self.folds if fold.matches(t_embedding)), None)
-        mixer = mixer_for(FoldedWeigher(fold, weigher) if fold else weigher, embedding, self._blocks, self.backend)
+        mixer = mixer_for(FoldedWeigher(fold, weigher) if fold else weigher, embedding, self.blocks, self.backend)
         stream_type = AnchoredStream if self.anchored else DepthStream
         return stream_type(self, self.history(embedding), mixer)
 

@@ -1,0 +1,93 @@
+"""What the benchmarks share: arms that take turns, quartiles, the device and its copy bandwidth."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+L2_BYTES = 256 * 2**20  # more than any L2 cache holds
+WARM_UP = 2
+
+
+def is_cuda(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def time_in_turn(arms: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every call, after rounds that do not count; all arms take their turn in each round.
+
+    On a GPU the L2 cache is overwritten before each call, and time is taken between events on its stream.
+    """
+    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=device) if is_cuda(device) else None
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(WARM_UP + repeats):
+        for name, call in arms.items():
+            taken = _on_cpu(call) if flush is None else _on_gpu(call, flush)
+            if i >= WARM_UP:
+                seconds[name].append(taken)
+    return seconds
+
+
+def _on_cpu(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _on_gpu(call: Callable[[], object], flush: torch.Tensor) -> float:
+    flush.zero_()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def copy_bandwidth(device: str, repeats: int = 20) -> float:
+    """Bytes per second, read and written, of copying 512 MiB (CPU: 64 MiB)."""
+    source = torch.empty((512 if is_cuda(device) else 64) * 2**20, dtype=torch.int8, device=device).zero_()
+    target = torch.empty_like(source)
+    (seconds,) = time_in_turn({"copy": lambda: target.copy_(source)}, repeats, device).values()
+    return 2 * source.numel() / statistics.median(seconds)
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """Median, and the interquartile range in brackets."""
+    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+    digits = 3 if middle < 1e-2 else 1
+    return f"{1e3 * middle:.{digits}f} [{1e3 * low:.{digits}f}, {1e3 * high:.{digits}f}]"
+
+
+def facts(device: str) -> str:
+    """The command, the date, the machine and the versions, as one line."""
+    machine = torch.cuda.get_device_name() if is_cuda(device) else f"CPU, {torch.get_num_threads()} thread(s)"
+    command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return (
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine}, {platform.machine()}, torch {torch.__version__}, "
+        f"triton {version_of('triton') or 'not installed'}"
+    )
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
