@@ -26,7 +26,7 @@ ROUTINGS = {
     "one chunk, cut": RoutingConfig(chunk_size=6),
     "list, anchor, last": RoutingConfig(chunk_size=(1, 4, 1), anchor=True, summary="last"),
     "no final reader": RoutingConfig(chunk_size=2, final=False),
-    "dynamic": RoutingConfig(query="dynamic", chunk_size=2),
+    "dynamic, count": RoutingConfig(query="dynamic", chunk_size=2, scale="count"),
     "attnres": RoutingConfig(kind="attnres", chunk_size=3),
 }
 EVERY_ROUTING = pytest.mark.parametrize("routing", ROUTINGS.values(), ids=list(ROUTINGS))
