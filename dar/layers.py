@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # routings are built of these layers
+    from dar.routing.base import Stream
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -73,6 +79,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=norm2_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(dim, 6 * dim))
+
+    def forward(self, h: Tensor, c: Tensor, stream: Stream, run: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """Attention of what the caller read, h (B, T, d), and the MLP of what is read after it; both are written.
+
+        c: condition (B, d). run: run(sublayer, *inputs) calls a sublayer.
+
+        Returns: what was written. Tensors come in and go out so that what hangs on a block (FSDP's hooks) knows when
+        its parameters are needed, in the backward pass too.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        attended = run(self.attention, h, shift1, scale1, gate1)
+        stream.write(attended)
+        transformed = run(self.feed_forward, stream.read(), shift2, scale2, gate2)
+        stream.write(transformed)
+        return attended, transformed
 
     def modulation(self, c: Tensor) -> tuple[Tensor, ...]:
         """shift, scale, gate of attention, then of the MLP, (B, d) each."""

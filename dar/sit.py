@@ -144,10 +144,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         c = t_embedding + self.y_embedder(y)  # (B, d)
         stream = self.routing.open(x, t_embedding)
         for block in self.blocks:
-            assert isinstance(block, Block)
-            shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(c)
-            stream.write(self._run(block.attention, stream.read(), shift1, scale1, gate1))
-            stream.write(self._run(block.feed_forward, stream.read(), shift2, scale2, gate2))
+            block(stream.read(), c, stream, self._run)
         return stream, c
 
     def routing_weights(self, x_t: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:

@@ -36,9 +36,11 @@ def _one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> No
 class OptimConfig:
     """AdamW; the rate warms up linearly, stays, and falls linearly to zero over the last `decay_fraction`.
 
+    name: `adamw`, or `adamw_8bit`, its moments in 8 bits (bitsandbytes, on a CUDA device).
     routing_lr_factor: the rate of the routing's own parameters over that of all others.
     """
 
+    name: str = "adamw"
     lr: float = 1e-4
     routing_lr_factor: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
@@ -48,6 +50,7 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        _one_of(self, "optim", "name", ("adamw", "adamw_8bit"))
         _at_least(self, "optim", 0, "lr", "routing_lr_factor", "weight_decay", "warmup_steps")
         _within(self, "optim", 0, 1, "decay_fraction")
         if self.clip_norm <= 0:
@@ -58,10 +61,15 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
-    """name: a registered data set (`idx`, `images`, `latents`); path: its folder or file."""
+    """name: a registered data set (`idx`, `images`, `npz`, `latents`); path: its folder or file.
+
+    vae: the autoencoder that latents were made with, a folder or a hub name in the local cache, for the sample grids;
+        without it they show the latents' first three channels. null for pixels.
+    """
 
     name: str = "idx"
     path: str = "/usr/share/datasets/fashion-mnist"
+    vae: str | None = None
 
 
 @dataclass
@@ -163,17 +171,19 @@ class TeacherConfig:
 
     cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none.
     interval: guidance acts for t within it only.
+    cfg_channels: guidance acts on the first so many channels; null is all, 3 what DiT's and SiT's samplers do.
     steps: Euler steps of the reference sampler.
     """
 
     path: str = "embedded"
     cfg_scale: float = 1.5
     interval: tuple[float, float] = (0.0, 1.0)
+    cfg_channels: int | None = None
     steps: int = 50
 
     def __post_init__(self) -> None:
         _at_least(self, "teacher", 0, "cfg_scale")
-        _at_least(self, "teacher", 1, "steps")
+        _at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
@@ -193,6 +203,22 @@ class StudentConfig:
         _within(self, "student", 0, 1, "ema_decay")
         if self.shift <= 0:
             raise UserError(f"student.shift must be above 0; got {self.shift:g}")
+
+
+@dataclass
+class RolesConfig:
+    """What of student and fake_score learns.
+
+    trainable: `all`, or `lora`: the routing, and adapters of rank `lora_rank` on the linear layers of all blocks,
+        over the teacher's own weights, which then are in memory once.
+    """
+
+    trainable: str = "all"
+    lora_rank: int = 64
+
+    def __post_init__(self) -> None:
+        _one_of(self, "roles", "trainable", ("all", "lora"))
+        _at_least(self, "roles", 1, "lora_rank")
 
 
 @dataclass
@@ -237,6 +263,8 @@ class EvalConfig:
         are at hand. reference: statistics of the data, `embedded` or a file of scripts/data_statistics.py.
     teacher_reference: statistics of the teacher's reference sampler, `embedded`, a measures.npz that `evaluate`
         wrote (its measures.json beside it), or null: then the teacher draws as many images as the others.
+    vae: the autoencoder that decodes the samples of a model of latents, for grids too: a folder or a hub name in the
+        local cache; null for pixels.
     """
 
     num_images: int = 2000
@@ -245,6 +273,7 @@ class EvalConfig:
     extractor_path: str | None = None
     reference: str = "embedded"
     teacher_reference: str | None = "embedded"
+    vae: str | None = None
     bootstrap: int = 200
     seed: int = 1
 
@@ -261,6 +290,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+    roles: RolesConfig = field(default_factory=RolesConfig)
     dmd: DmdConfig = field(default_factory=DmdConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
@@ -275,6 +305,7 @@ __all__ = [
     "LoopConfig",
     "OptimConfig",
     "RetrofitConfig",
+    "RolesConfig",
     "RoutingConfig",
     "RunConfig",
     "SiTConfig",

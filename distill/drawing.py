@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from distill import results
 from distill.config import EvalConfig, TeacherConfig
+from distill.decoding import load_decoder
 from distill.devices import default_device
 from distill.errors import UserError
 from distill.evaluation import Evaluator
 from distill.files import new_folder, write_folder
 from distill.metrics import MEASURES
-from distill.pictures import class_grid, save_image
+from distill.pictures import save_grid, save_image
 from distill.report import write_report
-from distill.samplers import Sampler, draw_images, load_sampler, ode_sampler, read_class_names
+from distill.samplers import Sampler, configured_vae, draw_images, load_sampler, ode_sampler, read_class_names
 
 GRID_ROWS = 8
 
 
 def _teacher_config(args: Namespace, path: str) -> TeacherConfig:
-    return TeacherConfig(path=path, cfg_scale=args.cfg_scale, steps=args.steps)
+    return TeacherConfig(path=path, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels, steps=args.steps)
 
 
 def _load(args: Namespace, path: str, device: torch.device) -> Sampler:
@@ -31,13 +33,25 @@ def _load(args: Namespace, path: str, device: torch.device) -> Sampler:
     return sampler
 
 
-def _evaluator(args: Namespace, sampler: Sampler, device: torch.device) -> Evaluator:
+def _vae(args: Namespace, paths: Sequence[str]) -> str | None:
+    """--vae, or else what the configurations of the runs say."""
+    if args.vae:
+        return args.vae
+    found = {vae: path for path in paths if (vae := configured_vae(path))}
+    if len(found) > 1:
+        named = ", ".join(f"{vae} ({path})" for vae, path in found.items())
+        raise UserError(f"the runs name several autoencoders, {named}: choose one with --vae")
+    return next(iter(found), None)
+
+
+def _evaluator(args: Namespace, sampler: Sampler, vae: str | None, device: torch.device) -> Evaluator:
     config = EvalConfig(
         num_images=args.num_images,
         batch_size=args.batch_size,
         extractor=args.extractor,
         reference=args.reference,
         teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
+        vae=vae,
         seed=args.seed,
     )
     evaluator = Evaluator(config, device)
@@ -50,40 +64,44 @@ def sample(args: Namespace) -> None:
     if args.num_images < 1:
         raise UserError(f"--num-images must be at least 1; got {args.num_images}")
     folder = new_folder(args.output)
-    sampler = _load(args, args.model, default_device())
+    device = default_device()
+    sampler = _load(args, args.model, device)
     num_classes = sampler.model.null_label
     classes = args.classes or list(range(num_classes))
     for label in classes:
         if not 0 <= label < num_classes:
             raise UserError(f"--classes: class {label} is out of range; the model has 0 to {num_classes - 1}")
     labels = torch.tensor([classes[i % len(classes)] for i in range(args.num_images)])
-    images, rate = draw_images(sampler, labels, seed=args.seed, batch_size=args.batch_size)
+    decoder = load_decoder(_vae(args, [args.model]), device)
+    decoder.image_shape(sampler.model.sample_shape)
+    images, rate = draw_images(sampler, labels, seed=args.seed, batch_size=args.batch_size, decoder=decoder)
 
     def fill(path: Path) -> None:
         for i, image in enumerate(images):
-            save_image(image, path / f"{i:06d}_class{int(labels[i])}.png", scale=1)
+            save_image(image, path / f"{i:06d}_class{int(labels[i])}.png")
         rows = min(GRID_ROWS, len(images) // len(classes))
         if rows:
             # Drawn round robin over the classes; the grid wants all of one class together.
             by_class = images[: rows * len(classes)].view(rows, len(classes), *images.shape[1:]).transpose(0, 1)
-            save_image(class_grid(by_class.flatten(0, 1), rows), path / "grid.png")
+            save_grid(by_class.flatten(0, 1), rows, path / "grid.png")
 
     write_folder(folder, fill)
-    print(f"{len(images)} images by {sampler.name} ({sampler.description}), {rate:.1f} per second: {folder}")
+    note = f", {decoder.note}" if decoder.note else ""
+    print(f"{len(images)} images by {sampler.name} ({sampler.description}{note}), {rate:.1f} per second: {folder}")
 
 
 def evaluate(args: Namespace) -> None:
     """measures.json and measures.npz: all measures, and the same images as a reference for others."""
     device = default_device()
     sampler = _load(args, args.model, device)
-    evaluator = _evaluator(args, sampler, device)
+    evaluator = _evaluator(args, sampler, _vae(args, [args.model]), device)
     evaluator.use_teacher_statistics()
     ((images, rate),) = evaluator.draw([sampler], args.num_images)
     measured = evaluator.measure(sampler, images, rate)
     folder = Path(args.output)
     measured.save(folder / "measures.json")
-    evaluator.statistics(sampler, images, sampler.description).save(folder / "measures.npz")
-    print(f"{sampler.name} ({sampler.description}), {len(images)} images, {rate:.1f} per second")
+    evaluator.statistics(sampler, images, measured.description).save(folder / "measures.npz")
+    print(f"{sampler.name} ({measured.description}), {len(images)} images, {rate:.1f} per second")
     for name, value in measured.measures.items():
         title, unit = MEASURES[name].title, MEASURES[name].unit
         print(f"  {title:<40} {value.value:10.4f}  [{value.low:.4f}, {value.high:.4f}] {unit}")
@@ -107,7 +125,7 @@ def compare(args: Namespace) -> None:
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
     numbers = sorted({sampler.num_steps for sampler in students})
     equal = [ode_sampler(f"teacher, {n} steps", slow.model, settings, n) for n in numbers]
-    evaluator = _evaluator(args, slow, device)
+    evaluator = _evaluator(args, slow, _vae(args, [*args.runs, args.teacher]), device)
     evaluator.use_teacher_reference(slow, args.teacher)
     entries = results.measured_entries(evaluator, slow, [*equal, *students], GRID_ROWS * slow.model.null_label)
     routing = [results.routing_of("teacher", slow.model)]

@@ -1,102 +1,156 @@
-"""What a run would be: roles, parameters, memory, steps and cost, from the configuration alone."""
+"""A plan for people to read, or as JSON. Every figure of it is computed; none was measured."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from dar import SiT, SiTConfig, num_parameters
-from distill.assets import resolve
-from distill.config import LoopConfig, RunConfig, TrainConfig
-from distill.training.start import starting_model
+from dar import num_parameters
+from distill.config import RunConfig, TrainConfig
+from distill.planning import DEVICES, UTILISATION, Launch, Plan, plan_run, plan_train, shape_in
 
-# Kept for the backward pass, per token, block and channel: LayerNorm, modulation, q, k, v, attention, gated
-# output (the routing's source) and the two MLP widths.
-ACTIVATIONS_PER_CHANNEL = 22
-BYTES = 4
-
-
-def forward_flops(config: SiTConfig) -> float:
-    """Multiply-adds of one sample's forward pass, times two: the matrix products of all blocks."""
-    tokens = (config.input_size // config.patch_size) ** 2
-    d = config.hidden_size
-    per_block = tokens * ((4 + 2 * config.mlp_ratio) * d * d + 2 * tokens * d) + 6 * d * d
-    return 2 * config.depth * per_block
-
-
-def activation_bytes(config: SiTConfig, rows: int, *, checkpointing: bool) -> float:
-    tokens = (config.input_size // config.patch_size) ** 2
-    width = 4 if checkpointing else ACTIVATIONS_PER_CHANNEL
-    return rows * tokens * config.depth * width * config.hidden_size * BYTES
+MARGIN_GIB = 1.0  # the device's context and what its allocator cannot use
+NOTES = (
+    "Estimates, not measurements. Peak: what the roles hold and the phase that adds most; not counted are data, the "
+    "autoencoder and the feature extractor of the report.",
+    f"Fits: with {MARGIN_GIB:g} GiB left for the device's context. Hours: {UTILISATION:.0%} of the maker's dense peak "
+    "in matrix products, drawing for the report included, processes that never wait.",
+)
 
 
 def print_train_plan(config: TrainConfig) -> None:
-    """One role that learns, and its EMA."""
-    # A new model is counted, not filled; one from a folder is looked at.
-    with torch.device("meta" if config.start.path is None else "cpu"):
-        model = starting_model(config)
-    params = sum(p.numel() for p in model.parameters())
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    rows = config.train.batch_size // config.train.accumulation
-    memory = [
-        ("teacher: weights", 4 * params),
-        (f"gradients, Adam of {learning:,} that learn", 12 * learning),
-        ("EMA", 4 * params),
-    ]
-    forwards = 3 * config.train.batch_size
-    start = f" from {config.start.path}, {config.start.trainable}" if config.start.path else ""
-    _print(f"train{start} -> {config.output}", model.config, memory, rows, forwards, config.train)
+    """For `train --dry-run`."""
+    path = config.start.path
+    shape = config.model if path is None else shape_in(path, "start.path")
+    assert shape is not None
+    print_plan(plan_train(config, shape, Launch()))
 
 
 def print_run_plan(config: RunConfig) -> None:
-    """teacher, student, fake_score and the EMA."""
-    model = SiT.from_pretrained(resolve(config.teacher.path, "teacher")).config
-    params = num_parameters(model)
-    steps = config.student.steps
-    every = config.dmd.rollout == "every_step"
-    trajectories = config.train.batch_size
-    rows = trajectories * steps if every else trajectories
-    # Passes in units of one sample's forward; a backward pass counts as two.
-    rolled_out = trajectories * ((steps - 1) if every else (steps - 1) / 2)
-    guided = 2 if config.teacher.cfg_scale != 1 else 1
-    critic = rolled_out + rows + 3 * rows
-    student = rolled_out + 3 * rows + guided * rows + rows
-    forwards = config.fake_score.updates * critic + student
-    memory = [
-        ("teacher: weights", 4 * params),
-        ("student: weights, gradients, Adam", 16 * params),
-        ("fake_score: weights, gradients, Adam", 16 * params),
-        ("EMA of the student", 4 * params),
-    ]
-    title = f"run -> {config.output}: {steps} steps from {config.teacher.path}, cfg_scale {config.teacher.cfg_scale:g}"
-    _print(title, model, memory, rows // config.train.accumulation, forwards, config.train)
+    """For `run --dry-run`."""
+    print_plan(plan_run(config, shape_in(config.teacher.path, "teacher.path"), Launch()))
 
 
-def _print(
-    title: str,
-    model: SiTConfig,
-    memory: Sequence[tuple[str, float]],
-    rows: int,
-    forwards: float,
-    loop: LoopConfig,
-) -> None:
+def print_plan(plan: Plan, tflops: float | None = None) -> None:
+    """tflops: what one device achieves, where that is known, in 10^12 operations a second."""
     console = Console()
-    table = Table(title=title, title_justify="left", show_header=False)
+    console.print(plan.title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    for table in (_facts(plan), _roles(plan), _phases(plan), _devices(plan, tflops)):
+        console.print(table)
+    for note in NOTES:
+        console.print(note, style="dim", highlight=False)
+
+
+def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
+    """All numbers in bytes, operations and hours."""
+    values: dict[str, Any] = {
+        "title": plan.title,
+        "measured": False,
+        "model": asdict(plan.model),
+        "trainable": plan.trainable,
+        "train": asdict(plan.loop),
+        "launch": asdict(plan.launch),
+        "roles": [asdict(role) for role in plan.roles],
+        "ddp_buckets": plan.buckets,
+        "phases": [asdict(phase) | {"total": phase.total} for phase in plan.phases],
+        "held": plan.held,
+        "peak": plan.peak,
+        "rows": plan.rows,
+        "sample_forwards_per_update": plan.forwards,
+        "flops_per_update": plan.flops,
+        "flops_of_drawing": plan.drawing_flops,
+        "devices": [
+            {"name": name, "memory_gib": memory, "fits": fits, "hours": hours}
+            for name, memory, fits, hours in _on_devices(plan, tflops)
+        ],
+        "notes": NOTES,
+    }
+    return json.dumps(values, indent=2)
+
+
+def _facts(plan: Plan) -> Table:
+    model, loop, launch = plan.model, plan.loop, plan.launch
+    table = Table(show_header=False, box=None)
     table.add_row(
         "model",
-        f"{model.depth} blocks x {model.hidden_size}, patch {model.patch_size}, routing {model.routing.kind}, "
-        f"{num_parameters(model):,} parameters",
+        f"{model.depth} blocks x {model.hidden_size}, patch {model.patch_size}, {model.in_channels} x "
+        f"{model.input_size} x {model.input_size}, routing {model.routing.kind}, {num_parameters(model):,} parameters",
     )
-    activations = activation_bytes(model, rows, checkpointing=loop.gradient_checkpointing)
-    for name, size in [*memory, (f"activations of {rows} rows (estimate)", activations)]:
-        table.add_row(name, f"{size / 2**20:,.1f} MiB")
-    table.add_row("sum per process (estimate)", f"{(sum(s for _, s in memory) + activations) / 2**30:.2f} GiB")
+    table.add_row("learns", plan.trainable)
+    checkpointing = "with" if loop.gradient_checkpointing else "without"
+    table.add_row("precision", f"mixed: {loop.mixed_precision}; {checkpointing} gradient checkpointing")
+    together = "" if launch.processes == 1 else f", {launch.strategy}"
+    table.add_row("processes", f"{launch.processes}{together}; {plan.rows} rows at once in each")
     table.add_row("updates", f"{loop.steps:,} of {loop.batch_size} samples, accumulation {loop.accumulation}")
-    flops = forwards * forward_flops(model)
-    table.add_row("cost of an update", f"{forwards:,.0f} sample forwards, {flops / 1e9:,.1f} GFLOP")
-    table.add_row("cost of the run", f"{flops * loop.steps / 1e12:,.2f} TFLOP, report not counted")
-    table.add_row("precision", loop.mixed_precision)
-    console.print(table)
+    table.add_row("an update", f"{plan.forwards:,.0f} sample forwards, {_flops(plan.flops)}")
+    drawing = f", and {_flops(plan.drawing_flops)} to draw the report" if plan.drawing_flops else ""
+    table.add_row("all updates", f"{_flops(plan.flops * loop.steps)}{drawing}")
+    return table
+
+
+def _roles(plan: Plan) -> Table:
+    table = _table("roles, per process", "parameters", "weights", "optimizer", "gradients")
+    for role in plan.roles:
+        learning = f"{role.learning:,} of " if role.learning != role.parameters and role.learning else ""
+        sizes = [_size(size) for size in (role.weights, role.optimizer, role.gradients)]
+        table.add_row(role.name, f"{learning}{role.parameters:,}", *sizes)
+    if plan.buckets:
+        table.add_row("DDP's buckets", "", _size(plan.buckets), "", "")
+    table.add_section()
+    table.add_row("held all the time", "", _size(plan.held), "", "in phases")
+    return table
+
+
+def _phases(plan: Plan) -> Table:
+    table = _table("phases, per process", "adds", "of which", "peak")
+    table.columns[2].justify = "left"
+    for phase in plan.phases:
+        parts = sorted(phase.parts.items(), key=lambda part: -part[1])
+        words = ", ".join(f"{name} {_size(size)}" for name, size in parts)
+        table.add_row(phase.name, _size(phase.total), words, _size(plan.held + phase.total))
+    return table
+
+
+def _devices(plan: Plan, tflops: float | None) -> Table:
+    table = _table("devices", "memory", f"fits {_size(plan.peak)}", "hours")
+    for name, memory, fits, hours in _on_devices(plan, tflops):
+        verdict = "" if fits is None else "yes" if fits else "no"
+        table.add_row(name, f"{memory:g} GiB" if memory else "", verdict, f"{hours:,.1f}" if hours >= 1 else "< 1")
+    return table
+
+
+def _on_devices(plan: Plan, tflops: float | None) -> Sequence[tuple[str, float | None, bool | None, float]]:
+    """Name, memory in GiB, whether the plan fits, hours."""
+    needed = plan.peak / 2**30 + MARGIN_GIB
+    rows: list[tuple[str, float | None, bool | None, float]] = [
+        (
+            device.name,
+            device.memory_gib,
+            needed <= device.memory_gib,
+            plan.hours(device.tflops(plan.loop.mixed_precision)),
+        )
+        for device in DEVICES
+    ]
+    return rows if tflops is None else [*rows, (f"at {tflops:g} TFLOP/s", None, None, plan.hours(tflops))]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(title, style="bold", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB" if size else "-"
+
+
+def _flops(flops: float) -> str:
+    unit, divisor = next(((unit, d) for unit, d in (("E", 1e18), ("P", 1e15), ("T", 1e12)) if flops >= d), ("G", 1e9))
+    return f"{flops / divisor:,.2f} {unit}FLOP"

@@ -16,6 +16,7 @@ from torch import Tensor
 from dar import SiT
 from distill.assets import EMBEDDED, resolve
 from distill.config import EvalConfig
+from distill.decoding import load_decoder
 from distill.errors import UserError
 from distill.files import write_text
 from distill.metrics import (
@@ -58,7 +59,7 @@ class Measured:
 
 
 class Evaluator:
-    """The extractor, the perceptual distance and the references that a configuration asks for.
+    """The decoder, the extractor, the perceptual distance and the references that a configuration asks for.
 
     `notes` says, by name, where a stand-in takes the place of weights that are not at hand.
     """
@@ -66,6 +67,9 @@ class Evaluator:
     def __init__(self, config: EvalConfig, device: torch.device) -> None:
         self.config = config
         self.notes: list[str] = []
+        self.decoder = load_decoder(config.vae, device)
+        if self.decoder.note:
+            self.notes.append(f"Images are {self.decoder.note}, and measured as such.")
         try:
             self.extractor = load_extractor(config.extractor, config.extractor_path, device=device)
         except FileNotFoundError as error:
@@ -87,7 +91,15 @@ class Evaluator:
 
     def check(self, model: SiT) -> None:
         """Raise ValueError where the data's statistics are not of what `model` makes: before any compute."""
-        check_reference(self.data, self.extractor, model.sample_shape)
+        check_reference(self.data, self.extractor, self.decoder.image_shape(model.sample_shape))
+
+    def describe(self, sampler: Sampler) -> str:
+        """What defines the images beside the weights: the sampler, and what decodes its samples."""
+        return ", ".join(part for part in (sampler.description, self.decoder.note) if part)
+
+    def patch_size(self, model: SiT) -> int:
+        """Of the patches as they lie in the images."""
+        return model.config.patch_size * self.decoder.factor
 
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Take the stored statistics and measures of the teacher's reference sampler where they are its own.
@@ -99,10 +111,10 @@ class Evaluator:
             return
         path = resolve(reference, "teacher.npz")
         measured = Measured.load(path.with_suffix(".json"))
-        if measured.description != sampler.description:
+        if measured.description != self.describe(sampler):
             self.notes.append(
                 f"The stored statistics of the teacher are of {measured.description}; this run's teacher takes "
-                f"{sampler.description} and was drawn anew, {self.config.num_images} images."
+                f"{self.describe(sampler)} and was drawn anew, {self.config.num_images} images."
             )
             return
         self.use_teacher_statistics()
@@ -131,6 +143,7 @@ class Evaluator:
                     labels,
                     seed=self.config.seed,
                     batch_size=self.config.batch_size,
+                    decoder=self.decoder,
                     advance=lambda n, bar=bar: progress.advance(bar, n),
                 )
                 drawn.append((as_seen(images), rate))
@@ -146,13 +159,13 @@ class Evaluator:
             teacher=self.teacher,
             extractor=self.extractor,
             lpips=self.perceptual,
-            patch_size=sampler.model.config.patch_size,
+            patch_size=self.patch_size(sampler.model),
             paired_to=paired_to,
             num_bootstrap=self.config.bootstrap,
         )
         return Measured(
             sampler.name,
-            sampler.description,
+            self.describe(sampler),
             len(images),
             sampler.num_steps,
             sampler.evaluations,

@@ -21,15 +21,23 @@ class Denoiser:
         model: model(x_t, t, y) -> velocity, with `null_label`.
         cfg_scale: 1.0 for none; otherwise conditional and null class run as one batch of 2 B.
         interval: guidance acts for t in [low, high] only (arXiv:2404.07724); elsewhere the scale is 1.
+        cfg_channels: guidance acts on the first so many channels, and the others are the conditional ones, as in the
+            samplers of DiT and SiT with 3 of 4; None for all.
     """
 
     def __init__(
-        self, model: Any, null_label: int, cfg_scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+        self,
+        model: Any,
+        null_label: int,
+        cfg_scale: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+        cfg_channels: int | None = None,
     ) -> None:
         self.model = model
         self.null_label = null_label
         self.cfg_scale = cfg_scale
         self.interval = interval
+        self.cfg_channels = cfg_channels
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Guided velocity at x_t (B, C, H, W), t (B), y (B)."""
@@ -40,7 +48,10 @@ class Denoiser:
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)]))
         cond, uncond = both.chunk(2)
         scale = torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype).view(-1, 1, 1, 1)
-        return combine_cfg(cond, uncond, scale)
+        velocity = combine_cfg(cond, uncond, scale)
+        if self.cfg_channels is not None:
+            velocity[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
+        return velocity
 
     def x0(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Guided estimate of the clean sample; guiding x0 and guiding the velocity are the same."""

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+GRID_CELL = 84  # pixels that an image of a grid is enlarged to, at most
+
 
 def class_grid(images: Tensor, num_rows: int) -> Tensor:
     """(N, C, H, W), class-major with `num_rows` samples a class, to one picture (C, rows H, classes W)."""
@@ -20,7 +22,7 @@ def class_grid(images: Tensor, num_rows: int) -> Tensor:
 def as_seen(images: Tensor) -> Tensor:
     """Images clamped to [-1, 1]: what a file or a screen holds, and so what is measured.
 
-    A sampler's raw output leaves the range, most of all where the data is saturated.
+    A sampler's raw output leaves the range, most of all where the data is saturated, and so does a decoder's.
     """
     return images.clamp(-1, 1)
 
@@ -30,10 +32,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
 
-def save_image(image: Tensor, path: Path, scale: int = 3) -> None:
-    """Write one picture (C, H, W) in [-1, 1] as PNG, each pixel enlarged to `scale`; whole or not at all."""
-    pixels = np.ascontiguousarray(to_uint8(image)[:3].permute(1, 2, 0).numpy())
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] != 3 else pixels)
+def save_grid(images: Tensor, num_rows: int, path: Path) -> None:
+    """Write `class_grid` as PNG, small images enlarged."""
+    save_image(class_grid(images, num_rows), path, scale=max(1, GRID_CELL // images.shape[-1]))
+
+
+def save_image(image: Tensor, path: Path, scale: int = 1) -> None:
+    """Write one picture (C, H, W), C 1 or 3, in [-1, 1] as PNG, pixels as blocks of `scale`; whole or not at all."""
+    if len(image) not in (1, 3):
+        raise ValueError(f"an image has 1 or 3 channels; this has {len(image)}")
+    pixels = np.ascontiguousarray(to_uint8(image).permute(1, 2, 0).numpy())
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

@@ -10,17 +10,16 @@ from accelerate import Accelerator
 
 from dar import SiT
 from distill import results
-from distill.assets import EMBEDDED
+from distill.assets import EMBEDDED, resolve
 from distill.config import RunConfig
 from distill.config_io import config_to_yaml, load_config
 from distill.devices import make_accelerator
 from distill.dry_run import print_run_plan
 from distill.evaluation import Evaluator
-from distill.files import write_folder
 from distill.report import write_report
-from distill.roles import build_roles
+from distill.roles import build_roles, write_student
 from distill.run_folder import claim_folder
-from distill.samplers import few_step_sampler, ode_sampler, read_class_names, save_student
+from distill.samplers import few_step_sampler, ode_sampler, read_class_names
 from distill.training.distillation import GRID_ROWS, DistillationTask
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -34,24 +33,25 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
         print_run_plan(config)
         return
     accelerator = make_accelerator(config.train)
-    roles = build_roles(config.teacher)
+    torch.manual_seed(config.train.seed)
+    roles = build_roles(config.teacher, config.roles)
     teacher, student, fake_score = (model.to(accelerator.device) for model in roles)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = Evaluator(config.evaluate, accelerator.device)
     evaluator.check(teacher)
     teacher_std = preflight(teacher, student, fake_score, config.teacher)
+    task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std, evaluator.decoder)
     folder = Path(config.output)
     if accelerator.is_main_process:
         claim_folder(folder, config, resume=resume)
     accelerator.wait_for_everyone()
-    torch.manual_seed(config.train.seed)
-    task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std)
     run_loop(task, config.train, accelerator, folder, resume=resume)
+    averaged = task.averaged_student
     if accelerator.is_main_process:
-        averaged = task.averaged_student
-        write_folder(folder / "student", lambda path: save_student(averaged, task.t_list, path))
+        finished = write_student(averaged, task.t_list, folder)
         print(f"student: {folder / 'student'}")
-        path = write_run_report(config, folder, teacher, averaged, task.t_list, evaluator)
+        teacher = SiT.from_pretrained(resolve(config.teacher.path, "teacher")).to(accelerator.device).eval()
+        path = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
         print(f"report:  {path}")
     _finish(accelerator)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dar import SiT, SiTConfig
+from dar import SiTConfig
+from distill.adapters import plain_model
 from distill.config import TrainConfig
 from distill.config_io import load_config
 from distill.data import load_dataset
@@ -18,7 +19,7 @@ from distill.errors import UserError
 from distill.files import write_folder
 from distill.run_folder import claim_folder
 from distill.training.loop import run_loop
-from distill.training.start import finished_model, starting_model
+from distill.training.start import starting_model
 from distill.training.teacher import TeacherTask
 
 
@@ -34,15 +35,17 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
     _check_data(data, model.config, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config.train)
+    task = TeacherTask(config, model, data, accelerator)
     folder = Path(config.output)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             claim_folder(folder, config, resume=resume)
-    task = TeacherTask(config, model, data, accelerator)
+            if task.decoder.note:
+                print(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume)
+    averaged = task.averaged_model
     if accelerator.is_main_process:
-        assert isinstance(task.ema.module, SiT)
-        averaged = finished_model(task.ema.module, config.start)
+        averaged = plain_model(averaged)
         write_folder(folder / "teacher", lambda path: averaged.save_pretrained(path))
         print(f"teacher: {folder / 'teacher'}")
     accelerator.end_training()

@@ -31,6 +31,7 @@ from distill.seeds import generator_for
 EDGE_BINS = 16  # of the histogram's, in one of the plot's
 NUM_ROUTING_T = 9
 NUM_ROUTING_SAMPLES = 60
+MAX_GRID = 200  # images; a model may know a thousand classes
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampl
 
     Where statistics of the reference sampler are stored, only its grid is drawn.
     """
-    num_images = evaluator.config.num_images
+    num_images, num_grid = evaluator.config.num_images, min(num_grid, MAX_GRID)
     stored = evaluator.measured_teacher
     ((slow_images, slow_rate),) = evaluator.draw([slow], min(num_grid, num_images) if stored else num_images)
     if evaluator.teacher is None:
-        evaluator.teacher = evaluator.statistics(slow, slow_images, slow.description)
+        evaluator.teacher = evaluator.statistics(slow, slow_images, evaluator.describe(slow))
     measured = stored or evaluator.measure(slow, slow_images, slow_rate)
     histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
     entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher), histogram)]
@@ -105,9 +106,8 @@ def routing_of(role: str, model: SiT) -> report.Routing | None:
     )
 
 
-def table(entries: Sequence[Entry], data: ReferenceStatistics) -> dict[str, dict[str, report.Cell | None]]:
-    """cells[measure][column] for every sampler and for the data."""
-    of_data = data_values(data, entries[0].sampler.model.config.patch_size)
+def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
+    """cells[measure][column] for every sampler and for the data, which has `of_data`."""
     cells: dict[str, dict[str, report.Cell | None]] = {}
     for name in MEASURES:
         row: dict[str, report.Cell | None] = {}
@@ -156,7 +156,7 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Ed
     return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
 
 
-def headline(entries: Sequence[Entry], data: ReferenceStatistics) -> list[tuple[str, str, str]]:
+def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
     """The student against the teacher at many steps and at as many, in the figures a person asks for first."""
     student = next(e for e in reversed(entries) if e.sampler.role == "student")
     teachers = [e for e in entries if e.sampler.role == "teacher"]
@@ -173,7 +173,7 @@ def headline(entries: Sequence[Entry], data: ReferenceStatistics) -> list[tuple[
     for name, label in (("frechet", "Fréchet distance"), ("class_agreement", "class agreement")):
         lines += _compared(name, label, student, teachers)
     hf = _value(student, "high_frequency_ratio")
-    real = data_values(data, student.sampler.model.config.patch_size).get("high_frequency_ratio")
+    real = of_data.get("high_frequency_ratio")
     if hf is not None and real:
         others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
         beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
@@ -211,17 +211,18 @@ def page(
     """Everything for `report.write_report`."""
     num_grid = min(len(e.grid) for e in entries)
     labels = balanced_labels(num_grid, entries[0].sampler.model.null_label)
+    of_data = data_values(evaluator.data, evaluator.patch_size(entries[0].sampler.model))
     return report.Report(
         title=title,
         subtitle=subtitle,
         labels=labels.numpy(),
         samplers=samplers(entries),
         class_names=class_names,
-        headline=headline(entries, evaluator.data),
+        headline=headline(entries, of_data),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),
         measures=measures(),
-        cells=table(entries, evaluator.data),
+        cells=table(entries, of_data),
         history=history,
         routing=[r for r in routing if r is not None],
         notes=evaluator.notes,

@@ -7,26 +7,35 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from dar import SiT
 from distill.assets import resolve
+from distill.backbone import Backbone
 from distill.config import TeacherConfig
+from distill.config_io import read_values
+from distill.decoding import PIXELS, Decoder
 from distill.errors import UserError
 from distill.guidance import Denoiser
+from distill.run_folder import CONFIG_FILE
 from distill.sampling import ODE_SOLVERS, few_step_sample
 from distill.schedules import t_grid
 from distill.seeds import generator_for
 
+MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 CLASSES_FILE = "classes.json"
+GRID_CLASSES = 10  # of a model with a thousand
+
+
+M = TypeVar("M", bound=Backbone)
 
 
 @dataclass
-class Sampler:
+class Sampler(Generic[M]):
     """One way to draw from one model.
 
     description: what defines it beside the weights; equal descriptions draw equal images.
@@ -39,7 +48,7 @@ class Sampler:
     name: str
     role: Literal["teacher", "student"]
     description: str
-    model: SiT
+    model: M
     draw: Callable[[Tensor, Tensor], Tensor]
     num_steps: int
     num_noises: int
@@ -53,9 +62,12 @@ def read_class_names(path: str) -> list[str] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def ode_sampler(name: str, model: SiT, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler:
-    """A model with guidance under an ODE solver."""
-    denoiser = Denoiser(model, model.null_label, teacher.cfg_scale, teacher.interval)
+def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler[M]:
+    """A model with guidance under an ODE solver. Raises: UserError where more channels are to be guided than it has."""
+    channels = teacher.cfg_channels
+    if channels is not None and channels > model.sample_shape[0]:
+        raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
+    denoiser = Denoiser(model, model.null_label, teacher.cfg_scale, teacher.interval, channels)
     grid = t_grid(num_steps, t_range=model.t_range)
 
     def draw(noise: Tensor, y: Tensor) -> Tensor:
@@ -65,13 +77,15 @@ def ode_sampler(name: str, model: SiT, teacher: TeacherConfig, num_steps: int, s
     description = f"{num_steps} {solver} steps, cfg_scale {teacher.cfg_scale:g}"
     if teacher.interval != (0.0, 1.0):
         description += f" for t in [{low:g}, {high:g}]"
+    if channels is not None:
+        description += f" on channels 0 to {channels - 1}"
     per_step = 2 * num_steps - 1 if solver == "heun" else num_steps
     return Sampler(
         name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(per_step), t_list=torch.empty(0)
     )
 
 
-def few_step_sampler(name: str, model: SiT, t_list: Tensor) -> Sampler:
+def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
     """A student with its list of t."""
     denoiser = Denoiser(model, model.null_label)
 
@@ -82,7 +96,7 @@ def few_step_sampler(name: str, model: SiT, t_list: Tensor) -> Sampler:
     return Sampler(name, "student", description, model, draw, len(t_list), len(t_list), len(t_list), t_list)
 
 
-def save_student(model: SiT, t_list: Tensor, folder: Path) -> None:
+def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
     """The student as a folder that `load_sampler` reads: a model and its list of t."""
     model.save_pretrained(folder)
     (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
@@ -91,10 +105,23 @@ def save_student(model: SiT, t_list: Tensor, folder: Path) -> None:
 def model_folder(path: str) -> Path:
     """The folder that `path` means: itself, a run's student, a training's teacher, or the shipped teacher's."""
     folder = resolve(path, "teacher")
-    return next((folder / name for name in ("student", "teacher") if (folder / name).is_dir()), folder)
+    return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
 
 
-def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler:
+def configured_vae(path: str) -> str | None:
+    """The autoencoder that the configuration of a run or a training names; None where it or that names none.
+
+    path: as `model_folder`.
+    """
+    folder = model_folder(path)
+    file = folder.parent / CONFIG_FILE
+    if folder.name not in MODEL_FOLDERS or not file.is_file():
+        return None
+    values = read_values(file)
+    return next((vae for name in ("evaluate", "data") if (vae := (values.get(name) or {}).get("vae"))), None)
+
+
+def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[SiT]:
     """A folder's model with its own sampler: few-step where it says so, else the teacher's ODE.
 
     path: as `model_folder`.
@@ -115,6 +142,12 @@ def balanced_labels(num_images: int, num_classes: int) -> Tensor:
     return torch.arange(num_images) % num_classes
 
 
+def grid_labels(num_classes: int, num_rows: int) -> Tensor:
+    """`num_rows` of every class, class-major; of 10 classes, evenly spaced, where there are more."""
+    classes = torch.linspace(0, num_classes - 1, min(num_classes, GRID_CLASSES)).round().long()
+    return classes.repeat_interleave(num_rows)
+
+
 def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """(K, B, *shape): noise k of image i is a function of (seed, i, k) alone."""
     rows = [
@@ -130,14 +163,15 @@ def draw_images(
     *,
     seed: int,
     batch_size: int,
+    decoder: Decoder = PIXELS,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[Tensor, float]:
-    """Images 0..len(labels)-1 of a seed.
+    """Images 0..len(labels)-1 of a seed, not clamped; with `PIXELS` the model's own samples, whatever they are.
 
     Args:
         advance: told the number of images after each batch (a progress bar's advance).
 
-    Returns: images (N, C, H, W) on the CPU and images per second, noise drawing not counted.
+    Returns: images (N, C, H, W) on the CPU and images per second, decoding counted, noise drawing not.
     """
     device = next(sampler.model.parameters()).device
     images: list[Tensor] = []
@@ -147,7 +181,7 @@ def draw_images(
         noise = noise_for(range(first, first + len(y)), sampler.num_noises, sampler.model.sample_shape, seed)
         noise, y = noise.to(device), y.to(device)
         started = time.perf_counter()
-        images.append(sampler.draw(noise, y).float().cpu())
+        images.append(decoder.decode(sampler.draw(noise, y).float()).cpu())
         seconds += time.perf_counter() - started
         advance(len(y))
     return torch.cat(images), len(labels) / seconds

@@ -333,8 +333,9 @@ def draw(found: list[Measured], path: Path) -> None:
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(numbers, [str(num) for num in numbers])
         axis.minorticks_off()
-        dress(axis, x="sources N", title=f"{title}, {tokens} tokens")
+        dress(axis, x=f"sources N, of {tokens} tokens", title=title)
     figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
     write_bytes(path, png(figure))
 
 

@@ -21,7 +21,7 @@ from distill.comparison import jobs as queue
 from distill.comparison.claims import Claim, arms_by_chunk_size, chunk_finding, finding
 from distill.comparison.config import Comparison, Job, ValidationConfig, load_comparison
 from distill.comparison.gather import QUANTITIES, Gathered, Result, figures_at_time
-from distill.comparison.measuring import MEASURES_FILE, MeasuredJob
+from distill.comparison.measuring import MEASURES_FILE, MeasuredJob, is_measured
 from distill.comparison.report import write_report
 from distill.comparison.statistics import (
     Verdict,
@@ -495,7 +495,11 @@ def test_a_trained_job_is_measured_anew_with_other_settings_and_refused_with_ano
     stamp = trained_at(job)
     assert queue.run_jobs(load(settings)) == []
     assert trained_at(job) == stamp
-    assert MeasuredJob.load(job.folder / MEASURES_FILE).settings["evaluate"]["num_images"] == 20
+    measured = MeasuredJob.load(job.folder / MEASURES_FILE)
+    assert measured.settings["evaluate"]["num_images"] == 20
+    del measured.settings["evaluate"]["vae"]  # as if measured before there was such a setting
+    measured.save(job.folder / MEASURES_FILE)
+    assert is_measured(job, load(settings).config.measuring)
     with pytest.raises(UserError, match=r"seed0 was trained with another .*train\.optim\.lr: 0\.01 there, 0\.5 here"):
         queue.run_jobs(load(settings, "base.optim.lr=0.5"))
 

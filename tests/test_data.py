@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data import DATASETS, LATENT_SCALE, load_dataset, read_idx, register
+from distill.data import DATASETS, load_dataset, read_idx, register
 from distill.data.base import shuffled_indices
 from distill.seeds import generator_for
+from distill.vae import LatentSpace
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 2, 0], dtype=np.uint8)
@@ -214,6 +215,58 @@ def test_image_splits(tmp_path, rgb):
         load_dataset("images", tmp_path / "half", "test")
 
 
+# npz
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("arr_0", "arr_1")])
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_npz_round_trip(tmp_path, names, channels):
+    shape = (5, 4, 4) if channels is None else (5, 4, 4, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", **dict(zip(names, (pixels, LABELS), strict=True)))
+    dataset = load_dataset("npz", tmp_path / "set.npz")
+    x0, y = dataset.batch(torch.tensor([3, 0]), generator_for(0))
+    assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (5, (channels or 1, 4, 4), 3)
+    assert y.tolist() == [2, 0] and x0.dtype == torch.float32
+    expected = pixels.reshape(5, 4, 4, -1)[[3, 0]].transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(((x0 + 1) * 127.5).round().numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, "it holds images; expected images and labels"),
+        ({"images": IMAGES, "arr_1": LABELS}, "it holds images, arr_1; expected"),
+        ({"images": IMAGES.astype(np.float32), "labels": LABELS}, "float32 .*unsigned bytes"),
+        ({"images": IMAGES[:, :3], "labels": LABELS}, "square"),
+        ({"images": np.zeros((5, 4, 4, 4), np.uint8), "labels": LABELS}, "4 channels; expected 1 or 3"),
+        ({"images": IMAGES, "labels": LABELS[:4]}, "expected 5 whole numbers from 0"),
+        ({"images": IMAGES, "labels": LABELS - 1.5}, "expected 5 whole numbers from 0"),
+        ({"images": IMAGES, "labels": LABELS.astype(np.int64) - 1}, "expected 5 whole numbers from 0"),
+        ({"images": IMAGES, "labels": np.array([{}] * 5, dtype=object)}, "Object arrays cannot be loaded|allow_pickle"),
+    ],
+)
+def test_bad_npz_is_refused_by_name(tmp_path, arrays, message):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"set\.npz.*({message})"):
+        load_dataset("npz", tmp_path / "set.npz")
+
+
+def test_damaged_or_missing_npz(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=LABELS)
+    whole = (tmp_path / "set.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-40])
+    (tmp_path / "garbled.npz").write_bytes(whole[:200] + b"x" * 20 + whole[220:])
+    (tmp_path / "text.npz").write_text("no zip")
+    np.save(tmp_path / "one.npy", IMAGES)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    for name in ("cut", "garbled", "text", "one"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz cannot be read"):
+            load_dataset("npz", tmp_path / f"{name}.npz")
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        load_dataset("npz", tmp_path / "nowhere.npz")
+
+
 # latents
 
 MOMENTS = np.random.default_rng(3).uniform(0.1, 2, (3, 8, 2, 2)).astype(np.float32)
@@ -255,13 +308,35 @@ def test_latents_are_drawn_from_the_posterior(latents):
     noise = torch.randn(2, 4, 2, 2, generator=generator_for(7)).numpy()
     picked = MOMENTS[[2, 0]]
     np.testing.assert_allclose(z.numpy(), (picked[:, :4] + picked[:, 4:] * noise) * 0.18215, rtol=1e-6)
-    assert y.tolist() == [2, 4] and z.dtype == torch.float32 and LATENT_SCALE == 0.18215
+    assert y.tolist() == [2, 4] and z.dtype == torch.float32 and dataset.space == LatentSpace(4, 0.18215, 0.0)
 
 
 def test_latents_are_drawn_anew_by_another_generator(tmp_path):
     dataset = load_dataset("latents", write_latents(tmp_path))
     assert torch.equal(everything(dataset, 1)[0], everything(dataset, 1)[0])
     assert not torch.equal(everything(dataset, 1)[0], everything(dataset, 2)[0])
+
+
+def test_latents_of_another_autoencoder_bring_their_space(tmp_path):
+    moments = np.random.default_rng(4).uniform(0.1, 2, (3, 6, 2, 2)).astype(np.float32)
+    folder = write_latents(tmp_path, tuple(moments))
+    listed = json.loads((folder / "dataset.json").read_text())
+    listed["vae"] = {"channels": 3, "scale": 0.5, "shift": 0.1}
+    (folder / "dataset.json").write_text(json.dumps(listed))
+    dataset = load_dataset("latents", folder)
+    z, _ = dataset.batch(torch.tensor([1]), generator_for(7))
+    noise = torch.randn(1, 3, 2, 2, generator=generator_for(7)).numpy()
+    assert dataset.sample_shape == (3, 2, 2)
+    np.testing.assert_allclose(z.numpy(), (moments[1, :3] + moments[1, 3:] * noise - 0.1) * 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", [None, 0.18215, {"scale": 0}, {"scale": "big"}, {"channels": 2.5}, {"size": 4}])
+def test_a_space_that_makes_no_sense_is_refused(tmp_path, space):
+    folder = write_latents(tmp_path)
+    listed = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**listed, "vae": space}))
+    with pytest.raises(ValueError, match=r"dataset\.json: vae must hold channels, scale and shift"):
+        load_dataset("latents", folder)
 
 
 def test_older_latents_with_a_leading_axis(tmp_path):
@@ -360,7 +435,7 @@ def test_batch_larger_than_the_data_names_both_numbers():
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(ValueError, match="one of idx, images, latents; got 'mnist'"):
+    with pytest.raises(ValueError, match="one of idx, images, latents, npz; got 'mnist'"):
         load_dataset("mnist", "anywhere")
 
 

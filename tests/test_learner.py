@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
+import torch
 from torch import nn
 
 from distill.config import OptimConfig
-from distill.errors import NonFiniteError
+from distill.errors import NonFiniteError, UserError
 from distill.training.learner import Learner, lr_factor, parameter_groups
+from distill.training.optimizers import OPTIMIZERS
 
 
 def learner(accelerator, optim: OptimConfig, value: float = 1.0) -> tuple[Learner, nn.Parameter]:
@@ -52,6 +55,34 @@ def test_groups_hold_what_learns_and_nothing_else(tiny_model) -> None:
     tiny_model.routing.requires_grad_(True)
     (group,) = parameter_groups(tiny_model, 0.5)
     assert group["lr_factor"] == 0.5 and len(group["params"]) == len(list(tiny_model.routing.parameters()))
+
+
+def test_adam_in_8_bit_needs_a_cuda_device_and_bitsandbytes(accelerator, monkeypatch) -> None:
+    optim = OptimConfig(name="adamw_8bit")
+    with pytest.raises(UserError, match=r"optim\.name = adamw_8bit needs a CUDA device, and this is cpu"):
+        learner(accelerator, optim)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'dar-distill\[eight_bit\]'"):
+        OPTIMIZERS["adamw_8bit"]([{"params": [nn.Parameter(torch.zeros(1))]}], optim, torch.device("cuda"))
+    with pytest.raises(UserError, match=r"optim\.name must be one of adamw, adamw_8bit; got 'sgd'"):
+        OptimConfig(name="sgd")
+
+
+@pytest.mark.gpu
+def test_adam_in_8_bit_steps_like_adam_with_a_quarter_of_its_memory() -> None:
+    pytest.importorskip("bitsandbytes")
+    weights, sizes = [], []
+    for name in ("adamw", "adamw_8bit"):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(256, 256, device="cuda"))
+        optimizer = OPTIMIZERS[name]([{"params": [weight]}], OptimConfig(name=name, lr=0.01), weight.device)
+        for _ in range(5):
+            weight.grad = weight.detach().clone()
+            optimizer.step()
+        weights.append(weight.detach())
+        sizes.append(sum(v.nbytes for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)))
+    assert (weights[0] - weights[1]).abs().mean() < 0.001  # of 0.05 that each went
+    assert sizes[1] < 0.3 * sizes[0]
 
 
 def test_micro_batches_are_averaged(accelerator) -> None:

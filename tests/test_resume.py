@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from dar import SiT
-from distill.config import FlowMatchingConfig, LoopConfig, RunConfig, TrainConfig
+from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig
 from distill.data.base import Dataset
 from distill.errors import NonFiniteError, UserError
+from distill.roles import build_roles
 from distill.run_folder import claim_folder
+from distill.sharing import learning
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.distillation import DistillationTask
@@ -52,8 +54,9 @@ def teacher_task(folder: Path, steps: int) -> tuple[TeacherTask, Accelerator, Lo
 
 def distillation_task(config: RunConfig, model: SiT) -> tuple[DistillationTask, Accelerator]:
     accelerator = Accelerator(cpu=True)
-    teacher = copy.deepcopy(model).requires_grad_(False)
-    roles = (teacher, copy.deepcopy(model), copy.deepcopy(model))
+    folder = Path(config.output).with_name("base")
+    model.save_pretrained(folder)
+    roles = build_roles(replace(config.teacher, path=str(folder)), config.roles)
     return DistillationTask(config, roles, accelerator, 1.0), accelerator
 
 
@@ -74,22 +77,48 @@ def test_teacher_training_resumes_bit_exactly(tmp_path: Path) -> None:
             task, accelerator, loop = teacher_task(folder, 4)
             loop = replace(loop, steps=stop)
             run_loop(task, loop, accelerator, folder, resume=i > 0)
-        states.append(state_of(task.learner.module, task.ema))
+        states.append(state_of(task.learner.module, task.ema.module))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert without_time(folders[0]) == without_time(folders[1])
     assert [record["step"] for record in read_log(folders[1])] == [1, 2, 3, 4]
 
 
-def test_distillation_resumes_bit_exactly(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_distillation_resumes_bit_exactly(tmp_path, run_config: RunConfig, tiny_model: SiT, trainable: str) -> None:
+    run_config = replace(run_config, roles=RolesConfig(trainable, lora_rank=4))
     states = []
     for name, stops in (("whole", [4]), ("parts", [2, 4])):
         folder = tmp_path / name
         folder.mkdir()
         for i, stop in enumerate(stops):
+            torch.manual_seed(i)  # what adapters start from must not matter after a checkpoint
             task, accelerator = distillation_task(run_config, tiny_model)
             run_loop(task, replace(run_config.train, steps=stop), accelerator, folder, resume=i > 0)
-        states.append(state_of(task.student.module, task.fake_score.module, task.ema))
+        states.append(state_of(task.student.module, task.fake_score.module, task.ema.module))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    assert without_time(tmp_path / "whole")[-1] == without_time(tmp_path / "parts")[-1]
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_a_checkpoint_holds_what_learns(tmp_path, run_config: RunConfig, tiny_model: SiT, trainable: str) -> None:
+    task, accelerator = distillation_task(replace(run_config, roles=RolesConfig(trainable, lora_rank=4)), tiny_model)
+    folder = save_checkpoint(accelerator, tmp_path, 1, keep=1)
+    for role, file in ((task.student, "model.safetensors"), (task.fake_score, "model_1.safetensors")):
+        saved = load_file(folder / file)
+        assert set(saved) == set(learning(role.module))
+        assert "pos_embed" not in saved and any(name.startswith("routing.") for name in saved)
+    averages = torch.load(folder / "custom_checkpoint_0.pkl")["averages"]
+    assert set(averages) == set(learning(task.student.module))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, run_config: RunConfig, tiny_model: SiT) -> None:
+    task, accelerator = distillation_task(run_config, tiny_model)
+    save_checkpoint(accelerator, tmp_path, 1, keep=1)
+    before = state_of(task.student.module)
+    task, accelerator = distillation_task(replace(run_config, roles=RolesConfig("lora", lora_rank=4)), tiny_model)
+    with pytest.raises(UserError, match=r"model\.safetensors is of another model than this; they differ in blocks\.0"):
+        load_checkpoint(accelerator, tmp_path)
+    assert len(before) < len(state_of(task.student.module))
 
 
 def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:

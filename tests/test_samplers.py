@@ -13,14 +13,17 @@ from distill.config import TeacherConfig
 from distill.errors import UserError
 from distill.samplers import (
     balanced_labels,
+    configured_vae,
     draw_images,
     few_step_sampler,
+    grid_labels,
     load_sampler,
     noise_for,
     ode_sampler,
     save_student,
 )
 from distill.schedules import t_grid
+from tests.conftest import perturbed, tiny_config
 
 
 def test_images_do_not_depend_on_the_batch_size(tiny_model: SiT) -> None:
@@ -74,6 +77,55 @@ def test_a_model_without_a_list_is_a_teacher(tmp_path: Path, tiny_model: SiT) ->
     sampler = load_sampler(str(tmp_path / "teacher"), TeacherConfig(steps=7, cfg_scale=1.5))
     assert (sampler.role, sampler.num_steps, sampler.evaluations) == ("teacher", 7, 14)
     assert sampler.description == "7 euler steps, cfg_scale 1.5"
+
+
+def test_guided_channels_are_part_of_what_is_drawn(tiny_model: SiT) -> None:
+    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_channels=1), 5)
+    assert sampler.description == "5 euler steps, cfg_scale 1.5 on channels 0 to 0"
+    with pytest.raises(UserError, match=r"teacher\.cfg_channels = 3; the model has 1"):
+        ode_sampler("t", tiny_model, TeacherConfig(cfg_channels=3), 5)
+    with pytest.raises(UserError, match=r"teacher\.cfg_channels must be at least 1; got 0"):
+        TeacherConfig(cfg_channels=0)
+
+
+def test_guided_channels_reach_the_model() -> None:
+    torch.manual_seed(0)
+    model = SiT(tiny_config(in_channels=4))
+    perturbed(model, std=0.3)
+    labels = balanced_labels(3, 3)
+
+    def one_step(cfg_channels: int | None) -> torch.Tensor:
+        settings = TeacherConfig(cfg_scale=4.0, cfg_channels=cfg_channels)
+        return draw_images(ode_sampler("t", model, settings, 1), labels, seed=0, batch_size=3)[0]
+
+    unguided = ode_sampler("t", model, TeacherConfig(cfg_scale=1.0), 1)
+    cond, _ = draw_images(unguided, labels, seed=0, batch_size=3)
+    everything = one_step(None)
+    assert torch.allclose(one_step(3), torch.cat([everything[:, :3], cond[:, 3:]], dim=1), atol=1e-4)
+    assert not torch.allclose(everything[:, 3], cond[:, 3], atol=1e-3)
+
+
+def test_a_grid_shows_ten_classes_at_most() -> None:
+    assert grid_labels(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
+    assert grid_labels(1000, 1).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+
+
+def test_the_autoencoder_that_a_run_names(tmp_path: Path) -> None:
+    for name, text in (
+        ("run/student", "evaluate: {vae: /some/evaluate}"),
+        ("training/teacher", "evaluate: null\ndata: {vae: /some/data}"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name).with_name("config.yaml").write_text(f"output: here\n{text}\n")
+    assert (
+        configured_vae(str(tmp_path / "run")) == configured_vae(str(tmp_path / "run" / "student")) == "/some/evaluate"
+    )
+    assert configured_vae(str(tmp_path / "training")) == "/some/data"
+    assert configured_vae("embedded") is None
+    (tmp_path / "run" / "config.yaml").write_text("output: here\n")
+    assert configured_vae(str(tmp_path / "run")) is None
+    (tmp_path / "bare").mkdir()
+    assert configured_vae(str(tmp_path / "bare")) is None
 
 
 def test_labels_are_balanced() -> None:

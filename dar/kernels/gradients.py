@@ -32,10 +32,9 @@ class Gradients:
             if entry.early is not None:
                 self._company.setdefault(_company_of(entry, entry.early), []).append(entry)
 
-    def receive(self, reader: int, d_mixture: Tensor) -> None:
-        """Take dh (B, T, d) of `reader`."""
+    def receive(self, reader: int, d_mixture: Tensor, mixture: Tensor, count: float) -> None:
+        """Take dh (B, T, d) of `reader`, which read h with weights that add up to `count`."""
         slot = self._tape.slots[reader]
-        mixture, count = self._tape.mixtures[slot]
         self._d_mixtures[slot] = d_mixture.to(mixture.dtype).contiguous()
         write_delta(self._d_mixtures[slot], mixture, count, self._delta[slot])
 

@@ -2,7 +2,7 @@
 
 Readers are taken in blocks. When the first of a block asks, the sources that are there by then are read once for
 the whole block (`forward.begin`); each reader adds what has come since (`forward.finish`). What a backward pass
-needs stays on the tape: sources, mixtures, logits and lse, nothing else.
+needs stays on the tape: sources, logits and lse. Mixtures are autograd's to keep (`dar.kernels.trunk`).
 
 Legend: B samples, T tokens, d width, R readers, W slots of a block. A slot is a place for a reader; blocks are of
 one width, so that some may stay empty. The position of a source is its place among those of a reader.
@@ -85,7 +85,6 @@ class Tape:
         self.scale, self.eps = scale, eps
         self.queries = slots.spread(queries.detach().movedim(-2, 0))  # (slots, d) or (slots, B, d)
         self.entries: list[Entry] = []
-        self.mixtures: dict[int, tuple[Tensor, float]] = {}  # by slot, with the count
         self._keeps = keeps
         self._lse: Tensor | None = None
         self._logits: dict[int, list[Tensor]] = {}  # by reader, (N, B, T) in parts
@@ -132,9 +131,6 @@ class Tape:
             entry.late.logits.append(logits)
         early = [] if self._early_logits is None else [self._early_logits[:, place]]
         self._logits[reader] = [*early, logits[:, 0]]
-        if self._keeps:
-            # Detached: autograd will hang its node on the tensor itself, and that node holds this tape.
-            self.mixtures[slot] = (mixture.detach(), count)
         return mixture
 
     def weights(self, reader: int) -> Tensor:

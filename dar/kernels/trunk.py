@@ -94,13 +94,16 @@ class _Source(torch.autograd.Function):
 class _Reader(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tape: Tape, backward: _Backward, reader: int, entries: Any, count: float, *_: Any) -> Tensor:
-        ctx.pass_of, ctx.reader, ctx.num_inputs = backward, reader, 5 + len(_)
+        ctx.pass_of, ctx.reader, ctx.count, ctx.num_inputs = backward, reader, count, 5 + len(_)
         ctx.set_materialize_grads(False)
-        return tape.read(reader, entries, count)
+        mixture = tape.read(reader, entries, count)
+        # Not on the tape: here it is freed as soon as this node is done, and cannot keep the node alive.
+        ctx.save_for_backward(mixture)
+        return mixture
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_mixture: Any) -> tuple[Any, ...]:
         if d_mixture[0] is not None:
-            ctx.pass_of().receive(ctx.reader, d_mixture[0])
+            ctx.pass_of().receive(ctx.reader, d_mixture[0], *ctx.saved_tensors, ctx.count)
         return (None,) * ctx.num_inputs

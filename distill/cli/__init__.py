@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distill.cli import compare, convert, diagnose, evaluate, inspect, retrofit, run, sample, train
+from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, retrofit, run, sample, train
 from distill.errors import NonFiniteError
 
 VERBS = {
     "run": run,
     "train": train,
+    "plan": plan,
     "sample": sample,
     "evaluate": evaluate,
     "compare": compare,

@@ -19,7 +19,13 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="images at once (250)")
     parser.add_argument("--steps", type=int, default=50, help="ODE steps, for a model without its own (50)")
     parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance, for such a model (1.5)")
+    parser.add_argument(
+        "--cfg-channels", type=int, metavar="N", help="guide the first N channels only; DiT and SiT do with 3 (all)"
+    )
     parser.add_argument("--solver", choices=("euler", "heun"), default="euler", help="likewise (euler)")
+    parser.add_argument(
+        "--vae", help="decodes latents: a folder, or a hub name in the local cache (what the run's configuration says)"
+    )
 
 
 def add_reference_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from dar.diagnostics import symptoms
 from distill.comparison.config import Job, MeasuringConfig
 from distill.comparison.training import MODEL_FOLDER, HeldOut
 from distill.config import TeacherConfig
+from distill.config_io import merge_values
 from distill.devices import default_device
 from distill.evaluation import Evaluator
 from distill.files import write_text
@@ -42,7 +43,11 @@ class MeasuredJob:
 def is_measured(job: Job, config: MeasuringConfig) -> bool:
     """Whether the job was measured with these settings; with others it is to be measured anew, not refused."""
     path = job.folder / MEASURES_FILE
-    return path.is_file() and MeasuredJob.load(path).settings == _settings(config)
+    if not path.is_file():
+        return False
+    # A setting younger than the measurement had its default then.
+    saved = merge_values(_settings(MeasuringConfig()), MeasuredJob.load(path).settings)
+    return saved == _settings(config)
 
 
 def measure_job(job: Job, config: MeasuringConfig, evaluator: Evaluator, samples: HeldOut) -> None:

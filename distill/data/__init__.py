@@ -3,14 +3,15 @@
 from distill.data.base import DATASETS, Dataset, load_dataset, register
 from distill.data.idx import read_idx
 from distill.data.images import ImageFolderDataset
-from distill.data.latents import LATENT_SCALE, LatentDataset
+from distill.data.latents import LatentDataset
+from distill.data.npz import NpzDataset
 
 __all__ = [
     "DATASETS",
-    "LATENT_SCALE",
     "Dataset",
     "ImageFolderDataset",
     "LatentDataset",
+    "NpzDataset",
     "load_dataset",
     "read_idx",
     "register",

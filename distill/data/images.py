@@ -37,7 +37,7 @@ class ImageFolderDataset:
             raise ValueError(f"data.path = {folder} {what}; {LAYOUT}") from error
         self.classes = listed.classes
         self._paths = [Path(path) for path, _ in listed.samples]
-        self._labels = torch.tensor(listed.targets, dtype=torch.int64)
+        self.labels = torch.tensor(listed.targets, dtype=torch.int64)
         first, size, all_grey = self._paths[0], None, True
         for path in self._paths:
             width, height, mode = _header(path)
@@ -55,7 +55,7 @@ class ImageFolderDataset:
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images = torch.stack([self._pixels(self._paths[i]) for i in indices.tolist()])
-        return images.float().div_(127.5).sub_(1), self._labels[indices]
+        return images.float().div_(127.5).sub_(1), self.labels[indices]
 
     def _pixels(self, path: Path) -> Tensor:
         try:

@@ -5,38 +5,39 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.data.base import register
-
-LATENT_SCALE = 0.18215
-"""What stable diffusion's autoencoder multiplies its latents with, to bring them to about unit variance."""
+from distill.vae import LatentSpace
 
 FOLDER = "vae-sd"
 LABELS_FILE = "dataset.json"
 
 
 class LatentDataset:
-    """z = (mean + std * noise) * 0.18215, drawn anew at each access; files are read when asked for.
+    """z = (mean + std * noise - shift) * scale, drawn anew at each access; files are read when asked for.
 
     Each file is a float array (8, h, w), in older sets (1, 8, h, w): the posterior's mean, then its
-    standard deviation (not the log-variance), 4 channels each, unscaled.
+    standard deviation (not the log-variance), 4 channels each, unscaled. Channels, scale and shift are SD-VAE's
+    unless dataset.json says otherwise under `vae`, as `distill.data.caching` writes it.
 
     Raises: ValueError naming the file where it is missing, damaged, or not such an array.
     """
 
     def __init__(self, files: _Files) -> None:
         self._files = files
-        self._names, self._labels = _read_labels(files)
+        self._names, self._labels, self.space = _read_listing(files)
         self.num_classes = int(self._labels.max()) + 1 if len(self._names) else 0
-        self.sample_shape: tuple[int, int, int] = (4, 0, 0)
+        self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
         if self._names:
             _, height, width = self._moments(self._names[0]).shape
-            self.sample_shape = (4, height, width)
+            self.sample_shape = (self.space.channels, height, width)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -45,33 +46,35 @@ class LatentDataset:
         moments = torch.stack([self._checked(self._names[i]) for i in indices.tolist()])
         mean, std = moments.chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator)
-        return (mean + std * noise) * LATENT_SCALE, self._labels[indices]
+        return self.space.latents(mean + std * noise), self._labels[indices]
 
     def _checked(self, name: str) -> Tensor:
         moments = self._moments(name)
         if moments.shape[1:] != self.sample_shape[1:]:
             raise ValueError(
                 f"{self._files.describe(name)} has shape {tuple(moments.shape)}; "
-                f"{self._names[0]} has {(8, *self.sample_shape[1:])}, and all must be alike"
+                f"{self._names[0]} has {(2 * self.space.channels, *self.sample_shape[1:])}, and all must be alike"
             )
         return moments
 
     def _moments(self, name: str) -> Tensor:
-        """Mean and standard deviation, (8, h, w) in float32."""
-        where = self._files.describe(name)
+        """Mean and standard deviation, (2 channels, h, w) in float32."""
+        where, rows = self._files.describe(name), 2 * self.space.channels
         try:
             array = np.lib.format.read_array(io.BytesIO(self._files.read(name)), allow_pickle=False)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{where} is no whole npy file: {error}") from error
         if array.ndim == 4 and array.shape[0] == 1:
             array = array[0]
-        if array.ndim != 3 or array.shape[0] != 8 or array.dtype.kind != "f":
+        if array.ndim != 3 or array.shape[0] != rows or array.dtype.kind != "f":
             raise ValueError(
-                f"{where} holds {array.dtype} of shape {array.shape}; expected float (8, h, w), mean then std"
+                f"{where} holds {array.dtype} of shape {array.shape}; expected float ({rows}, h, w), mean then std"
             )
         moments = torch.from_numpy(array.astype(np.float32))
-        if (moments[4:] < 0).any():
-            raise ValueError(f"{where}: channels 4 to 7 must be standard deviations, and some are negative")
+        if (moments[rows // 2 :] < 0).any():
+            raise ValueError(
+                f"{where}: channels {rows // 2} to {rows - 1} must be standard deviations, and some are negative"
+            )
         return moments
 
 
@@ -111,11 +114,17 @@ class _Files:
             raise FileNotFoundError(f"the zip file has no {self._prefix}{name}") from error
 
 
-def _read_labels(files: _Files) -> tuple[list[str], Tensor]:
-    """Names and labels, from {"labels": [[name, label], ...]}."""
+def listing(labelled: list[tuple[str, int]], space: LatentSpace) -> str:
+    """What dataset.json holds: files with their labels, in order, and the space of their latents."""
+    return json.dumps({"labels": labelled, "vae": asdict(space)})
+
+
+def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace]:
+    """Names, labels and space, from {"labels": [[name, label], ...], "vae": {...}}; REPA writes no `vae`."""
     where = files.describe(LABELS_FILE)
     try:
-        pairs = json.loads(files.read(LABELS_FILE))["labels"]
+        read = json.loads(files.read(LABELS_FILE))
+        pairs = read["labels"]
         names, labels = [str(name) for name, _ in pairs or []], [label for _, label in pairs or []]
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{where} is not {{"labels": [[file, label], ...]}}: {error!r}') from error
@@ -124,7 +133,14 @@ def _read_labels(files: _Files) -> tuple[list[str], Tensor]:
     wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool) or label < 0]
     if wrong:
         raise ValueError(f"{where}: labels must be whole numbers from 0; got {wrong[0]!r}")
-    return names, torch.tensor(labels, dtype=torch.int64)
+    return names, torch.tensor(labels, dtype=torch.int64), _space(read.get("vae", {}), where)
+
+
+def _space(values: Any, where: str) -> LatentSpace:
+    try:
+        return LatentSpace(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: vae must hold channels, scale and shift; got {values!r}: {error}") from error
 
 
 @register("latents")

@@ -1,18 +1,27 @@
 """Checkpoints: complete, atomic, the newest k kept.
 
-accelerate writes models, optimizers and random states; what else a task registers goes with them. The
-folder gets its final name only when everything is in it, so a name that exists is a whole checkpoint.
+accelerate writes models, optimizers and random states; what else a task registers goes with them. Of a model only
+what learns is written: the rest is built anew from the configuration, and several models may share it. The folder
+gets its final name only when everything is in it, so a name that exists is a whole checkpoint.
+
+Sharded models are written by torch.distributed.checkpoint, every process its part, with what is frozen.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.utils import SAFE_MODEL_NAME
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.sharing import frozen
 
 FOLDER = "checkpoints"
 
@@ -33,15 +42,18 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
+    hook = accelerator.register_save_state_pre_hook(_drop_frozen)
     try:
         accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+    except (OSError, RuntimeError, SafetensorError, _of_sharded()) as error:  # these wrap a full disk
         shutil.rmtree(partial, ignore_errors=True)
         intact = next(reversed(checkpoints(run_folder)), None)
         raise UserError(
-            f"the checkpoint of step {step} could not be written: {error}; "
+            f"the checkpoint of step {step} could not be written: {_reason(error)}; "
             f"{f'{intact} is intact' if intact else 'there is no earlier one'}"
         ) from error
+    finally:
+        hook.remove()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if final.exists():
@@ -56,10 +68,52 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
 def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     """Load the newest checkpoint into everything that was prepared or registered.
 
-    Raises: UserError where there is none.
+    Raises: UserError where there is none, or it holds other parameters than those that learn, or was written with
+        FSDP and is loaded without, or the other way round.
     """
     found = checkpoints(run_folder)
     if not found:
         raise UserError(f"--resume: {run_folder / FOLDER} holds no checkpoint")
-    accelerator.load_state(str(found[-1]))
-    return found[-1]
+    path = found[-1]
+    sharded = any(path.glob(f"{FSDP_MODEL_NAME}*"))
+    if sharded != accelerator.is_fsdp2:
+        raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
+    hook = accelerator.register_load_state_pre_hook(_check_weights)
+    try:
+        accelerator.load_state(str(path), strict=False)  # not strict: what is frozen is not in it
+    except _of_sharded() as error:
+        raise UserError(f"--resume: {path} does not fit this run: {_reason(error)}") from error
+    finally:
+        hook.remove()
+    return path
+
+
+def _of_sharded() -> type[BaseException]:
+    """What torch.distributed.checkpoint raises; it takes a second to import."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    return CheckpointException
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Of an error that gathers those of all processes, one of them."""
+    failures: dict[int, Any] = getattr(error, "failures", {})
+    return next((cause for cause, _ in failures.values()), error)
+
+
+def _drop_frozen(models: Sequence[nn.Module], weights: Sequence[dict[str, Tensor]], folder: str) -> None:
+    # Sharded models are written by now, and accelerate hands over no weights.
+    for model, state in zip(models, weights, strict=bool(weights)):
+        for name in frozen(model):
+            del state[name]
+
+
+def _check_weights(models: Sequence[nn.Module], folder: str) -> None:
+    for i, model in enumerate(models):
+        path = Path(folder) / f"{SAFE_MODEL_NAME}{f'_{i}' if i else ''}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            different = set(file.keys()) ^ (set(model.state_dict()) - set(frozen(model)))
+        if different:
+            raise UserError(
+                f"--resume: {path} is of another model than this; they differ in {', '.join(sorted(different)[:3])}"
+            )

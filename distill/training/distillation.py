@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.config import RunConfig
-from distill.ema import ema_of
+from distill.decoding import PIXELS, Decoder
+from distill.ema import Ema
 from distill.flow import interpolate, velocity_to_x0
 from distill.guidance import Denoiser
 from distill.losses import dmd_loss, flow_matching_loss
 from distill.metrics import high_frequency_ratio
-from distill.pictures import as_seen, class_grid, save_image
-from distill.samplers import draw_images, few_step_sampler
+from distill.pictures import as_seen, save_grid
+from distill.samplers import draw_images, few_step_sampler, grid_labels
 from distill.schedules import T_SAMPLERS, t_grid, uniform_t
 from distill.seeds import generator_for
+from distill.sharding import shard_frozen
 from distill.training.batches import rank_slice
 from distill.training.learner import Learner
 from distill.training.monitor import GapByTime
@@ -34,7 +36,7 @@ DrawT = Callable[[int, torch.Generator], Tensor]
 
 
 class DistillationTask:
-    """teacher (frozen), student and fake_score (both start as its copies), EMA of the student."""
+    """teacher (frozen), student and fake_score (both start as what it computes), EMA of the student."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class DistillationTask:
         roles: tuple[SiT, SiT, SiT],
         accelerator: Accelerator,
         teacher_std: float,
+        decoder: Decoder = PIXELS,
     ) -> None:
         teacher, student, fake_score = roles
         self.config = config
@@ -49,6 +52,7 @@ class DistillationTask:
         self.null_label = teacher.null_label
         self.sample_shape = teacher.sample_shape
         self.teacher_std = teacher_std
+        self.decoder = decoder
         self.t_range = teacher.t_range
         self.t_list = t_grid(config.student.steps, config.student.shift, self.t_range)[:-1]
         for model in (student, fake_score):
@@ -57,11 +61,15 @@ class DistillationTask:
         self.critic_steps = critic.warmup_updates + steps * critic.updates
         self.student = Learner("student", student, config.student.optim, steps, accelerator)
         self.fake_score = Learner("fake_score", fake_score, critic.optim, self.critic_steps, accelerator)
-        self.teacher = teacher.to(accelerator.device)
+        self.teacher = shard_frozen(teacher.to(accelerator.device), accelerator)
         self.teacher_denoiser = Denoiser(
-            self.teacher, self.null_label, config.teacher.cfg_scale, config.teacher.interval
+            self.teacher,
+            self.null_label,
+            config.teacher.cfg_scale,
+            config.teacher.interval,
+            config.teacher.cfg_channels,
         )
-        self.ema = ema_of(self.student.module, config.student.ema_decay)
+        self.ema = Ema(self.student.module, config.student.ema_decay, self.student.blank)
         accelerator.register_for_checkpointing(self.ema)
         self.gap = GapByTime()
 
@@ -74,7 +82,7 @@ class DistillationTask:
         for critic_step in range(first, last):
             values |= self._update_critic(critic_step, with_lag=is_logged and critic_step == last - 1)
         values |= self._update_student(step)
-        self.ema.update_parameters(self.student.module)
+        self.ema.update(self.student.module)
         return values | (self.gap.take() if is_logged else {})
 
     def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
@@ -148,17 +156,19 @@ class DistillationTask:
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         """The EMA student's samples from fixed noise, as a picture and by their high frequencies."""
+        averaged = self.averaged_student
         if not self.accelerator.is_main_process:
             return {}
-        labels = torch.arange(self.null_label).repeat_interleave(GRID_ROWS)
-        sampler = few_step_sampler("student", self.averaged_student, self.t_list)
-        images, _ = draw_images(sampler, labels, seed=0, batch_size=self.config.evaluate.batch_size)
-        save_image(class_grid(images, GRID_ROWS), folder / f"step_{step:08d}.png")
+        labels = grid_labels(self.null_label, GRID_ROWS)
+        sampler = few_step_sampler("student", averaged, self.t_list)
+        size = self.config.evaluate.batch_size
+        images, _ = draw_images(sampler, labels, seed=0, batch_size=size, decoder=self.decoder)
+        save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
         return {"high_frequency_ratio": float(high_frequency_ratio(as_seen(images)))}
 
     @property
     def averaged_student(self) -> SiT:
-        """The EMA, which is what is saved and measured."""
+        """The EMA, which is what is saved and measured; all processes have to ask for it."""
         model = self.ema.module
         assert isinstance(model, SiT)
         return model

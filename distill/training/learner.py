@@ -12,7 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.config import OptimConfig
-from distill.errors import NonFiniteError
+from distill.errors import NonFiniteError, UserError
+from distill.sharding import whole
+from distill.sharing import blank_copy, learning
+from distill.training.optimizers import OPTIMIZERS
 
 
 def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
@@ -26,15 +29,17 @@ def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
 def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[str, Any]]:
     """What learns: the routing's parameters, which have a rate of their own, and all others."""
     routing, others = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (routing if name.startswith("routing.") else others).append(parameter)
+    for name, parameter in learning(model).items():
+        (routing if name.startswith("routing.") else others).append(parameter)
     groups = [{"params": others, "lr_factor": 1.0}, {"params": routing, "lr_factor": routing_lr_factor}]
     return [group for group in groups if group["params"]]
 
 
 class Learner:
-    """A role with an optimizer. The rate is a function of the update's number, so nothing is to be resumed."""
+    """A role with an optimizer. The rate is a function of the update's number, so nothing is to be resumed.
+
+    blank: the model without values, to make plain copies of: one that is sharded cannot be copied.
+    """
 
     def __init__(
         self, role: str, model: nn.Module, optim: OptimConfig, num_steps: int, accelerator: Accelerator
@@ -43,13 +48,11 @@ class Learner:
         self.optim = optim
         self.num_steps = num_steps
         self.accelerator = accelerator
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, optim.routing_lr_factor),
-            lr=optim.lr,
-            betas=optim.betas,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        if accelerator.is_fsdp2 and optim.name != "adamw":
+            raise UserError(f"FSDP: optim.name must be adamw; got {optim.name!r}")
+        self.blank = blank_copy(model)
+        groups = parameter_groups(model, optim.routing_lr_factor)
+        optimizer = OPTIMIZERS[optim.name](groups, optim, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     @property
@@ -80,8 +83,9 @@ class Learner:
                     raise NonFiniteError(self.role, step, "the loss")
                 self.accelerator.backward(loss)
             total += value
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optim.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(learning(self.model).values(), self.optim.clip_norm)
         assert norm is not None
+        norm = whole(norm)
         # With fp16 an overflow is expected now and then: its scaler skips the step and lowers the scale.
         if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dar import SiT
+from distill.adapters import add_adapters
 from distill.assets import resolve
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
-
-ADAPTED = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 
 
 def _all(model: SiT, start: StartConfig) -> None:
@@ -27,14 +26,8 @@ def _routing(model: SiT, start: StartConfig) -> None:
 
 
 def _lora(model: SiT, start: StartConfig) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError("start.trainable = lora needs peft: pip install 'dar-distill[lora]'") from error
-    # alpha = rank: the adapters act with factor 1.
-    config = LoraConfig(r=start.lora_rank, lora_alpha=start.lora_rank, target_modules=ADAPTED)
-    inject_adapter_in_model(config, model)  # freezes all that is not an adapter
-    model.routing.requires_grad_(True)
+    assert start.path is not None
+    add_adapters(model, start.lora_rank, base=start.path, field="start.trainable")
 
 
 TRAINABLE: dict[str, Callable[[SiT, StartConfig], None]] = {"all": _all, "routing": _routing, "lora": _lora}
@@ -52,15 +45,4 @@ def starting_model(config: TrainConfig) -> SiT:
         return SiT(config.model)
     model = SiT.from_pretrained(resolve(config.start.path, "teacher"))
     TRAINABLE[config.start.trainable](model, config.start)
-    return model
-
-
-def finished_model(model: SiT, start: StartConfig) -> SiT:
-    """The trained model as it is saved: adapters are merged into the weights, in place, and gone."""
-    if start.trainable == "lora":
-        from peft.tuners.lora import LoraLayer
-
-        for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-            module.merge(safe_merge=True)
-            model.set_submodule(name, module.get_base_layer())
     return model

@@ -11,11 +11,13 @@ from torch import Tensor
 from dar import SiT
 from distill.config import TrainConfig
 from distill.data.base import Dataset, shuffled_indices
-from distill.ema import ema_of
+from distill.decoding import training_decoder
+from distill.ema import Ema
 from distill.flow import interpolate
 from distill.guidance import Denoiser
 from distill.losses import flow_matching_loss
-from distill.pictures import class_grid, save_image
+from distill.pictures import save_grid
+from distill.samplers import grid_labels
 from distill.sampling import euler
 from distill.schedules import T_SAMPLERS, t_grid
 from distill.seeds import generator_for
@@ -33,16 +35,17 @@ class TeacherTask:
         self.null_label = model.null_label
         self.sample_shape = model.sample_shape
         self.t_range = model.t_range
+        self.decoder = training_decoder(config.data.vae, data, accelerator.device)
         model.gradient_checkpointing = config.train.gradient_checkpointing
         self.learner = Learner("teacher", model, config.optim, config.train.steps, accelerator)
-        self.ema = ema_of(self.learner.module, config.flow_matching.ema_decay)
+        self.ema = Ema(self.learner.module, config.flow_matching.ema_decay, self.learner.blank)
         accelerator.register_for_checkpointing(self.ema)
 
     def update(self, step: int) -> dict[str, float]:
         micro_batches = zip(*(part.chunk(self.config.train.accumulation) for part in self._draw(step)), strict=True)
         closures = [lambda batch=batch: self._loss(*batch) for batch in micro_batches]
         values = self.learner.update(step, closures)
-        self.ema.update_parameters(self.learner.module)
+        self.ema.update(self.learner.module)
         return {f"teacher/{name}": value for name, value in values.items()}
 
     def _draw(self, step: int) -> tuple[Tensor, ...]:
@@ -63,14 +66,22 @@ class TeacherTask:
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         """A grid of the EMA: one column a class, the same noise every time."""
+        averaged = self.averaged_model
         if self.accelerator.is_main_process:
-            y = torch.arange(self.null_label).repeat_interleave(4).to(self.accelerator.device)
+            y = grid_labels(self.null_label, num_rows=4).to(self.accelerator.device)
             noise = torch.randn(len(y), *self.sample_shape, generator=generator_for(0, "grid")).to(y.device)
-            denoiser = Denoiser(self.ema, self.null_label, self.config.grid_cfg_scale)
+            denoiser = Denoiser(averaged, self.null_label, self.config.grid_cfg_scale)
             grid = t_grid(self.config.grid_steps, t_range=self.t_range)
             samples = euler(denoiser.given(y), grid[0] * noise, grid)
-            save_image(class_grid(samples, num_rows=4), folder / f"step_{step:08d}.png")
+            save_grid(self.decoder.decode(samples), 4, folder / f"step_{step:08d}.png")
         return {}
+
+    @property
+    def averaged_model(self) -> SiT:
+        """The EMA, which is what is saved; all processes have to ask for it."""
+        model = self.ema.module
+        assert isinstance(model, SiT)
+        return model
 
     def headline(self, values: dict[str, float]) -> str:
         return f"loss {values['teacher/loss']:.4f}  grad {values['teacher/grad_norm']:.2f}"

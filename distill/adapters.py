@@ -1,0 +1,85 @@
+"""LoRA, arXiv:2106.09685, by peft: adapters on the linear layers of all blocks, the routing trained in full.
+
+peft gives an adapted model a routing of its own (`modules_to_save`), saved with the adapters; the one that it
+had stays beside it, as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors.torch import save_file
+
+from dar import SiT
+from distill.errors import UserError
+
+LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+NAME = "default"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD = """---
+library_name: peft
+---
+
+LoRA of rank {rank} and a routing of its own, trained by dar-distill on the model `{base}`.
+
+    base = dar.SiT.from_pretrained(folder_of_the_base)
+    model = peft.PeftModel.from_pretrained(base, this_folder)
+"""
+
+
+def add_adapters(model: SiT, rank: int, *, base: str, field: str) -> None:
+    """Give `model` adapters that have no effect yet, in place; only they and the routing learn from now on.
+
+    alpha = rank: they act with factor 1.
+
+    Args:
+        base: the model's own name or path, which is saved with the adapters.
+        field: the setting that asks for them, for the message.
+
+    Raises: UserError where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(f"{field} = lora needs peft: pip install 'dar-distill[lora]'") from error
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=LAYERS,
+        modules_to_save=["routing"],
+        base_model_name_or_path=base,
+    )
+    inject_adapter_in_model(config, model, NAME)
+
+
+def has_adapters(model: SiT) -> bool:
+    return hasattr(model, "peft_config")  # peft's own mark
+
+
+def save_adapters(model: SiT, folder: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors, as `PeftModel.from_pretrained` reads them."""
+    from peft import get_peft_model_state_dict
+
+    # False: no embedding is adapted; peft would ask the Hub to find that out.
+    learnt = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    save_file({f"base_model.model.{name}": tensor for name, tensor in learnt.items()}, folder / WEIGHTS_FILE)
+    config = cast(Any, model.peft_config)[NAME]
+    config.save_pretrained(str(folder))
+    (folder / "README.md").write_text(CARD.format(rank=config.r, base=config.base_model_name_or_path))
+
+
+def plain_model(model: SiT) -> SiT:
+    """A model without adapters that computes the same: a copy with them merged, or `model` where it has none."""
+    if not has_adapters(model):
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    plain = copy.deepcopy(model)
+    for name, layer in [(n, m) for n, m in plain.named_modules() if isinstance(m, LoraLayer)]:
+        layer.merge(safe_merge=True)
+        plain.set_submodule(name, layer.get_base_layer())
+    plain.routing = cast(Any, plain.routing).modules_to_save[NAME]
+    del plain.peft_config
+    return plain

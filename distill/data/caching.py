@@ -1,0 +1,167 @@
+"""An image set's latents, encoded once and written in REPA's layout, which `LatentDataset` and REPA read.
+
+    TARGET/vae-sd/00000/img-mean-std-00000000.npy   float32 (2 channels, h, w): the posterior's mean, then its std
+    TARGET/vae-sd/dataset.json                      labels and latent space; written last, so its set is whole
+    TARGET/vae-sd/cache.json                        what the files are made from; written first
+
+File i is image i, file N + i its mirror image where those are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.images import ImageFolderDataset
+from distill.data.latents import FOLDER, LABELS_FILE, listing
+from distill.data.npz import NpzDataset
+from distill.errors import UserError
+from distill.files import write_bytes, write_text
+from distill.vae import Vae
+
+SETTINGS_FILE = "cache.json"
+LabelledImages = ImageFolderDataset | NpzDataset
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where the latents of a set go and what they are made from.
+
+    source: `fingerprint` of the files that `images` come from.
+    """
+
+    target: Path
+    images: LabelledImages
+    vae: Vae
+    source: str
+    dtype: str
+    flip: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.target / FOLDER
+
+    @property
+    def num_files(self) -> int:
+        return len(self.images) * (2 if self.flip else 1)
+
+    @property
+    def file_size(self) -> int:
+        shape = self.vae.latent_shape(self.images.sample_shape)
+        return len(npy_bytes(np.zeros((2 * shape[0], *shape[1:]), np.float32)))
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is in the files, but for the device."""
+        return {
+            "source": self.source,
+            "num_images": len(self.images),
+            "image_shape": list(self.images.sample_shape),
+            "flip": self.flip,
+            "vae": {"weights": self.vae.fingerprint(), **asdict(self.vae.space)},
+            "dtype": self.dtype,
+        }
+
+    def missing(self) -> list[int]:
+        """Numbers of the files that are not there in full size."""
+        size = self.file_size
+        paths = (self.folder / file_name(index) for index in range(self.num_files))
+        return [i for i, path in enumerate(paths) if not path.is_file() or path.stat().st_size != size]
+
+    def image(self, index: int) -> Tensor:
+        """(C, H, W) in [-1, 1], from number N on mirrored, left to right."""
+        copy, number = divmod(index, len(self.images))
+        images, _ = self.images.batch(torch.tensor([number]), torch.Generator())
+        return images[0].flip(-1) if copy else images[0]
+
+
+def file_name(index: int) -> str:
+    """REPA's: a thousand files to a folder."""
+    return f"{index:08d}"[:5] + f"/img-mean-std-{index:08d}.npy"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def fingerprint(path: Path) -> str:
+    """Of names and sizes: a set that gained, lost or changed files is another set."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def claim(cache: Cache) -> list[int]:
+    """Begin or continue a cache; the numbers of the files to write.
+
+    Raises: UserError where the folder holds another cache, naming what differs.
+    """
+    settings, path = cache.settings(), cache.folder / SETTINGS_FILE
+    if path.is_file():
+        try:
+            begun = json.loads(path.read_text())
+            different = [key for key in settings if begun[key] != settings[key]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error!r}; remove {cache.folder}") from error
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{cache.folder} was begun with {key} = {begun[key]}; now it is {settings[key]}. "
+                "Choose another folder or remove it"
+            )
+    elif cache.folder.exists() and any(cache.folder.iterdir()):
+        raise UserError(f"{cache.folder} is not empty and holds no {SETTINGS_FILE}; choose another folder or remove it")
+    else:
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+    return cache.missing()
+
+
+def write_latents(
+    cache: Cache, missing: Sequence[int], batch_size: int, workers: int, advance: Callable[[int], object]
+) -> None:
+    """Encode and write the `missing` files, each whole or not at all, then dataset.json.
+
+    Args:
+        workers: threads that read images.
+        advance: told the number of files after each batch.
+
+    Raises: UserError or ValueError as the images and `Vae.moments`; what is written stays.
+    """
+    batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
+    for indices, images in zip(batches, _read_ahead(cache.image, batches, workers), strict=True):
+        moments = cache.vae.moments(torch.stack(images)).cpu().numpy()
+        for index, array in zip(indices, moments, strict=True):
+            write_bytes(cache.folder / file_name(index), npy_bytes(array))
+        advance(len(indices))
+    labels = cache.images.labels.tolist() * (2 if cache.flip else 1)
+    labelled = [(file_name(index), label) for index, label in enumerate(labels)]
+    write_text(cache.folder / LABELS_FILE, listing(labelled, cache.vae.space))
+
+
+def _read_ahead(
+    read: Callable[[int], Tensor], batches: Sequence[Sequence[int]], workers: int
+) -> Iterator[list[Tensor]]:
+    """What `read` gives, batch by batch; the next batch is read while one is worked on."""
+    ahead: deque[list[Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in batches:
+            ahead.append([pool.submit(read, index) for index in batch])
+            if len(ahead) > 1:
+                yield [future.result() for future in ahead.popleft()]
+        for futures in ahead:
+            yield [future.result() for future in futures]

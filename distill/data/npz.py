@@ -1,0 +1,67 @@
+"""Images and labels in one .npz file, as ADM's sampling scripts write them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.base import register
+
+NAMES = (("images", "labels"), ("arr_0", "arr_1"))
+
+
+class NpzDataset:
+    """All images in memory as bytes.
+
+    Args:
+        images: (N, H, W, C) or (N, H, W), H = W, C 1 or 3, unsigned bytes. labels: (N), whole numbers from 0.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images are {images.dtype} {images.shape}; expected square unsigned bytes (N, H, W, C)")
+        images = images.reshape(*images.shape[:3], -1)
+        if images.shape[3] not in (1, 3):
+            raise ValueError(f"images have {images.shape[3]} channels; expected 1 or 3, the last axis")
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or (labels < 0).any():
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}; expected {len(images)} whole numbers from 0")
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.sample_shape: tuple[int, int, int] = (images.shape[3], images.shape[1], images.shape[2])
+        self.num_classes = int(labels.max()) + 1 if len(labels) else 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.images[indices].float().div_(127.5).sub_(1), self.labels[indices]
+
+
+@register("npz")
+def load_npz(path: Path, split: str) -> NpzDataset:
+    """A file with `images` and `labels`, or with ADM's `arr_0` and `arr_1`; it knows no splits.
+
+    Raises: ValueError naming the file where it is damaged or lacks one of them; pickles are refused.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data.path = {path} is not a file")
+    try:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array")
+        with opened as file:
+            names = next((pair for pair in NAMES if set(pair) <= set(file.files)), None)
+            if names is None:
+                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}; expected images and labels")
+            images, labels = (file[name] for name in names)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    try:
+        return NpzDataset(images, labels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

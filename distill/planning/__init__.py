@@ -1,0 +1,20 @@
+"""What a training will take, computed from its configuration before anything is built."""
+
+from distill.planning.plan import Launch, Phase, Plan, plan_run, plan_train
+from distill.planning.roles import Role
+from distill.planning.shapes import named_shape, shape_in
+from distill.planning.work import DEVICES, UTILISATION, Device
+
+__all__ = [
+    "DEVICES",
+    "UTILISATION",
+    "Device",
+    "Launch",
+    "Phase",
+    "Plan",
+    "Role",
+    "named_shape",
+    "plan_run",
+    "plan_train",
+    "shape_in",
+]

@@ -1,0 +1,262 @@
+"""What a training will take: parameters, memory by role and phase, operations. Computed, never measured.
+
+Everything is of one process; a phase's peak is what the roles hold all the time and what the phase adds at its
+highest instant. Not counted: the context and the fragments of a device's allocator (about 1 GiB), data, the
+autoencoder and the feature extractor of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dar import SiTConfig, num_parameters
+from distill.config import LoopConfig, RunConfig, TrainConfig
+from distill.planning.activations import (
+    COPIES,
+    FLOAT,
+    Setting,
+    backward_moment,
+    cached_copies,
+    forward_moment,
+    kept,
+    mlp_width,
+)
+from distill.planning.roles import Role, run_roles, train_roles
+from distill.planning.work import flops_of
+from distill.samplers import GRID_CLASSES
+from distill.training.distillation import GRID_ROWS
+from distill.training.preflight import NUM_SAMPLES
+
+TRAIN_GRID_ROWS = 4
+MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weights", "models put together"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes, and what they share.
+
+    strategy: `ddp`: every process holds everything; `fsdp`: all models, moments and averages are cut among them.
+    """
+
+    processes: int = 1
+    strategy: str = "ddp"
+
+    @property
+    def sharded(self) -> bool:
+        return self.strategy == "fsdp" and self.processes > 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of an update: bytes that it adds at its highest instant, by what they are."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rows: of a micro-batch, in one process. forwards: sample passes of an update, a backward pass counting as two.
+
+    flops: of an update, over all processes. drawing: of the report's images, in one process.
+    """
+
+    title: str
+    model: SiTConfig
+    loop: LoopConfig
+    launch: Launch
+    trainable: str
+    roles: list[Role]
+    buckets: int
+    phases: list[Phase]
+    rows: int
+    forwards: float
+    flops: float
+    drawing_flops: float
+
+    @property
+    def held(self) -> int:
+        """Bytes that are there all the time."""
+        return _held(self.roles, self.launch)
+
+    @property
+    def peak(self) -> int:
+        return self.held + max(phase.total for phase in self.phases)
+
+    def hours(self, tflops: float) -> float:
+        """At so many 10^12 operations a second in each process, all of them busy all the time."""
+        return (self.flops * self.loop.steps / self.launch.processes + self.drawing_flops) / (tflops * 1e12) / 3600
+
+
+def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
+    """teacher, student, fake_score and EMA; an update is `fake_score.updates` critic turns and a student's turn."""
+    loop, steps, guided = config.train, config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1
+    setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
+    every = config.dmd.rollout == "every_step"
+    trajectories = loop.batch_size // launch.processes
+    rows = trajectories * (steps if every else 1)
+    micro = rows // loop.accumulation
+    whole_roles = run_roles(config, shape)
+    roles = [_share(role, launch) for role in whole_roles]
+    gradients = {role.name: role.gradients for role in roles}
+    free = setting.product_bytes
+    cached = cached_copies(shape, setting)
+    rollout = {MOMENT: forward_moment(shape, rows, free), COPIES: cached}
+    beside_student = max(forward_moment(shape, guided * micro, free), forward_moment(shape, micro, free) + cached)
+    gathered = _gathered(shape, setting, launch)
+    num_whole, adapted = int(launch.sharded), int(setting.trainable == "lora")
+    # Before anything is sharded and has an optimizer; EMA, the last role, is not there yet.
+    alone = sum(role.weights for role in whole_roles[:-1]) + forward_moment(shape, guided * NUM_SAMPLES, FLOAT)
+    phases = [
+        Phase("preflight", {WHOLE: max(alone - _held(roles, launch), 0)}),
+        Phase("rollout", {**rollout, **gathered}),
+        _learning("fake_score's update", shape, micro, setting, loop, gradients["fake_score"], 0, gathered),
+        _learning("student's update", shape, micro, setting, loop, gradients["student"], beside_student, gathered),
+        Phase("grids", _drawing(shape, config.evaluate.batch_size, num_whole)),
+        # The teacher is read anew for it, and adapters are merged into weights of their own.
+        Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_whole, adapted))),
+    ]
+    return Plan(
+        title=f"run -> {config.output}: {steps} steps from {config.teacher.path}, "
+        f"cfg_scale {config.teacher.cfg_scale:g}",
+        model=shape,
+        loop=loop,
+        launch=launch,
+        trainable=_words(setting),
+        roles=roles,
+        buckets=_buckets(roles, launch),
+        phases=_without_zeros(phases),
+        rows=micro,
+        **_work_of_run(config, shape, setting),
+    )
+
+
+def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[str, float]:
+    """Of the whole batch, in sample passes; a backward pass counts as two there, and as what it is in `flops`."""
+    batch, steps, guided = config.train.batch_size, config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1
+    every, updates, evaluate = config.dmd.rollout == "every_step", config.fake_score.updates, config.evaluate
+    rows = batch * steps if every else batch
+    rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
+    passes = updates * (rolled_out + rows) + rolled_out + (guided + 1) * rows
+    learned = (updates + 1) * rows
+    drawn = evaluate.num_images
+    slow = drawn if evaluate.teacher_reference is None else GRID_ROWS * min(shape.num_classes, GRID_CLASSES)
+    drawing = drawn * steps * (1 + guided) + slow * config.teacher.steps * guided
+    flops = flops_of(shape, setting)
+    return {
+        "forwards": passes + 3 * learned,
+        "flops": passes * flops.forward + learned * flops.update(setting),
+        "drawing_flops": drawing * flops.forward,
+    }
+
+
+def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
+    """The teacher that learns, and its EMA."""
+    loop = config.train
+    setting = _setting(loop, launch, config.start.trainable, config.start.lora_rank)
+    rows = loop.batch_size // launch.processes // loop.accumulation
+    roles = [_share(role, launch) for role in train_roles(config, shape)]
+    gathered = _gathered(shape, setting, launch)
+    grid_rows = TRAIN_GRID_ROWS * min(shape.num_classes, GRID_CLASSES) * (2 if config.grid_cfg_scale != 1 else 1)
+    phases = [
+        _learning("update", shape, rows, setting, loop, roles[0].gradients, 0, gathered),
+        Phase("grids", _drawing(shape, grid_rows, int(launch.sharded))),
+    ]
+    start = f" from {config.start.path}" if config.start.path else ""
+    return Plan(
+        title=f"train{start} -> {config.output}",
+        model=shape,
+        loop=loop,
+        launch=launch,
+        trainable=_words(setting),
+        roles=roles,
+        buckets=_buckets(roles, launch),
+        phases=_without_zeros(phases),
+        rows=rows,
+        forwards=3 * loop.batch_size,
+        flops=loop.batch_size * flops_of(shape, setting).update(setting),
+        drawing_flops=0,
+    )
+
+
+def _setting(loop: LoopConfig, launch: Launch, trainable: str, lora_rank: int) -> Setting:
+    return Setting(
+        product_bytes=FLOAT if loop.mixed_precision == "no" else 2,
+        checkpointing=loop.gradient_checkpointing,
+        trainable=trainable,
+        lora_rank=lora_rank,
+        whole_copies=not launch.sharded,
+    )
+
+
+def _words(setting: Setting) -> str:
+    return f"lora, rank {setting.lora_rank}" if setting.trainable == "lora" else setting.trainable
+
+
+def _share(role: Role, launch: Launch) -> Role:
+    """What one process holds of a role."""
+    if not launch.sharded:
+        return role
+    parts = {name: -(-getattr(role, name) // launch.processes) for name in ("weights", "optimizer", "gradients")}
+    return replace(role, **parts)
+
+
+def _buckets(roles: Sequence[Role], launch: Launch) -> int:
+    """DistributedDataParallel sends gradients from buckets of its own, as large as they are."""
+    ddp = launch.processes > 1 and not launch.sharded
+    return sum(role.gradients for role in roles) if ddp else 0
+
+
+def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, int]:
+    """FSDP puts together the block at hand and the next one, and for a whole pass what belongs to no block."""
+    d = shape.hidden_size
+    block = 10 * d * d + 2 * d * mlp_width(shape)
+    rest = num_parameters(shape) - shape.depth * block
+    return {GATHERED: (2 * block + rest) * setting.product_bytes if launch.sharded else 0}
+
+
+def _drawing(shape: SiTConfig, rows: int, num_whole: int) -> dict[str, int]:
+    """Models that are made for it, and a pass; outside autocast."""
+    return {WHOLE: num_whole * num_parameters(shape) * FLOAT, MOMENT: forward_moment(shape, rows, FLOAT)}
+
+
+def _learning(
+    name: str,
+    shape: SiTConfig,
+    rows: int,
+    setting: Setting,
+    loop: LoopConfig,
+    gradients: int,
+    beside: int,
+    gathered: dict[str, int],
+) -> Phase:
+    """Forward and backward of R rows, at its highest instant.
+
+    Gradients grow as what was kept goes, so that one or the other is whole, not both; with several micro-batches
+    they are there from the first on.
+
+    beside: what other models need for a moment while everything is kept.
+    """
+    activations = kept(shape, rows, setting)
+    # Until its context ends autocast has copies that only a sublayer's second run will ask for.
+    passing = max(cached_copies(shape, setting) - activations.get(COPIES, 0), 0)
+    backward = backward_moment(shape, rows, setting)
+    there = gradients if loop.accumulation > 1 else 0
+    instants = [{**activations, MOMENT: beside + passing}, {**activations, MOMENT: backward}]
+    instants = [{**instant, GRADIENTS: there} for instant in instants] + [{GRADIENTS: gradients, MOMENT: backward}]
+    return Phase(name, {**max(instants, key=lambda instant: sum(instant.values())), **gathered})
+
+
+def _held(roles: Sequence[Role], launch: Launch) -> int:
+    return _buckets(roles, launch) + sum(role.weights + role.optimizer for role in roles)
+
+
+def _without_zeros(phases: Sequence[Phase]) -> list[Phase]:
+    """Phases that add something, and of them the parts that are there."""
+    kept_parts = [replace(p, parts={name: size for name, size in p.parts.items() if size}) for p in phases]
+    return [phase for phase in kept_parts if phase.parts]

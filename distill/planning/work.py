@@ -1,0 +1,101 @@
+"""Floating-point operations of a SiT, those of its matrix products, and what a device makes of them.
+
+A product of (m, k) and (k, n) counts 2 m k n, as torch's own FlopCounterMode has it. What is done value by value is
+not counted: it costs memory traffic, which a device's utilisation is to cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dar import SiTConfig
+from distill.planning.activations import (
+    FREQUENCIES,
+    Setting,
+    mlp_width,
+    num_pairs,
+    num_readers,
+    num_tokens,
+)
+
+UTILISATION = 0.3  # share of the peak that a transformer of this size is assumed to reach; not measured
+
+
+@dataclass(frozen=True)
+class Device:
+    """Dense peaks by its maker's data sheet, in 10^12 operations a second; memory in GiB."""
+
+    name: str
+    memory_gib: float
+    tflops_low_precision: float
+    tflops_float32: float
+
+    def tflops(self, mixed_precision: str) -> float:
+        """What is assumed to be reached."""
+        peak = self.tflops_float32 if mixed_precision == "no" else self.tflops_low_precision
+        return UTILISATION * peak
+
+
+DEVICES = (
+    Device("H100 SXM 80 GB", 80, 989, 67),
+    Device("A100 SXM 80 GB", 80, 312, 19.5),
+    Device("RTX 4090 24 GB", 24, 165, 82.6),
+)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one row's forward pass, by what the backward pass makes of it.
+
+    sublayers: products of tokens with the sublayers' weights; attention: of tokens with each other;
+    routing: of the routing; adapters: of LoRA; rest: embeddings, modulations, the head.
+    """
+
+    sublayers: float
+    attention: float
+    routing: float
+    adapters: float
+    rest: float
+
+    @property
+    def forward(self) -> float:
+        return self.sublayers + self.attention + self.routing + self.adapters + self.rest
+
+    def update(self, setting: Setting) -> float:
+        """Forward and backward: a product's gradient is two products, of a frozen weight one."""
+        frozen = setting.trainable != "all"
+        backward = 2 * (self.attention + self.routing + self.adapters) + (1 if frozen else 2) * self.sublayers
+        backward += 0 if frozen else 2 * self.rest
+        again = self.sublayers + self.attention + self.adapters if setting.checkpointing else 0
+        return self.forward + backward + again
+
+
+def flops_of(model: SiTConfig, setting: Setting) -> Flops:
+    """Of one row of a model that is trained by `setting`."""
+    tokens, d, wide = num_tokens(model), model.hidden_size, mlp_width(model)
+    rank = setting.lora_rank if setting.trainable == "lora" else 0
+    cells = model.in_channels * model.patch_size**2
+    rest = 2 * tokens * d * cells + (FREQUENCIES * d + d * d) + model.depth * 6 * d * d + 2 * d * d
+    return Flops(
+        sublayers=2 * model.depth * tokens * (4 * d * d + 2 * d * wide),
+        attention=2 * model.depth * 2 * tokens * tokens * d,
+        routing=2 * tokens * _routing_products(model),
+        adapters=2 * model.depth * tokens * rank * (6 * d + 2 * (d + wide)),
+        rest=2 * rest,
+    )
+
+
+def _routing_products(model: SiTConfig) -> float:
+    """Multiplications of the routing's products per token."""
+    routing, d = model.routing, model.hidden_size
+    if routing.kind == "unet_skip":
+        return model.depth // 2 * 2 * d * d
+    if routing.kind == "hyper":
+        n = routing.streams
+        coefficients = n * d * (n + 2) if routing.mixing == "free" else n * d * (2 * n + n * n)
+        return 2 * model.depth * (coefficients + n * d + n * n * d)
+    if routing.kind == "dar" and routing.query == "dynamic":
+        return num_readers(model) * d * d
+    if routing.kind in ("dar", "attnres"):
+        return num_pairs(model) * d
+    return 0

@@ -1,0 +1,214 @@
+"""One distillation update: whole roles and LoRA roles as `run` trains them, beside the order that DMD2 published.
+
+    python scripts/bench_update.py --output benchmarks/update_cpu.md
+
+The published order (arXiv:2405.14867, its public training loop, written anew here): one process, three whole models,
+one sample of the student per critic update, the first of which also serves the student's own update. Ours draws a
+fresh sample for the student's update: a rollout more. Same model, batch, precision, critic updates and guidance; arms
+take turns on a CPU, on a GPU one follows the other and the peak of memory is taken too. No weights are needed: the
+model is random. GPU: SiT-XL/2 on latents, 8 samples per update, bfloat16; CPU: the shipped teacher's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from bench_tools import default_device, facts, is_cuda, milliseconds, table, time_in_turn
+from torch import Tensor
+
+from dar import SiT, SiTConfig, preset
+from distill.config import FakeScoreConfig, LoopConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.files import write_text
+from distill.flow import interpolate, velocity_to_x0
+from distill.guidance import Denoiser
+from distill.losses import dmd_loss, flow_matching_loss
+from distill.roles import build_roles
+from distill.sampling import rollout
+from distill.schedules import t_grid
+from distill.training.distillation import DistillationTask
+
+SHAPES = {"cpu": SiTConfig(28, 7, 1, 96, 16, 3, 10, gelu="none"), "cuda": preset("SiT-XL/2")}
+
+
+def random_teacher(config: SiTConfig, folder: Path) -> None:
+    """Away from the zeros of initialisation, where nothing would have a gradient."""
+    torch.manual_seed(0)
+    model = SiT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+
+
+class Ours:
+    """An update of `run`."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
+        roles = build_roles(config.teacher, config.roles)
+        roles = tuple(model.to(accelerator.device) for model in roles)
+        self.task = DistillationTask(config, (roles[0], roles[1], roles[2]), accelerator, 1.0)
+        self.step = 0
+
+    def update(self) -> None:
+        self.step += 1
+        self.task.update(self.step)
+
+
+class PublishedOrder:
+    """An update in the order of DMD2's public loop."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.teacher = SiT.from_pretrained(config.teacher.path).to(accelerator.device)
+        self.student, self.fake_score = copy.deepcopy(self.teacher), copy.deepcopy(self.teacher)
+        self.teacher.eval().requires_grad_(False)
+        self.guided = Denoiser(self.teacher, self.teacher.null_label, config.teacher.cfg_scale)
+        self.t_list = t_grid(config.student.steps, config.student.shift)[:-1]
+        self.optimizers = {
+            role: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+            for role, model in (("student", self.student), ("fake_score", self.fake_score))
+        }
+
+    def update(self) -> None:
+        for i in range(self.config.fake_score.updates):
+            learns = i == 0
+            with torch.set_grad_enabled(learns), self.accelerator.autocast():
+                x0, y = self._sample()
+            if learns:
+                self._step("student", self.student, self._student_loss(x0, y))
+            self._step("fake_score", self.fake_score, self._critic_loss(x0.detach(), y))
+
+    def _sample(self) -> tuple[Tensor, Tensor]:
+        size, device = self.config.train.batch_size, self.accelerator.device
+        y = torch.randint(self.teacher.null_label, (size,), device=device)
+        noise = torch.randn(len(self.t_list), size, *self.teacher.sample_shape, device=device)
+        index = int(torch.randint(len(self.t_list), (1,)))
+        x_in = rollout(Denoiser(self.student, self.teacher.null_label), noise, y, self.t_list, index)
+        t_in = self.t_list[index].to(noise).expand(size)
+        return velocity_to_x0(x_in, self.student(x_in, t_in, y), t_in), y
+
+    def _noised(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t, eps = torch.rand(len(x0), device=x0.device), torch.randn_like(x0)
+        return interpolate(x0, eps, t), t, eps
+
+    def _student_loss(self, x0: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad(), self.accelerator.autocast():
+            x_t, t, _ = self._noised(x0.detach())
+            x0_teacher = self.guided.x0(x_t, t, y)
+            x0_fake = velocity_to_x0(x_t, self.fake_score(x_t, t, y), t)
+        return dmd_loss(x0, x0_teacher, x0_fake)
+
+    def _critic_loss(self, x0: Tensor, y: Tensor) -> Tensor:
+        x_t, t, eps = self._noised(x0)
+        with self.accelerator.autocast():
+            velocity = self.fake_score(x_t, t, y)
+        return flow_matching_loss(velocity, x0, eps)
+
+    def _step(self, role: str, model: SiT, loss: Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        self.optimizers[role].step()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+
+def shares(arm: Ours, repeats: int) -> dict[str, float]:
+    """Of an update's time: critic updates, the student's update, the average."""
+    parts = {
+        "critic updates": (arm.task, "_update_critic"),
+        "student update": (arm.task, "_update_student"),
+        "EMA": (arm.task.ema, "update"),
+    }
+    spent = dict.fromkeys(parts, 0.0)
+
+    def timed(part: str, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **options: object) -> object:
+            started = _now()
+            result = call(*args, **options)
+            spent[part] += _now() - started
+            return result
+
+        return wrapped
+
+    for part, (owner, name) in parts.items():
+        setattr(owner, name, timed(part, getattr(owner, name)))
+    started = _now()
+    for _ in range(repeats):
+        arm.update()
+    whole = _now() - started
+    return {part: seconds / whole for part, seconds in spent.items()}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--output", type=Path, help="also write the table here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    on_gpu = is_cuda(args.device)
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu else "no")
+    with tempfile.TemporaryDirectory() as folder:
+        random_teacher(SHAPES[args.device], Path(folder))
+        config = RunConfig(
+            output="unused",
+            teacher=TeacherConfig(path=folder, cfg_scale=1.5),
+            fake_score=FakeScoreConfig(updates=5),
+            train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
+        )
+        makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
+            "ours, whole roles": lambda: Ours(config, accelerator),
+            "ours, LoRA roles": lambda: Ours(replace(config, roles=RolesConfig("lora")), accelerator),
+            "published order": lambda: PublishedOrder(config, accelerator),
+        }
+        seconds: dict[str, list[float]] = {}
+        peaks: dict[str, str] = {}
+        parts: dict[str, str] = {}
+        for names in [[name] for name in makers] if on_gpu else [list(makers)]:
+            if on_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            arms = {name: makers[name]() for name in names}
+            seconds |= time_in_turn({name: arm.update for name, arm in arms.items()}, args.repeats, args.device)
+            for name, arm in arms.items():
+                peaks[name] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if on_gpu else "not measured"
+                found = shares(arm, args.repeats) if isinstance(arm, Ours) else {}
+                parts[name] = ", ".join(f"{part} {100 * share:.0f} %" for part, share in found.items())
+    reference = statistics.median(seconds["published order"])
+    rows = [
+        [name, milliseconds(seconds[name]), f"{args.batch_size / statistics.median(seconds[name]):.2f}",
+         f"{reference / statistics.median(seconds[name]):.2f}", peaks[name], parts[name]]
+        for name in makers
+    ]  # fmt: skip
+    header = ["update", "ms", "images/s", "speed against published order", "peak", "share of time"]
+    shape = SHAPES[args.device]
+    text = (
+        "# One distillation update\n\n"
+        f"{facts(args.device)}; {shape.depth} blocks x {shape.hidden_size}, batch {args.batch_size}, 5 critic updates "
+        f"to one of the student, {args.repeats} repeats; median [quartiles].\n\n{table(header, rows)}\n"
+    )
+    print(text)
+    if args.output:
+        write_text(args.output, text)
+
+
+if __name__ == "__main__":
+    main()

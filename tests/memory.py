@@ -1,0 +1,96 @@
+"""Torch's own accounting of memory, which plans are held to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Of all that autograd holds after `forward` for the backward pass, each storage once, parameters not counted."""
+    known = {parameter.untyped_storage()._cdata for parameter in parameters}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors that come and go within: `now`, and `peak`. What was there before is not counted.
+
+    device: only storages on it, such as "cpu" where others are on "meta".
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._device = device
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in self._storages((args, kwargs)):
+            self._seen.setdefault(storage, True)
+        result = func(*args, **(kwargs or {}))
+        for storage in self._storages(result):
+            if storage not in self._seen:
+                self._seen[storage] = True
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return result
+
+    def _storages(self, values) -> Iterator[torch.UntypedStorage]:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and self._device in (None, value.device.type):
+                yield value.untyped_storage()
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What scaled_dot_product_attention chooses on a GPU in low precision; it cannot tell where there is none."""
+    q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+
+@contextmanager
+def cuda_autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CUDA's rules of autocast to bf16 on tensors that have a shape and a device but no values and no memory."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", _flash)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    torch.autocast_increment_nesting()
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
+def on_cuda(model: nn.Module) -> dict[str, Tensor]:
+    """Stand-ins of a model's parameters on a GPU, under `cuda_autocast`."""
+    return {
+        name: torch.empty(parameter.shape, device="cuda").requires_grad_(parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }

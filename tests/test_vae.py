@@ -1,0 +1,438 @@
+"""Autoencoders: the numbers against diffusers' own, scale applied once, what is refused, and a model of latents
+through the whole pipeline."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dar import SiT
+from distill.cli import main
+from distill.config import EvalConfig, TeacherConfig
+from distill.data import Dataset, load_dataset
+from distill.decoding import PIXELS, LatentPreview, load_decoder, training_decoder
+from distill.errors import UserError
+from distill.evaluation import Evaluator
+from distill.guidance import Denoiser
+from distill.metrics import measure
+from distill.pictures import class_grid, save_image, to_uint8
+from distill.samplers import balanced_labels, draw_images, load_sampler, ode_sampler
+from distill.sampling import euler
+from distill.schedules import t_grid
+from distill.seeds import generator_for
+from distill.vae import LatentSpace, Vae, load_vae
+from tests.conftest import perturbed, tiny_config
+from tests.test_cli import QUICK, refused, run_config
+from tests.vae_files import make_vae, save_vae
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CPU = torch.device("cpu")
+
+
+def images(num: int = 3, channels: int = 3, side: int = 8, seed: int = 0) -> Tensor:
+    return 2 * torch.rand(num, channels, side, side, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def latents(num: int = 3, channels: int = 4, side: int = 4) -> Tensor:
+    return torch.randn(num, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+# numbers
+
+
+def test_the_space_is_sd_vaes_and_undoes_itself() -> None:
+    assert LatentSpace() == LatentSpace(4, 0.18215, 0.0)
+    raw = latents().double()
+    space = LatentSpace(4, 0.3611, 0.1159)
+    torch.testing.assert_close(space.latents(raw), (raw - 0.1159) * 0.3611)
+    torch.testing.assert_close(space.raw(space.latents(raw)), raw)
+    for bad in ({"channels": 0}, {"scale": 0.0}, {"scale": float("nan")}, {"shift": float("inf")}):
+        with pytest.raises(UserError, match="a scale above 0 and a finite shift"):
+            LatentSpace(**bad)
+
+
+@torch.no_grad()
+def test_moments_are_diffusers_mean_and_standard_deviation() -> None:
+    model = make_vae()
+    posterior = model.encode(images()).latent_dist
+    moments = Vae(model, "tiny").moments(images())
+    assert moments.shape == (3, 8, 4, 4)
+    torch.testing.assert_close(moments, torch.cat([posterior.mean, posterior.std], dim=1))
+    torch.testing.assert_close(moments[:, 4:].square(), posterior.var)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("scale", "shift"), [(0.18215, None), (0.5, 0.25)])
+def test_decoding_takes_scale_and_shift_off_once(scale: float, shift: float | None) -> None:
+    model = make_vae(scaling_factor=scale, shift_factor=shift)
+    vae = Vae(model, "tiny")
+    expected = model.decode(latents() / scale + (shift or 0.0)).sample
+    torch.testing.assert_close(vae.decode(latents()), expected)
+    mean = vae.moments(images())[:, :4]
+    torch.testing.assert_close(vae.decode(vae.space.latents(mean)), model.decode(mean).sample)
+
+
+def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_vae()
+    vae, sizes = Vae(model, "tiny"), []
+    whole = vae.moments(images(5)), vae.decode(latents(5))
+    monkeypatch.setattr("distill.vae.PIXELS_AT_ONCE", 2 * 64 + 1)
+    for part in (model.encoder, model.decoder):
+        part.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    for a, b in zip(whole, (vae.moments(images(5)), vae.decode(latents(5))), strict=True):
+        torch.testing.assert_close(a, b)
+    assert sizes == [2, 2, 1, 2, 2, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_of_the_network_only(tmp_path: Path, dtype: torch.dtype) -> None:
+    """exp and scale act in float32 on what the network gives."""
+    folder = save_vae(tmp_path / "vae")
+    vae, model = load_vae(str(folder), dtype=dtype), make_vae().to(dtype)
+    mean, logvar = model.encode(images().to(dtype)).latent_dist.parameters.float().chunk(2, dim=1)
+    moments = vae.moments(images())
+    assert moments.dtype == torch.float32
+    assert torch.equal(moments, torch.cat([mean, (0.5 * logvar).exp()], dim=1))
+    decoded = vae.decode(latents())
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, model.decode((latents() / 0.18215).to(dtype)).sample.float())
+    torch.testing.assert_close(moments, load_vae(str(folder)).moments(images()), atol=0.05, rtol=0.05)
+
+
+def test_overflow_in_half_precision_is_named(tmp_path: Path) -> None:
+    model = make_vae()
+    with torch.no_grad():
+        model.quant_conv.weight.mul_(1e6)
+    model.save_pretrained(tmp_path / "vae")
+    with pytest.raises(UserError, match=r"not finite in torch.float16; float32 and bfloat16"):
+        load_vae(str(tmp_path / "vae"), dtype=torch.float16).moments(images())
+    load_vae(str(tmp_path / "vae")).moments(images())
+
+
+def test_grey_images_are_repeated() -> None:
+    vae = Vae(make_vae(), "tiny")
+    grey = images(channels=1)
+    assert torch.equal(vae.moments(grey), vae.moments(grey.repeat(1, 3, 1, 1)))
+
+
+def test_shapes_and_what_does_not_fit() -> None:
+    vae = Vae(make_vae(levels=3), "tiny")
+    assert vae.factor == 4
+    assert vae.image_shape((4, 2, 3)) == (3, 8, 12) and vae.latent_shape((3, 8, 12)) == (4, 2, 3)
+    assert vae.decode(latents(side=2)).shape == (3, 3, 8, 8) and vae.moments(images()).shape == (3, 8, 2, 2)
+    with pytest.raises(UserError, match="makes samples of 1 channel; the autoencoder tiny decodes 4"):
+        vae.decode(latents(channels=1))
+    with pytest.raises(UserError, match="images have 2 channels; the autoencoder tiny takes 3"):
+        vae.moments(images(channels=2))
+    with pytest.raises(UserError, match="images are 6 x 6; the autoencoder tiny takes multiples of 4"):
+        vae.moments(images(side=6))
+
+
+# loading
+
+
+def test_a_folder_a_pipeline_and_the_hubs_cache_are_read_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    vae = save_vae(tmp_path / "vae")
+    shutil.copytree(vae, tmp_path / "pipeline" / "vae")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    for name in ("org/plain", "org/pipeline"):
+        entry = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        target = entry / "snapshots" / "abc" / ("vae" if name.endswith("pipeline") else "")
+        shutil.copytree(vae, target)
+        (entry / "refs").mkdir()
+        (entry / "refs" / "main").write_text("abc")
+    expected = Vae(make_vae(), "tiny").decode(latents())
+    for name in (str(vae), str(tmp_path / "pipeline"), "org/plain", "org/pipeline"):
+        assert torch.equal(load_vae(name).decode(latents()), expected)
+    with pytest.raises(UserError, match=r"stabilityai/sd-vae-ft-ema is neither a folder .*`hf download stabilityai/sd"):
+        load_vae("stabilityai/sd-vae-ft-ema")
+    with pytest.raises(UserError, match=r"/nowhere/at/all is not a folder"):
+        load_vae("/nowhere/at/all")
+
+
+def test_the_published_names_of_attention_weights_are_read(tmp_path: Path) -> None:
+    """SD-VAE's files have query, key, value and proj_attn."""
+    folder = save_vae(tmp_path / "vae")
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = load_file(folder / WEIGHTS)
+    for new, old in names.items():
+        state = {key.replace(new, old): value for key, value in state.items()}
+    assert any(".proj_attn." in key for key in state)
+    save_file(state, folder / WEIGHTS)
+    assert torch.equal(load_vae(str(folder)).decode(latents()), Vae(make_vae(), "tiny").decode(latents()))
+
+
+def test_a_bin_file_is_read_and_never_executed(tmp_path: Path) -> None:
+    folder = save_vae(tmp_path / "vae")
+    state = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(state, folder / "diffusion_pytorch_model.bin")
+    assert torch.equal(load_vae(str(folder)).decode(latents()), Vae(make_vae(), "tiny").decode(latents()))
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "executed",)
+
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"weight": Evil()}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_vae(str(folder))
+    assert not (tmp_path / "executed").exists()
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_state(folder: Path, drop: str | None = None, add: str | None = None) -> None:
+    state = load_file(folder / WEIGHTS)
+    state = {key: value for key, value in state.items() if key != drop} | ({add: torch.zeros(1)} if add else {})
+    save_file(state, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:999]), "is damaged"),
+        (lambda f: (f / WEIGHTS).unlink(), f"no {WEIGHTS}"),
+        (lambda f: edit_state(f, drop="decoder.conv_in.weight"), "missing keys decoder.conv_in.weight"),
+        (lambda f: edit_state(f, add="more"), "unexpected keys more"),
+        (lambda f: edit_config(f, block_out_channels=[16, 16]), "is damaged"),
+        (lambda f: edit_config(f, block_out_channels="wide"), "is damaged"),
+        (lambda f: edit_config(f, _class_name="UNet2DModel"), "is of UNet2DModel; an AutoencoderKL is read"),
+        (lambda f: (f / "config.json").write_text("{"), "is no config of an autoencoder"),
+        (lambda f: (f / "config.json").write_text("[]"), "is no config of an autoencoder"),
+        (lambda f: (f / "config.json").unlink(), "neither config.json nor vae/config.json"),
+        (lambda f: edit_config(f, latents_mean=[0.0] * 4, latents_std=[1.0] * 4), "scales every channel by itself"),
+        (lambda f: edit_config(f, scaling_factor=0.0), "a scale above 0"),
+    ],
+)
+def test_a_damaged_autoencoder_is_refused_in_one_line(tmp_path: Path, damage, message: str) -> None:
+    folder = save_vae(tmp_path / "broken_vae")
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        load_vae(str(folder))
+    assert "broken_vae" in str(error.value) or "scale above 0" in message
+
+
+def test_a_folder_of_ours_is_no_autoencoder() -> None:
+    with pytest.raises(UserError, match=r"config.json is of no class; an AutoencoderKL is read"):
+        load_vae(str(Path(__file__).parents[1] / "distill" / "assets" / "teacher"))
+
+
+def test_without_diffusers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_vae(tmp_path / "vae")
+    monkeypatch.setitem(sys.modules, "diffusers.models.autoencoders.autoencoder_kl", None)
+    with pytest.raises(UserError, match=r"pip install 'dar-distill\[latents\]'"):
+        load_vae(str(folder))
+
+
+# decoders
+
+
+def test_pixels_pass_and_latents_ask_for_their_autoencoder() -> None:
+    assert load_decoder(None, CPU) is PIXELS
+    assert torch.equal(PIXELS.decode(images()), images()) and PIXELS.image_shape((3, 8, 8)) == (3, 8, 8)
+    with pytest.raises(UserError, match=r"latents of 4 channels: give .* evaluate\.vae or --vae"):
+        PIXELS.image_shape((4, 8, 8))
+
+
+def test_a_picture_of_latents_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 or 3 channels; this has 4"):
+        save_image(latents()[0], tmp_path / "picture.png")
+    assert not (tmp_path / "picture.png").exists()
+
+
+class Moments:
+    """A data set of one shape; only that is looked at."""
+
+    num_classes = 2
+
+    def __init__(self, *sample_shape: int) -> None:
+        self.sample_shape = sample_shape
+
+
+def write_latents(folder: Path, space: dict | None = None, num: int = 8, side: int = 14, classes: int = 10) -> Dataset:
+    rng = np.random.default_rng(0)
+    (folder / "00000").mkdir(parents=True)
+    labels = []
+    for i in range(num):
+        name = f"00000/img-mean-std-{i:08d}.npy"
+        np.save(folder / name, rng.uniform(0.1, 2, (8, side, side)).astype(np.float32))
+        labels.append([name, i % classes])
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **({"vae": space} if space else {})}))
+    return load_dataset("latents", folder)
+
+
+def test_grids_of_a_training_are_decoded_by_the_datas_autoencoder(tmp_path: Path) -> None:
+    folder = str(save_vae(tmp_path / "vae"))
+    assert training_decoder(None, Moments(3, 8, 8), CPU) is PIXELS  # type: ignore[arg-type]
+    preview = training_decoder(None, write_latents(tmp_path / "sd"), CPU)
+    assert isinstance(preview, LatentPreview)
+    assert torch.equal(preview.decode(latents()), latents()[:, :3] / 3)
+    assert isinstance(training_decoder(folder, load_dataset("latents", tmp_path / "sd"), CPU), Vae)
+    other = write_latents(tmp_path / "other", {"scale": 0.3611, "shift": 0.1159})
+    with pytest.raises(UserError, match=r"scale 0.18215, shift 0; the latents .* scale 0.3611, shift 0.1159"):
+        training_decoder(folder, other, CPU)
+    with pytest.raises(UserError, match="samples of 1 channel; the autoencoder"):
+        training_decoder(folder, Moments(1, 8, 8), CPU)  # type: ignore[arg-type]
+
+
+def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_path: Path) -> None:
+    """Latents of 14 x 14 become grey images of 28 x 28, which the shipped statistics are of."""
+    folder = str(save_vae(tmp_path / "vae", in_channels=1, out_channels=1))
+    torch.manual_seed(0)
+    model = SiT(tiny_config(in_channels=4, input_size=14, patch_size=7, num_classes=10))
+    perturbed(model, std=0.2)
+    evaluator = Evaluator(EvalConfig(vae=folder, bootstrap=2, teacher_reference=None), CPU)
+    evaluator.check(model)
+    sampler = ode_sampler("t", model, TeacherConfig(), 2)
+    ((drawn, rate),) = evaluator.draw([sampler], 20)
+    raw, _ = draw_images(sampler, balanced_labels(20, 10), seed=1, batch_size=20)
+    expected = Vae(make_vae(in_channels=1, out_channels=1), "tiny").decode(raw)
+    torch.testing.assert_close(drawn, expected.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+    measured = evaluator.measure(sampler, drawn, rate)
+    by_hand = measure(
+        drawn,
+        balanced_labels(20, 10),
+        data=evaluator.data,
+        extractor=evaluator.extractor,
+        lpips=evaluator.perceptual,
+        patch_size=14,
+        num_bootstrap=2,
+    )
+    assert measured.measures == by_hand
+    assert measured.description == f"{sampler.description}, decoded by {folder}, scale 0.18215, shift 0"
+    assert any(folder in note for note in evaluator.notes)
+    with pytest.raises(ValueError, match=r"are of images \[1, 28, 28\], not \[3, 28, 28\]"):
+        Evaluator(EvalConfig(vae=str(save_vae(tmp_path / "rgb"))), CPU).check(model)
+
+
+# the pipeline
+
+TRAIN = """
+output: {output}
+model: {{input_size: 14, patch_size: 7, in_channels: 4, hidden_size: 16, depth: 1, num_heads: 2, num_classes: 10,
+        routing: {{chunk_size: 2}}}}
+data: {{name: latents, path: {data}{vae}}}
+train: {{steps: 1, batch_size: 4, log_every: 1, grid_every: 1, save_every: 1}}
+grid_steps: 2
+"""
+
+
+def train_latents(tmp_path: Path, name: str, vae: Path | None) -> Path:
+    if not (tmp_path / "latents").exists():
+        write_latents(tmp_path / "latents")
+    text = TRAIN.format(output=tmp_path / name, data=tmp_path / "latents", vae=f", vae: {vae}" if vae else "")
+    (tmp_path / f"{name}.yaml").write_text(text)
+    assert main(["train", str(tmp_path / f"{name}.yaml")]) == 0
+    return tmp_path / name
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def drawn_by_hand(folder: Path, vae: Vae, labels: Tensor, seed: int = 1, **settings: Any) -> Tensor:
+    """Samples, decoded, (N, C, H, W), as bytes."""
+    raw, _ = draw_images(load_sampler(str(folder), TeacherConfig(**settings)), labels, seed=seed, batch_size=250)
+    return to_uint8(vae.decode(raw))
+
+
+def assert_pictured(path: Path, pixels: Tensor, scale: int = 1) -> None:
+    """The picture shows (C, H, W), every pixel a block; rounding may differ by one."""
+    expected = pixels.squeeze(0).repeat_interleave(scale, -1).repeat_interleave(scale, -2).numpy()
+    np.testing.assert_allclose(picture(path).astype(int), expected.astype(int), atol=1)
+
+
+def test_a_training_on_latents_shows_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_latents(tmp_path, "without", None)
+    assert "grids: latents as they are, channels 0 to 2" in capsys.readouterr().out
+    grid = picture(run / "grids" / "step_00000001.png")
+    assert grid.shape == (4 * 14 * 6, 10 * 14 * 6, 3)
+    run = train_latents(tmp_path, "with", save_vae(tmp_path / "vae"))
+    assert "grids: decoded by" in capsys.readouterr().out
+    grid = picture(run / "grids" / "step_00000001.png")
+    assert grid.shape == (4 * 28 * 3, 10 * 28 * 3, 3)
+    line = refused(capsys, "sample", str(tmp_path / "without"), "--output", str(tmp_path / "drawn"))
+    assert "latents of 4 channels: give the autoencoder" in line and not (tmp_path / "drawn").exists()
+    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path / 'without' / 'teacher'}}}"))
+    assert "latents of 4 channels: give the autoencoder" in line and not (tmp_path / "run").exists()
+
+
+def test_a_model_of_latents_through_the_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded once wherever images are drawn; the autoencoder is found in the runs' own configurations."""
+    monkeypatch.setattr("distill.pipeline.preflight", lambda *_: 1.0)  # an untrained teacher fails it, as it should
+    grey = {"in_channels": 1, "out_channels": 1}
+    folder = save_vae(tmp_path / "vae", **grey)
+    vae = Vae(make_vae(**grey), "tiny")
+    teacher = train_latents(tmp_path, "training", folder)
+    model = SiT.from_pretrained(teacher / "teacher")
+    noise = torch.randn(40, 4, 14, 14, generator=generator_for(0, "grid"))
+    denoiser = Denoiser(model, 10, 1.5)
+    samples = euler(denoiser.given(torch.arange(10).repeat_interleave(4)), noise, t_grid(2))
+    assert_pictured(
+        teacher / "grids" / "step_00000001.png", class_grid(to_uint8(vae.decode(samples)), num_rows=4), scale=3
+    )
+    perturbed(model, std=0.3)  # after one update guidance would hardly show
+    model.save_pretrained(teacher / "teacher")
+    config = run_config(
+        tmp_path, f"teacher: {{path: {teacher / 'teacher'}, cfg_channels: 3}}\nevaluate: {{vae: {folder}}}\n"
+    )
+    assert main(["run", config, *QUICK, "train.batch_size=8", "student.optim.lr=1e-9"]) == 0
+    run = tmp_path / "run"
+    drawn = drawn_by_hand(run, vae, torch.arange(10).repeat_interleave(8), seed=0)
+    assert_pictured(run / "grids" / "step_00000002.png", class_grid(drawn, num_rows=8), scale=3)
+    page = (run / "report" / "report.html").read_text()
+    assert f"decoded by {folder}" in page and "on channels 0 to 2" in page
+
+    few, labels = ["--num-images", "4"], balanced_labels(4, 10)
+    assert main(["sample", str(run), "--output", str(tmp_path / "student"), *few]) == 0
+    assert_pictured(tmp_path / "student" / "000000_class0.png", drawn_by_hand(run, vae, labels)[0])
+    guided = ["--steps", "2", "--cfg-scale", "9", "--cfg-channels", "3"]
+    assert main(["sample", str(teacher), "--output", str(tmp_path / "teacher"), *few, *guided]) == 0
+    by_hand = drawn_by_hand(teacher, vae, labels, steps=2, cfg_scale=9.0, cfg_channels=3)
+    assert_pictured(tmp_path / "teacher" / "000000_class0.png", by_hand[0])
+
+    argv = ["--num-images", "20", "--teacher-reference", "none"]
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "measured"), *argv]) == 0
+    measured = json.loads((tmp_path / "measured" / "measures.json").read_text())
+    own = json.loads((run / "measures" / "student_2_steps.json").read_text())
+    assert measured["measures"]["frechet"]["value"] == pytest.approx(own["measures"]["frechet"]["value"], rel=1e-3)
+    argv += ["--teacher", str(teacher), "--output", str(tmp_path / "page"), "--steps", "3"]
+    assert main(["compare", str(run), *argv]) == 0
+    assert f"decoded by {folder}" in (tmp_path / "page" / "report.html").read_text()
+
+    other = save_vae(tmp_path / "other", seed=1, **grey)
+    changed = (run / "config.yaml").read_text().replace(f"vae: {folder}", f"vae: {other}")
+    (run / "config.yaml").write_text(changed)
+    argv[argv.index("--output") + 1] = str(tmp_path / "page2")
+    capsys.readouterr()
+    assert "name several autoencoders" in refused(capsys, "compare", str(run), *argv)
+    for name, chosen in (("with_other", other), ("with_same", folder)):
+        assert main(["sample", str(run), "--output", str(tmp_path / name), *few, "--vae", str(chosen)]) == 0
+    drawn = [picture(tmp_path / name / "000000_class0.png") for name in ("student", "with_same", "with_other")]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])

@@ -1,0 +1,142 @@
+"""Trainings of a second, in one process or each of several: `torchrun -m tests.training_jobs FOLDER [--distil]`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import nn
+
+from dar import SiT
+from distill.cli import main
+from distill.config import (
+    FakeScoreConfig,
+    FlowMatchingConfig,
+    LoopConfig,
+    OptimConfig,
+    RolesConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from distill.devices import make_accelerator
+from distill.roles import build_roles, write_student
+from distill.sharding import is_sharded, own_part
+from distill.training.checkpoint import checkpoints
+from distill.training.distillation import DistillationTask
+from distill.training.loop import run_loop
+from distill.training.teacher import TeacherTask
+from tests.conftest import perturbed, tiny_config
+from tests.test_resume import Blobs
+
+BASE = "base"
+RESUMED = "all_resumed"
+# Two micro-batches, and a norm of the gradient that is clipped.
+LOOP = LoopConfig(
+    steps=3, batch_size=4, accumulation=2, gradient_checkpointing=True, log_every=1, grid_every=3, save_every=2
+)
+OPTIM = OptimConfig(lr=3e-4, clip_norm=0.1)
+
+
+def base_model() -> SiT:
+    torch.manual_seed(0)
+    model = SiT(tiny_config())
+    perturbed(model, std=0.15)
+    return model
+
+
+def train(folder: Path, *, resume: bool = False) -> None:
+    accelerator = make_accelerator(LOOP)
+    config = TrainConfig(
+        str(folder),
+        tiny_config(),
+        flow_matching=FlowMatchingConfig(ema_decay=0.5),
+        optim=OPTIM,
+        train=LOOP,
+        grid_steps=2,
+    )
+    task = TeacherTask(config, base_model(), Blobs(), accelerator)
+    run_loop(task, LOOP, accelerator, folder, resume=resume)
+    check_parts(accelerator, task.learner.module)
+    averaged = task.averaged_model
+    if accelerator.is_main_process:
+        averaged.save_pretrained(folder / "model")
+
+
+def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
+    accelerator = make_accelerator(LOOP)
+    config = RunConfig(
+        str(folder),
+        teacher=TeacherConfig(path=str(folder.parent / BASE), cfg_scale=3.0),
+        student=StudentConfig(steps=2, ema_decay=0.5, optim=OPTIM),
+        fake_score=FakeScoreConfig(updates=2, optim=OPTIM),
+        roles=RolesConfig(trainable, lora_rank=4),
+        train=LOOP,
+    )
+    torch.manual_seed(1)
+    task = DistillationTask(config, build_roles(config.teacher, config.roles), accelerator, 1.0)
+    run_loop(task, LOOP, accelerator, folder, resume=resume)
+    check_parts(accelerator, task.teacher, task.student.module, task.fake_score.module)
+    averaged = task.averaged_student
+    if accelerator.is_main_process:
+        write_student(averaged, task.t_list, folder)
+        (folder / "student").rename(folder / "model")
+
+
+def check_parts(accelerator: Accelerator, *models: nn.Module) -> None:
+    """With FSDP each process has half of every block, and otherwise all of it."""
+    for model in models:
+        parameters = list(model.get_submodule("blocks").parameters())
+        share = sum(own_part(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
+        assert all(is_sharded(p) == accelerator.is_fsdp2 for p in parameters)
+        assert share == (0.5 if accelerator.is_fsdp2 else 1.0)
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "all": lambda folder, **options: run(folder, "all", **options),
+    "lora": lambda folder, **options: run(folder, "lora", **options),
+}
+
+
+def do_all(folder: Path) -> None:
+    """Each job into a folder of its name, where BASE holds a model; one of them once more from its middle."""
+    for name, job in JOBS.items():
+        (folder / name).mkdir(exist_ok=True)
+        job(folder / name)
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.copytree(folder / "all", folder / RESUMED)
+        shutil.rmtree(folder / RESUMED / "model")
+        shutil.rmtree(checkpoints(folder / RESUMED)[-1])
+    state.wait_for_everyone()
+    JOBS["all"](folder / RESUMED, resume=True)
+
+
+def distil(folder: Path) -> None:
+    """`dar-distill run` with the shipped teacher, but for the report's pictures, which take their seconds."""
+    config = folder / "run.yaml"
+    config.write_text(f"output: {folder / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n")
+
+    def report(config: RunConfig, path: Path, teacher: SiT, student: SiT, *_: object) -> Path:
+        assert not any(is_sharded(parameter) for parameter in teacher.parameters())
+        inputs = torch.zeros(1, *teacher.sample_shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
+        assert all(model(*inputs).isfinite().all() for model in (teacher, student))
+        return path
+
+    with patch("distill.pipeline.write_run_report", report):
+        assert main(["run", str(config), "train.steps=1", "train.batch_size=2"]) == 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    do_all(Path(sys.argv[1]))
+    if "--distil" in sys.argv:
+        distil(Path(sys.argv[1]))
