@@ -38,7 +38,7 @@ def launch(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
     )
 
 
