@@ -124,6 +124,7 @@ def measure(name: str, case: Case, repeats: int, device: str) -> list[list[str]]
         steps |= time_in_turn({label: arm.train for label, arm in arms.items()}, repeats, device)
         samples |= time_in_turn({label: arm.sample for label, arm in arms.items()}, repeats, device)
         peaks |= {label: arm.peak_bytes() for label, arm in arms.items()}
+        arms.clear()  # the next ones' peak is to be their own
     plain_step = statistics.median(steps["plain residual"])
     plain_sample = statistics.median(samples["plain residual"])
     rows = []

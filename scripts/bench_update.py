@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -149,6 +150,28 @@ def shares(arm: Ours, repeats: int) -> dict[str, float]:
     return {part: seconds / whole for part, seconds in spent.items()}
 
 
+class Measured(NamedTuple):
+    """seconds: of each update. peak: of memory, in words. parts: shares of an update's time."""
+
+    seconds: list[float]
+    peak: str
+    parts: dict[str, float]
+
+
+def measure(makers: dict[str, Callable[[], Ours | PublishedOrder]], repeats: int, device: str) -> dict[str, Measured]:
+    """Arms in turn. Nothing of them is left when it returns, so that the next ones' peak is their own."""
+    if is_cuda(device):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    arms = {name: make() for name, make in makers.items()}
+    seconds = time_in_turn({name: arm.update for name, arm in arms.items()}, repeats, device)
+    peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if is_cuda(device) else "not measured"
+    return {
+        name: Measured(seconds[name], peak, shares(arm, repeats) if isinstance(arm, Ours) else {})
+        for name, arm in arms.items()
+    }
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -179,25 +202,17 @@ def main() -> None:
             "ours, LoRA roles": lambda: Ours(replace(config, roles=RolesConfig("lora")), accelerator),
             "published order": lambda: PublishedOrder(config, accelerator),
         }
-        seconds: dict[str, list[float]] = {}
-        peaks: dict[str, str] = {}
-        parts: dict[str, str] = {}
+        found: dict[str, Measured] = {}
         for names in [[name] for name in makers] if on_gpu else [list(makers)]:
-            if on_gpu:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            arms = {name: makers[name]() for name in names}
-            seconds |= time_in_turn({name: arm.update for name, arm in arms.items()}, args.repeats, args.device)
-            for name, arm in arms.items():
-                peaks[name] = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if on_gpu else "not measured"
-                found = shares(arm, args.repeats) if isinstance(arm, Ours) else {}
-                parts[name] = ", ".join(f"{part} {100 * share:.0f} %" for part, share in found.items())
-    reference = statistics.median(seconds["published order"])
-    rows = [
-        [name, milliseconds(seconds[name]), f"{args.batch_size / statistics.median(seconds[name]):.2f}",
-         f"{reference / statistics.median(seconds[name]):.2f}", peaks[name], parts[name]]
-        for name in makers
-    ]  # fmt: skip
+            found |= measure({name: makers[name] for name in names}, args.repeats, args.device)
+    reference = statistics.median(found["published order"].seconds)
+    rows = []
+    for name, measured in found.items():
+        median = statistics.median(measured.seconds)
+        rows.append([
+            name, milliseconds(measured.seconds), f"{args.batch_size / median:.2f}", f"{reference / median:.2f}",
+            measured.peak, ", ".join(f"{part} {100 * share:.0f} %" for part, share in measured.parts.items()),
+        ])  # fmt: skip
     header = ["update", "ms", "images/s", "speed against published order", "peak", "share of time"]
     shape = SHAPES[args.device]
     text = (

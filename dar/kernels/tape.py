@@ -100,7 +100,7 @@ class Tape:
         return self._lse
 
     def enter(self, value: Tensor, last_reader: int) -> Entry:
-        """Put a source on the tape, contiguous from now on."""
+        """Put a source, which is contiguous, on the tape."""
         entry = Entry(value.detach(), last_reader)
         if self._keeps:
             self.entries.append(entry)
