@@ -17,9 +17,11 @@ def _last(outputs: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(outputs: Sequence[Tensor]) -> Tensor:
-    total = outputs[0]
-    for output in outputs[1:]:
-        total = total + output
+    if len(outputs) == 1:
+        return outputs[0]
+    total = outputs[0] + outputs[1]
+    for output in outputs[2:]:
+        total.add_(output)
     return total
 
 

@@ -26,14 +26,13 @@ EPS = 1e-6
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself in float32 or float64; a float32 copy of a narrower one."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def inverse_rms(source: Tensor, eps: float = EPS) -> Tensor:
     """1 / sqrt(mean_d v^2 + eps), shape (B, T), in float32 or better; carries no gradient."""
-    with torch.no_grad():
-        norm = torch.linalg.vector_norm(at_least_float32(source), dim=-1)
-        return norm.square_().div_(source.shape[-1]).add_(eps).rsqrt_()
+    norm = torch.linalg.vector_norm(at_least_float32(source.detach()), dim=-1)
+    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / source.shape[-1]).rsqrt_()
 
 
 class _SourceLogits(torch.autograd.Function):
@@ -88,23 +87,35 @@ def source_logits(source: Tensor, queries: Tensor, inv_rms: Tensor, scale: float
     return _SourceLogits.apply(source, queries, inv_rms, scale)
 
 
+def softmax_of(logits: Tensor, count: float = 1.0) -> Tensor:
+    """count softmax over the first dimension; equal logits of `count` sources give exactly 1."""
+    weights = logits.softmax(dim=0)
+    # Divided by the share as it is rounded, not multiplied by the count: N * fl(1 / N) is not always 1.
+    return weights if count == 1 else weights / weights.new_full((), 1 / count)
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """sum_i a_i v_i in float32 or better, for v_i (B, T, d) and a_i (B, T, 1): summed in place, without gradient."""
+    total = at_least_float32(tensors[0]) * weights[0]
+    for v, a in zip(tensors[1:], weights[1:], strict=True):
+        total.addcmul_(at_least_float32(v), a)
+    return total
+
+
 class _Mix(torch.autograd.Function):
     """h = sum_i a_i v_i;  da_i = <dh, v_i>,  dv_i = a_i dh."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *sources)
-        mixture = at_least_float32(sources[0]) * weights[0].unsqueeze(-1)
-        for v, a in zip(sources[1:], weights[1:], strict=True):
-            mixture.addcmul_(at_least_float32(v), a.unsqueeze(-1))
-        return mixture.to(sources[0].dtype)
+        return weighted_sum(sources, weights.unsqueeze(-1).unbind()).to(sources[0].dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, *sources = ctx.saved_tensors
         d_mixture = at_least_float32(grads[0])
-        d_weights = torch.stack([(at_least_float32(v) * d_mixture).sum(-1) for v in sources])
+        d_weights = torch.stack([torch.linalg.vecdot(at_least_float32(v), d_mixture) for v in sources])
         d_sources = [
             (d_mixture * a.unsqueeze(-1)).to(v.dtype) if needed else None
             for v, a, needed in zip(sources, weights, ctx.needs_input_grad[1:], strict=True)

@@ -34,7 +34,7 @@ from torch import Tensor
 from dar import RoutingConfig, depth_route, depth_route_reference
 from dar.routing.base import build_routing
 from dar.routing.depth import DepthRouting, DepthStream
-from dar.routing.mixers import Mixer, OperatorMixer, TapeMixer, TorchMixer
+from dar.routing.mixers import Mixer, OperatorMixer, TapeMixer, TorchMixer, fused_trunk, torch_trunk
 from dar.routing.queries import KnownQueries
 from dar.routing.weighers import SoftmaxWeigher
 from distill.files import write_bytes, write_text
@@ -239,13 +239,18 @@ def tape_units(routing: DepthRouting) -> tuple[int, int]:
     return forward, backward
 
 
-def mixers(weigher: SoftmaxWeigher, routing: DepthRouting, device: str) -> dict[str, Callable[[], Mixer]]:
-    arms: dict[str, Callable[[], Mixer]] = {"torch": lambda: TorchMixer(weigher)}
+FUSED_TAPE = "tape: two phases, pulled"
+
+
+def mixers(weigher: SoftmaxWeigher, routing: DepthRouting, batch: int, device: str) -> dict[str, Callable[[], Mixer]]:
+    arms: dict[str, Callable[[], Mixer]] = {"torch, reader by reader": lambda: TorchMixer(weigher)}
     if is_cuda(device):
         arms["one pass per reader"] = lambda: OperatorMixer(weigher)
-        if isinstance(weigher.scorer, KnownQueries):
-            queries = weigher.scorer
-            arms["tape: two phases, pulled"] = lambda: TapeMixer(weigher, queries, routing.blocks)
+    if isinstance(weigher.scorer, KnownQueries):
+        queries, readers = weigher.scorer, routing.num_readers
+        arms["torch, tape"] = lambda: TapeMixer(weigher, torch_trunk(queries, batch), readers)
+        if is_cuda(device):
+            arms[FUSED_TAPE] = lambda: TapeMixer(weigher, fused_trunk(queries, routing.blocks), readers)
     return arms
 
 
@@ -278,18 +283,18 @@ def measure_trunk(size: Size, repeats: int, device: str) -> str:
             torch.nn.init.normal_(parameter, std=0.02)
         weigher = routing.weigher(embedding)
         assert isinstance(weigher, SoftmaxWeigher)
-        for arm in mixers(weigher, routing, device):
+        for arm in mixers(weigher, routing, batch, device):
 
             def run(config: DepthRouting = routing, arm: str = arm) -> Tensor:
                 weigher = config.weigher(embedding)
                 assert isinstance(weigher, SoftmaxWeigher)
-                stream = DepthStream(config, config.history(x), mixers(weigher, config, device)[arm]())
+                stream = DepthStream(config, config.history(x), mixers(weigher, config, batch, device)[arm]())
                 for _ in range(sublayers):
                     stream.write(stream.read())
                 return stream.read()
 
             steps[f"{name}, {arm}"] = run
-            if "tape" in arm:
+            if arm == FUSED_TAPE:
                 forward, backward = tape_units(routing)
                 units[f"{name}, {arm}"] = f"{forward} + {backward}"
     outputs = {name: step() for name, step in steps.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -15,9 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dar.tape import Entry, TorchTape
+
 
 def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Of all that autograd holds after `forward` for the backward pass, each storage once, parameters not counted."""
+    """Of all that is held after `forward` for the backward pass, by autograd or on a tape of readers.
+
+    Each storage once, parameters not counted.
+    """
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -27,10 +32,30 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> 
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with pytest.MonkeyPatch.context() as patch, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _show_tapes(patch, pack)
         loss = forward()
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _show_tapes(patch: pytest.MonkeyPatch, pack: Callable[[Tensor], Tensor]) -> None:
+    """Show `pack` what a `TorchTape` holds, which no hook of autograd sees."""
+    enter, read = TorchTape.enter, TorchTape.read
+
+    def shown_enter(tape: TorchTape, value: Tensor, readers: range) -> Entry:
+        entry = enter(tape, value, readers)
+        for tensor in (tape.queries, entry.value, entry.inv_rms, entry.logits[0]):
+            pack(tensor)
+        return entry
+
+    def shown_read(tape: TorchTape, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, ...]:
+        result = read(tape, reader, entries, count)
+        pack(tape.weights(reader))
+        return result
+
+    patch.setattr(TorchTape, "enter", shown_enter)
+    patch.setattr(TorchTape, "read", shown_read)
 
 
 class Allocations(TorchDispatchMode):

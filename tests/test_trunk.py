@@ -1,9 +1,11 @@
-"""All readers of a SiT on one tape of the fused kernels, against the torch path and float64, run by the interpreter."""
+"""All readers of a SiT on one tape, of the fused kernels (run by the interpreter) and of torch, against float64."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +19,9 @@ pytest.importorskip("triton")
 
 from dar.kernels import forward
 from dar.kernels.tape import Slots, Tape
-from dar.kernels.trunk import RoutedTrunk
+from dar.routing.mixers import TorchMixer, fused_trunk, torch_trunk
+from dar.routing.queries import KnownQueries
+from dar.tape import TorchTape
 
 ROUTINGS = {
     "dense": RoutingConfig(chunk_size=1),
@@ -30,13 +34,15 @@ ROUTINGS = {
     "attnres": RoutingConfig(kind="attnres", chunk_size=3),
 }
 EVERY_ROUTING = pytest.mark.parametrize("routing", ROUTINGS.values(), ids=list(ROUTINGS))
+TAPES = {"triton": Tape, "torch": TorchTape}
+EVERY_BACKEND = pytest.mark.parametrize("backend", TAPES)
 
 
-def routed(routing: RoutingConfig, **changes: Any) -> SiT:
+def routed(routing: RoutingConfig, backend: str = "triton", **changes: Any) -> SiT:
     torch.manual_seed(0)
     model = SiT(tiny_config(depth=3, routing=routing, **changes))
     perturbed(model, std=0.3)
-    model.routing.backend = "triton"
+    model.routing.backend = backend
     return model
 
 
@@ -59,10 +65,23 @@ def results(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
     return {"output": output.detach(), "x": x.grad, **gradients}
 
 
-def in_float64(model: SiT) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def reader_by_reader() -> Iterator[None]:
+    """Without a tape: every reader by itself, and autograd adds up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dar.routing.depth.mixer_for", lambda weigher, *_: TorchMixer(weigher))
+        yield
+
+
+def double(model: SiT) -> SiT:
     exact = SiT(model.config).double()
     exact.load_state_dict(model.state_dict())
-    return results(exact, torch.float64)
+    return exact
+
+
+def in_float64(model: SiT) -> dict[str, Tensor]:
+    with reader_by_reader():
+        return results(double(model), torch.float64)
 
 
 def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -73,20 +92,27 @@ def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
 
 
 @EVERY_ROUTING
-def test_equals_float64(routing: RoutingConfig) -> None:
+def test_the_kernels_equal_float64(routing: RoutingConfig) -> None:
     model = routed(routing)
     assert_near(results(model), in_float64(model), 5e-5)
 
 
 @EVERY_ROUTING
-def test_weights_are_those_of_the_torch_path(routing: RoutingConfig) -> None:
-    model = routed(routing)
-    x, t, y = inputs()
+def test_torch_in_float64_to_the_last_digits(routing: RoutingConfig) -> None:
+    model = routed(routing, "torch")
+    assert_near(results(double(model), torch.float64), in_float64(model), 1e-12)
+
+
+@EVERY_ROUTING
+@EVERY_BACKEND
+def test_weights_are_those_of_every_reader_by_itself(backend: str, routing: RoutingConfig) -> None:
+    model = routed(routing, backend)
     with torch.no_grad():
-        fused = model.routing_weights(x, t, y)
-        model.routing.backend = "torch"
-        for got, expected in zip(fused, model.routing_weights(x, t, y), strict=True):
-            torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-6)
+        on_tape = model.routing_weights(*inputs())
+        with reader_by_reader():
+            alone = model.routing_weights(*inputs())
+    for got, expected in zip(on_tape, alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-4, atol=1e-6)
 
 
 def test_two_phases_are_one_pass_to_the_bit() -> None:
@@ -101,24 +127,27 @@ def test_two_phases_are_one_pass_to_the_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def test_a_retrofitted_model_keeps_its_function_to_the_bit() -> None:
+@EVERY_BACKEND
+def test_a_retrofitted_model_keeps_its_function_to_the_bit(backend: str) -> None:
     """Zero queries, scale = count: sums run in the order of the residual stream, whatever the blocks."""
     plain = routed(RoutingConfig(kind="residual"))
     dense = retrofit(plain, RoutingConfig(chunk_size=1, scale="count"))
-    dense.routing.backend = "triton"
+    dense.routing.backend = backend
     with torch.no_grad():
         assert torch.equal(dense(*inputs()), plain(*inputs()))
 
 
-def test_two_runs_give_the_same_bits() -> None:
-    model = routed(ROUTINGS["dense"])
+@EVERY_BACKEND
+def test_two_runs_give_the_same_bits(backend: str) -> None:
+    model = routed(ROUTINGS["dense"], backend)
     first, second = results(model), results(model)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_graph_serves_several_backward_passes() -> None:
+@EVERY_BACKEND
+def test_a_graph_serves_several_backward_passes(backend: str) -> None:
     """Whole, in part, and whole again: nothing of one pass is left for the next."""
-    model = routed(ROUTINGS["chunks of 2, packed"])
+    model = routed(ROUTINGS["chunks of 2, packed"], backend)
     x, t, y = inputs()
     output = model(x, t, y)
     weight = model.routing.queries.weight
@@ -130,8 +159,9 @@ def test_a_graph_serves_several_backward_passes() -> None:
 
 
 @pytest.mark.parametrize("learns", ["queries", "backbone"])
-def test_gradients_of_a_part_of_the_model(learns: str) -> None:
-    model = routed(ROUTINGS["dense"])
+@EVERY_BACKEND
+def test_gradients_of_a_part_of_the_model(backend: str, learns: str) -> None:
+    model = routed(ROUTINGS["dense"], backend)
     expected = results(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith("routing") == (learns == "queries"))
@@ -140,22 +170,26 @@ def test_gradients_of_a_part_of_the_model(learns: str) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
-def test_a_reader_that_the_loss_does_not_see() -> None:
+@EVERY_BACKEND
+def test_a_reader_that_the_loss_does_not_see(backend: str) -> None:
     """The head reads alone; what other readers would have contributed is zero, not left over."""
-    trunk = RoutedTrunk(torch.ones(3, 8, requires_grad=True), [range(1, 4)], 0.5, 1e-6)
+    queries = KnownQueries(torch.ones(3, 8, requires_grad=True))
+    trunk = fused_trunk(queries, [range(1, 4)]) if backend == "triton" else torch_trunk(queries, 1)
     generator = torch.Generator().manual_seed(0)
     leaf = torch.randn(1, 2, 8, generator=generator).requires_grad_()
-    value, entry = trunk.source(leaf, 3)
-    other, other_entry = trunk.source(torch.randn(1, 2, 8, generator=generator), 3)
-    unseen = trunk.read(2, [value, other], [entry, other_entry], 1.0)
-    seen = trunk.read(3, [value, other], [entry, other_entry], 1.0)
+    value, entry = trunk.source(leaf, range(1, 4))
+    other, other_entry = trunk.source(torch.randn(1, 2, 8, generator=generator), range(1, 4))
+    first, unseen, seen = (trunk.read(reader, [value, other], [entry, other_entry], 1.0) for reader in (1, 2, 3))
     (alone,) = torch.autograd.grad(seen.sum(), leaf, retain_graph=True)
+    (around,) = torch.autograd.grad((first + seen).sum(), leaf, retain_graph=True)
     (both,) = torch.autograd.grad((seen + unseen).sum(), leaf)
-    torch.testing.assert_close(2 * alone, both)  # the queries are equal
+    for pair in (around, both):
+        torch.testing.assert_close(2 * alone, pair)  # the queries are equal
 
 
-def test_under_gradient_checkpointing() -> None:
-    model = routed(ROUTINGS["dense"])
+@EVERY_BACKEND
+def test_under_gradient_checkpointing(backend: str) -> None:
+    model = routed(ROUTINGS["dense"], backend)
     expected = results(model)
     model.gradient_checkpointing = True
     assert_near(results(model), expected, 1e-6)
@@ -174,34 +208,44 @@ def test_one_graph_under_compile() -> None:
     assert_near({"output": output.detach(), "x": x.grad, **gradients}, expected, 1e-5)
 
 
-def test_under_autocast() -> None:
-    """bfloat16 sources, their sums in float32: as near to float64 as the torch path is."""
-    model = routed(ROUTINGS["dense"])
+@EVERY_BACKEND
+def test_under_autocast(backend: str) -> None:
+    """bfloat16 sources, their sums in float32: as near to float64 as every reader by itself."""
+    model = routed(ROUTINGS["dense"], backend)
     expected = in_float64(model)
-    errors = {}
-    for backend in ("triton", "torch"):
-        model.routing.backend = backend
-        with torch.autocast("cpu", torch.bfloat16):
+    errors = []
+    for path in (contextlib.nullcontext(), reader_by_reader()):
+        with path, torch.autocast("cpu", torch.bfloat16):
             got = results(model)
-        errors[backend] = {n: float((got[n].double() - e).norm() / e.norm()) for n, e in expected.items()}
-    assert errors["triton"]["output"] < 0.03
-    assert max(errors["triton"].values()) < 2 * max(errors["torch"].values())
+        errors.append({n: float((got[n].double() - e).norm() / e.norm()) for n, e in expected.items()})
+    assert errors[0]["output"] < 0.03
+    assert max(errors[0].values()) < 2 * max(errors[1].values())
 
 
-def test_nothing_is_kept_alive_by_the_graph() -> None:
-    """A tape that held an output of the node that holds the tape would never be freed."""
+@EVERY_BACKEND
+def test_a_pass_is_freed_when_it_is_over(backend: str) -> None:
+    """Its tape at once, though the loss lives on, and not when Python next looks for cycles."""
     made = []
-    original = Tape.__init__
+    original = TAPES[backend].__init__
 
-    def noted(self: Tape, *args: Any, **kwargs: Any) -> None:
+    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
+    model = routed(ROUTINGS["dense"], backend)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tape, "__init__", noted)
-        results(routed(ROUTINGS["dense"]))
-    gc.collect()
-    assert len(made) == 1 and made[0]() is None
+        patch.setattr(TAPES[backend], "__init__", noted)
+        gc.disable()
+        try:
+            loss = model(*inputs()).sum()
+            loss.backward(retain_graph=True)
+            assert made[0]() is not None
+            loss.backward()
+            assert len(made) == 1 and made[0]() is None
+            with pytest.raises(RuntimeError, match="second"):
+                loss.backward()
+        finally:
+            gc.enable()
 
 
 def test_without_gradients_sources_are_not_kept() -> None:

@@ -45,3 +45,9 @@ def obstacle(sources: Sequence[Tensor]) -> str | None:
     if len(sources) > MAX_SOURCES:
         return f"there are {len(sources)} sources; it takes at most {MAX_SOURCES}"
     return None
+
+
+def in_kernel_dtype(value: Tensor) -> Tensor:
+    """In autocast's dtype where it is on: the kernels take one dtype, and the embedding alone is not in it yet."""
+    device = value.device.type
+    return value.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else value

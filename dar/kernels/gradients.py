@@ -25,37 +25,36 @@ class Gradients:
         self._d_mixtures: dict[int, Tensor] = {}  # by slot
         self._delta = torch.zeros_like(tape.lse)
         self._d_queries = torch.zeros_like(tape.queries, dtype=torch.float32)
-        self._pulled_early: dict[int, Tensor] = {}  # (1, B, T, d) by the entry's id, until the rest is added
+        self._pulled_early: dict[int, Tensor] = {}  # (1, B, T, d) by number, until the rest is added
         # Who is pulled together: neighbours in the launches of the same readers.
         self._company: dict[tuple[int, int, int], list[Entry]] = {}
         for entry in tape.entries:
             if entry.early is not None:
                 self._company.setdefault(_company_of(entry, entry.early), []).append(entry)
 
-    def receive(self, reader: int, d_mixture: Tensor, mixture: Tensor, count: float) -> None:
-        """Take dh (B, T, d) of `reader`, which read h with weights that add up to `count`."""
-        slot = self._tape.slots[reader]
+    def receive(self, reader: int, d_mixture: Tensor, *kept: Tensor) -> None:
+        (mixture,) = kept
+        slot, count = self._tape.slots[reader], self._tape.counts[reader]
         self._d_mixtures[slot] = d_mixture.to(mixture.dtype).contiguous()
         write_delta(self._d_mixtures[slot], mixture, count, self._delta[slot])
 
-    def pull(self, entry: Entry, d_elsewhere: Tensor | None) -> Tensor:
-        """The gradient (B, T, d) of a source by all of its readers, and from elsewhere."""
-        if entry.early is not None and id(entry) not in self._pulled_early:
+    def pull(self, number: int, d_elsewhere: Tensor | None) -> Tensor | None:
+        entry = self._tape.entries[number]
+        if entry.early is not None and number not in self._pulled_early:
             company = self._company[_company_of(entry, entry.early)]
             company = sorted(company, key=lambda member: member.early.position if member.early else 0)
             assert company[0].early is not None
             pulled = self._pull(company, company[0].early, None)
-            self._pulled_early |= {id(member): part for member, part in zip(company, pulled.split(1), strict=True)}
-        so_far = self._pulled_early.pop(id(entry), None)
+            self._pulled_early |= {member.number: part for member, part in zip(company, pulled.split(1), strict=True)}
+        so_far = self._pulled_early.pop(number, None)
         if d_elsewhere is not None:
             d_elsewhere = d_elsewhere.to(entry.value.dtype).contiguous()[None]
             so_far = d_elsewhere if so_far is None else so_far + d_elsewhere
         if entry.late is not None:
             so_far = self._pull([entry], entry.late, so_far)
-        return torch.zeros_like(entry.value) if so_far is None else so_far[0]
+        return None if so_far is None else so_far[0]
 
     def of_queries(self) -> Tensor:
-        """(R, d) or (B, R, d) in float32, complete when all sources have been pulled."""
         return self._tape.slots.gathered(self._d_queries).movedim(0, -2)
 
     def _pull(self, entries: list[Entry], reads: Reads, start: Tensor | None) -> Tensor:

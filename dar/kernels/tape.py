@@ -2,7 +2,7 @@
 
 Readers are taken in blocks. When the first of a block asks, the sources that are there by then are read once for
 the whole block (`forward.begin`); each reader adds what has come since (`forward.finish`). What a backward pass
-needs stays on the tape: sources, logits and lse. Mixtures are autograd's to keep (`dar.kernels.trunk`).
+needs stays on the tape: sources, logits and lse. Mixtures are autograd's to keep (`dar.trunk`).
 
 Legend: B samples, T tokens, d width, R readers, W slots of a block. A slot is a place for a reader; blocks are of
 one width, so that some may stay empty. The position of a source is its place among those of a reader.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dar.kernels import in_kernel_dtype
 from dar.kernels.forward import State, begin, finish
 
 
@@ -63,9 +64,11 @@ class Reads:
 class Entry:
     """A source (B, T, d) on the tape.
 
+    number: of those before it.
     early: launches that read it for a whole block; late: those that read it for one reader, W = 1.
     """
 
+    number: int
     value: Tensor
     last_reader: int
     early: Reads | None = None
@@ -76,14 +79,16 @@ class Tape:
     """What the routers of one forward pass compute.
 
     Args:
-        queries: of all readers, (R, d) or (B, R, d). scale: factor of the logits. eps: of the keys' RMSNorm.
+        queries: of all readers, (R, d) or (B, R, d). blocks: of readers 1 to R.
+        scale: factor of the logits. eps: of the keys' RMSNorm.
         keeps: whether a backward pass may follow.
     """
 
-    def __init__(self, queries: Tensor, slots: Slots, scale: float, eps: float, *, keeps: bool) -> None:
-        self.slots = slots
+    def __init__(self, queries: Tensor, blocks: Sequence[range], scale: float, eps: float, *, keeps: bool) -> None:
+        self.slots = Slots(blocks)
         self.scale, self.eps = scale, eps
-        self.queries = slots.spread(queries.detach().movedim(-2, 0))  # (slots, d) or (slots, B, d)
+        self.counts: dict[int, float] = {}  # by reader: what its weights add up to
+        self.queries = self.slots.spread(queries.detach().movedim(-2, 0))  # (slots, d) or (slots, B, d)
         self.entries: list[Entry] = []
         self._keeps = keeps
         self._lse: Tensor | None = None
@@ -99,15 +104,14 @@ class Tape:
         assert self._lse is not None, "nothing has been read yet"
         return self._lse
 
-    def enter(self, value: Tensor, last_reader: int) -> Entry:
-        """Put a source, which is contiguous, on the tape."""
-        entry = Entry(value.detach(), last_reader)
+    def enter(self, value: Tensor, readers: range) -> Entry:
+        entry = Entry(len(self.entries), in_kernel_dtype(value).contiguous(), readers[-1])
         if self._keeps:
             self.entries.append(entry)
         return entry
 
-    def read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
-        """h (B, T, d) of `reader` over its sources; weights add up to `count`."""
+    def read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self.counts[reader] = count
         if self._lse is None:
             shape = (len(self.slots), *entries[0].value.shape[:2])
             self._lse = torch.full(shape, torch.inf, dtype=torch.float32, device=entries[0].value.device)
@@ -131,10 +135,9 @@ class Tape:
             entry.late.logits.append(logits)
         early = [] if self._early_logits is None else [self._early_logits[:, place]]
         self._logits[reader] = [*early, logits[:, 0]]
-        return mixture
+        return mixture, (mixture,)
 
     def weights(self, reader: int) -> Tensor:
-        """What `reader` gave its sources, (N, B, T); carries no gradient."""
         return (torch.cat(self._logits[reader]) - self.lse[self.slots[reader]]).exp()
 
     def _begin_block(self, block: range, entries: Sequence[Entry]) -> None:

@@ -1,21 +1,24 @@
-"""How a reader's sources become its input: in plain torch, by the fused operator, or all readers on one tape.
+"""How a reader's sources become its input: one reader at a time or all on one tape, by torch or by the kernels.
 
-All give the same numbers. The kernels know softmax only; whatever weighs otherwise is mixed by torch.
+All give the same numbers. A tape takes queries that are known beforehand, in eager mode; the kernels know softmax only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dar.history import Source
-from dar.kernels import choose_backend
+from dar.kernels import choose_backend, in_kernel_dtype
 from dar.route import EPS, mix
 from dar.routing.queries import KnownQueries
 from dar.routing.weighers import SoftmaxWeigher, Weigher
+from dar.tape import TorchGradients, TorchTape
+from dar.trunk import RoutedTrunk
 
 
 class Mixer(Protocol):
@@ -31,7 +34,7 @@ class Mixer(Protocol):
 
 
 class TorchMixer:
-    """Weights first, then their sum."""
+    """Weights first, then their sum, reader by reader: whatever weighs."""
 
     def __init__(self, weigher: Weigher) -> None:
         self._weigher = weigher
@@ -58,7 +61,9 @@ class OperatorMixer:
         from dar.kernels.op import route
 
         scorer, count = self._weigher.scorer, self._weigher.count(len(sources))
-        values = [_in_kernel_dtype(source).value for source in sources]
+        for source in sources:
+            source.value = in_kernel_dtype(source.value)
+        values = [source.value for source in sources]
         mixture, logits, _ = route(values, scorer.query(reader, previous), scorer.scale, EPS, count)
         self._logits.append(logits)
         self._counts.append(count)
@@ -69,48 +74,54 @@ class OperatorMixer:
 
 
 class TapeMixer:
-    """All readers on one tape (`dar.kernels.trunk`): early sources are read once for a block, gradients pulled."""
+    """All readers on one tape (`dar.trunk`): a source's gradient is gathered from all of its readers at once."""
 
-    def __init__(self, weigher: SoftmaxWeigher, queries: KnownQueries, blocks: Sequence[range]) -> None:
-        from dar.kernels.trunk import RoutedTrunk
-
+    def __init__(self, weigher: SoftmaxWeigher, trunk: RoutedTrunk, num_readers: int) -> None:
         self._count = weigher.count
-        self._trunk = RoutedTrunk(queries.queries, blocks, queries.scale, EPS)
-        self._last_reader = blocks[-1][-1]
-        self._weights: list[Callable[[], Tensor]] = []
+        self._trunk = trunk
+        self._num_readers = num_readers
+        self._readers: list[int] = []
+        self._alone: dict[int, Tensor] = {}  # by reader: its only source
 
     def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+        self._readers.append(reader)
         if len(sources) == 1:  # whatever the query is, which then gets no gradient to the bit
-            value = sources[0].value
-            self._weights.append(lambda: value.new_ones(1, *value.shape[:2]))
-            return value
+            return self._alone.setdefault(reader, sources[0].value)
         for source in sources:
             if source.entry is None:
-                value = _in_kernel_dtype(source).value
-                last_reader = min(source.readers[-1], self._last_reader)
-                source.value, source.entry = self._trunk.source(value, last_reader)
-        self._weights.append(lambda: self._trunk.weights(reader))
+                readers = range(reader, min(source.readers[-1], self._num_readers) + 1)
+                source.value, source.entry = self._trunk.source(source.value, readers)
         entries = [source.entry for source in sources if source.entry is not None]
         values = [source.value for source in sources]
         return self._trunk.read(reader, values, entries, self._count(len(sources)))
 
     def weights(self) -> list[Tensor]:
         """Without gradient."""
-        return [weights() for weights in self._weights]
+        ones = {reader: value.new_ones(1, *value.shape[:2]) for reader, value in self._alone.items()}
+        return [ones[reader] if reader in ones else self._trunk.weights(reader) for reader in self._readers]
 
 
-def _in_kernel_dtype(source: Source) -> Source:
-    """Kernels take sources of one dtype: autocast's where it is on, which the embedding alone does not have yet."""
-    device = source.value.device.type
-    if torch.is_autocast_enabled(device):
-        source.value = source.value.to(torch.get_autocast_dtype(device))
-    return source
+def fused_trunk(queries: KnownQueries, blocks: Sequence[range]) -> RoutedTrunk:
+    """By the kernels, which read early sources once for a block of readers."""
+    from dar.kernels.gradients import Gradients
+    from dar.kernels.tape import Tape
+
+    tape = Tape(queries.queries, blocks, queries.scale, EPS, keeps=torch.is_grad_enabled())
+    return RoutedTrunk(queries.queries, tape, partial(Gradients, tape))
+
+
+def torch_trunk(queries: KnownQueries, batch: int) -> RoutedTrunk:
+    """By plain torch, for B samples."""
+    tape = TorchTape(queries.queries, batch, queries.scale, EPS, keeps=torch.is_grad_enabled())
+    return RoutedTrunk(queries.queries, tape, partial(TorchGradients, tape))
 
 
 def mixer_for(weigher: Weigher, embedding: Tensor, blocks: Sequence[range], backend: str) -> Mixer:
     """The fastest mixer that can run here, of the backend that is asked for (`dar.route.depth_route`)."""
-    if not isinstance(weigher, SoftmaxWeigher) or choose_backend(backend, [embedding]) == "torch":
+    fused = choose_backend(backend, [embedding]) == "triton"
+    if not isinstance(weigher, SoftmaxWeigher):
         return TorchMixer(weigher)
     if isinstance(weigher.scorer, KnownQueries) and not torch.compiler.is_compiling():
-        return TapeMixer(weigher, weigher.scorer, blocks)
-    return OperatorMixer(weigher)
+        trunk = fused_trunk(weigher.scorer, blocks) if fused else torch_trunk(weigher.scorer, len(embedding))
+        return TapeMixer(weigher, trunk, num_readers=blocks[-1][-1])
+    return OperatorMixer(weigher) if fused else TorchMixer(weigher)

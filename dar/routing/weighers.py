@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dar.history import Source
+from dar.route import softmax_of
 from dar.routing.queries import Scorer
 
 
@@ -32,19 +33,15 @@ class SoftmaxWeigher:
         return 1.0
 
     def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        return torch.stack([self.scorer.logits(source, reader, previous) for source in sources]).softmax(dim=0)
+        logits = torch.stack([self.scorer.logits(source, reader, previous) for source in sources])
+        return softmax_of(logits, self.count(len(sources)))
 
 
 class CountWeigher(SoftmaxWeigher):
-    """softmax times the number of sources: equal logits give exactly 1, the plain sum."""
+    """softmax times the number of sources: equal logits give the plain sum."""
 
     def count(self, num_sources: int) -> float:
         return float(num_sources)
-
-    def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        weights = super().weights(sources, reader, previous)
-        # Divided by the share as it is rounded, not multiplied by the count: N * fl(1 / N) is not always 1.
-        return weights / weights.new_full((), 1 / len(sources))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dar import SiTConfig
-from dar.chunks import ChunkPlan, PartialSumPlan
+from dar.chunks import ChunkPlan, PartialSumPlan, SourceId
 from dar.routing.hyper import SINKHORN_STEPS
 
 FLOAT = 4
@@ -56,7 +56,7 @@ def kept(model: SiTConfig, rows: int, setting: Setting) -> dict[str, int]:
     tokens = rows * num_tokens(model)
     result: Counter[str] = Counter()
     if not setting.checkpointing:
-        result[ATTENTION] = tokens * model.depth * _attention(model, setting)
+        result[ATTENTION] = tokens * (model.depth - num_idle(model, setting)) * _attention(model, setting)
         result[MLP] = tokens * model.depth * _mlp(model, setting)
     for name, per_token in ROUTINGS[model.routing.kind](model, setting).items():
         result[name] += tokens * per_token
@@ -66,6 +66,11 @@ def kept(model: SiTConfig, rows: int, setting: Setting) -> dict[str, int]:
     result[IMAGES] = rows * cells * (2 * FLOAT + (setting.product_bytes if setting.trainable == "all" else 0))
     result[COPIES] = weight_copies(model, setting)
     return {name: size for name, size in result.items() if size}
+
+
+def num_idle(model: SiTConfig, setting: Setting) -> int:
+    """Sublayers without a gradient: where the routing alone learns on a tape, the one before its first mixture."""
+    return int(setting.trainable == "routing" and on_tape(model))
 
 
 def _attention(model: SiTConfig, setting: Setting) -> int:
@@ -174,11 +179,21 @@ def anchored(model: SiTConfig) -> bool:
     return model.routing.kind == "dar" and model.routing.anchor
 
 
+def on_tape(model: SiTConfig) -> bool:
+    """Whether queries are known beforehand, so that all readers are on one tape (`dar.tape`)."""
+    return model.routing.kind == "attnres" or (model.routing.kind == "dar" and model.routing.query != "dynamic")
+
+
 def num_pairs(model: SiTConfig) -> int:
-    """Of a reader and a source, in a routing over depth."""
+    """Of a reader and a source that it weighs, in a routing over depth; on a tape an only source is taken as it is."""
+    numbers = [len(sources) for sources in _sources_by_reader(model)]
+    return sum(number for number in numbers if number > 1 or not on_tape(model))
+
+
+def _sources_by_reader(model: SiTConfig) -> list[list[SourceId]]:
+    """What is mixed for each reader, an anchor left out."""
     plan = chunk_plan(model)
-    pairs = sum(len(plan.sources_of(reader)) for reader in range(1, num_readers(model) + 1))
-    return pairs - (num_readers(model) if anchored(model) else 0)
+    return [plan.sources_of(reader)[anchored(model) :] for reader in range(1, num_readers(model) + 1)]
 
 
 def most_sources(model: SiTConfig) -> int:
@@ -197,29 +212,35 @@ def _residual(model: SiTConfig, setting: Setting) -> dict[str, int]:
 
 
 def _depth(model: SiTConfig, setting: Setting) -> dict[str, int]:
-    """Sources, mixtures and weights of plain torch (`dar.route`).
+    """Sources, mixtures and weights of plain torch (`dar.tape`, `dar.route`).
 
     A source is kept once, whoever reads it. A pair of reader and source keeps its logit and its weight, a source
-    its inverse RMS. The fused pass on a GPU (`dar.kernels.trunk`) keeps no weights, but mixtures in the sources'
+    its inverse RMS. The fused pass on a GPU (`dar.kernels.tape`) keeps no weights, but mixtures in the sources'
     type beside what LayerNorm keeps of them: that is not in these figures.
     """
     routing, plan, d, w = model.routing, chunk_plan(model), model.hidden_size, setting.product_bytes
-    sources = {source for reader in range(1, num_readers(model) + 1) for source in plan.sources_of(reader)}
-    size = (len(sources) - 1) * d * w + (0 if anchored(model) else d * FLOAT)  # the embedding is no product
+    weighed = [sources for sources in _sources_by_reader(model) if len(sources) > 1 or not on_tape(model)]
+    sources = set().union(*weighed)
+    size = (len(sources) - 1) * d * w + d * FLOAT  # the embedding is no product
+    inputs = _inputs(model, setting)
     per_pair, scalars = 2 * FLOAT, len(sources) * FLOAT
+    if anchored(model):
+        size += d * (w - FLOAT)  # and no source
+    if on_tape(model):
+        # The first reader's is the embedding; mixtures stand beside what they make with an anchor.
+        inputs += len(weighed) * d * w if anchored(model) else -d * FLOAT
     if routing.kind == "densenet":
         per_pair = scalars = 0  # parameters
-    if routing.kind == "dar":
+    if routing.kind == "dar" and routing.query == "dynamic":
         per_pair += FLOAT if routing.scale == "count" else 0
-        if routing.query == "dynamic":
-            # The query of a reader; and its predecessor's output, where that is nobody's source.
-            read = {source.index for source in sources if source.kind == "raw"} | _alone(plan)
-            unread = num_readers(model) - 1 - len([i for i in read if i < num_readers(model)])
-            size += num_readers(model) * d * w + unread * d * w + (d * w if setting.narrow else 0)
+        # The query of a reader; and its predecessor's output, where that is nobody's source.
+        read = {source.index for source in sources if source.kind == "raw"} | _alone(plan)
+        unread = num_readers(model) - 1 - len([i for i in read if i < num_readers(model)])
+        size += num_readers(model) * d * w + unread * d * w + (d * w if setting.narrow else 0)
     queries = 0
     if routing.kind == "dar" and routing.query == "static_t":
         queries = -(-num_readers(model) * d * FLOAT // num_tokens(model))
-    return {SOURCES: size, INPUTS: _inputs(model, setting), WEIGHTS: num_pairs(model) * per_pair + scalars + queries}
+    return {SOURCES: size, INPUTS: inputs, WEIGHTS: num_pairs(model) * per_pair + scalars + queries}
 
 
 def _alone(plan: ChunkPlan) -> set[int]:
@@ -276,14 +297,17 @@ def _held(model: SiTConfig, product_bytes: int) -> int:
 def backward_moment(model: SiTConfig, rows: int, setting: Setting) -> int:
     """Bytes that a backward pass needs at most beside what is kept and the parameters' gradients.
 
-    That is the gradient on its way; those of all sources, which wait for their other readers; under checkpointing
-    what an MLP keeps when it is run again; and what an adapter adds to its layer.
+    That is the gradient on its way; those of all sources, which wait for their other readers; under checkpointing what
+    an MLP keeps when it is run again; and what an adapter adds to its layer. On a tape the gradients of mixtures wait,
+    each in place of its mixture, and a source's is made of them.
     """
     routing, d = model.routing, model.hidden_size
     again = _mlp(model, setting) if setting.checkpointing else 0
     if setting.trainable == "lora":
         again += mlp_width(model) * setting.product_bytes
     waiting = 2 * routing.streams * d * FLOAT if routing.kind == "hyper" else 0
-    if routing.kind in ("dar", "attnres", "densenet"):
+    if on_tape(model):
+        waiting = 2 * d * FLOAT
+    elif routing.kind in ("dar", "densenet"):
         waiting = most_sources(model) * d * setting.product_bytes
     return rows * num_tokens(model) * (2 * d * FLOAT + again + waiting)

@@ -13,6 +13,7 @@ from distill.planning.activations import (
     FREQUENCIES,
     Setting,
     mlp_width,
+    num_idle,
     num_pairs,
     num_readers,
     num_tokens,
@@ -49,6 +50,7 @@ class Flops:
 
     sublayers: products of tokens with the sublayers' weights; attention: of tokens with each other;
     routing: of the routing; adapters: of LoRA; rest: embeddings, modulations, the head.
+    idle_sublayers, idle_attention: what of the two has no backward pass (`activations.num_idle`).
     """
 
     sublayers: float
@@ -56,6 +58,8 @@ class Flops:
     routing: float
     adapters: float
     rest: float
+    idle_sublayers: float
+    idle_attention: float
 
     @property
     def forward(self) -> float:
@@ -64,9 +68,10 @@ class Flops:
     def update(self, setting: Setting) -> float:
         """Forward and backward: a product's gradient is two products, of a frozen weight one."""
         frozen = setting.trainable != "all"
-        backward = 2 * (self.attention + self.routing + self.adapters) + (1 if frozen else 2) * self.sublayers
+        sublayers, attention = self.sublayers - self.idle_sublayers, self.attention - self.idle_attention
+        backward = 2 * (attention + self.routing + self.adapters) + (1 if frozen else 2) * sublayers
         backward += 0 if frozen else 2 * self.rest
-        again = self.sublayers + self.attention + self.adapters if setting.checkpointing else 0
+        again = sublayers + attention + self.adapters if setting.checkpointing else 0
         return self.forward + backward + again
 
 
@@ -75,6 +80,7 @@ def flops_of(model: SiTConfig, setting: Setting) -> Flops:
     tokens, d, wide = num_tokens(model), model.hidden_size, mlp_width(model)
     rank = setting.lora_rank if setting.trainable == "lora" else 0
     cells = model.in_channels * model.patch_size**2
+    idle = num_idle(model, setting)
     rest = 2 * tokens * d * cells + (FREQUENCIES * d + d * d) + model.depth * 6 * d * d + 2 * d * d
     return Flops(
         sublayers=2 * model.depth * tokens * (4 * d * d + 2 * d * wide),
@@ -82,6 +88,8 @@ def flops_of(model: SiTConfig, setting: Setting) -> Flops:
         routing=2 * tokens * _routing_products(model),
         adapters=2 * model.depth * tokens * rank * (6 * d + 2 * (d + wide)),
         rest=2 * rest,
+        idle_sublayers=2 * idle * tokens * 4 * d * d,
+        idle_attention=2 * idle * 2 * tokens * tokens * d,
     )
 
 
