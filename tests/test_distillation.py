@@ -117,7 +117,8 @@ def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator,
 def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerator) -> None:
     """Finishing the last row of inputs gives what `few_step_sample` gives from the same noise."""
     task = make_task(run_config, tiny_model, accelerator)
-    x_in, t_in, y, _, _ = task._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
+    inputs, _, _ = task._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
+    x_in, t_in, y, x0_done = inputs
     size, steps = run_config.train.batch_size, run_config.student.steps
     generator = generator_for(run_config.train.seed, "student", 5)
     labels = torch.randint(3, (size,), generator=generator)
@@ -128,7 +129,12 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
     with torch.no_grad():
         x0 = velocity_to_x0(x_in[last], task.student.module(x_in[last], t_in[last], y[last]), t_in[last])
         expected = few_step_sample(Denoiser(task.student.module, 3), noise, labels, task.t_list)
+        of_first_rows = velocity_to_x0(
+            x_in[:size], task.student.module(x_in[:size], t_in[:size], y[:size]), t_in[:size]
+        )
     assert torch.equal(x0, expected)
+    assert torch.equal(x0_done, of_first_rows)  # of two steps the rollout takes one
+    assert torch.equal(task._finished(inputs), torch.cat([x0_done, x0]))
 
 
 def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:
@@ -136,8 +142,9 @@ def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, acce
     task = make_task(config, tiny_model, accelerator)
     met = set()
     for step in range(12):
-        _, t_in, _, t, _ = task._draw("student", step, lambda n, g: torch.rand(n, generator=g))
-        assert len(t_in) == config.train.batch_size
+        inputs, t, _ = task._draw("student", step, lambda n, g: torch.rand(n, generator=g))
+        t_in = inputs.t_in
+        assert len(t_in) == len(task._finished(inputs)) == config.train.batch_size
         assert len(t_in.unique()) == 1
         assert len(t.unique()) == len(t)
         met.add(round(float(t_in[0]), 6))

@@ -325,6 +325,8 @@ def test_an_update_is_counted_turn_by_turn() -> None:
     assert plan.flops == pytest.approx((5 * 20 + 36) * flops.forward + 48 * flops.update(Setting()))
     unguided = plan_run(replace(config, teacher=TeacherConfig(cfg_scale=1.0)), SHAPE, Launch())
     assert plan.forwards - unguided.forwards == 8
+    every = plan_run(replace(config, dmd=DmdConfig(rollout="every_step")), SHAPE, Launch())
+    assert every.forwards == 5 * (4 * 8 + 3 * 4 * 8) + 3 * 8 + (3 + 2 + 1) * 4 * 8
 
 
 def test_nothing_is_built_in_memory() -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from distill.allocator import keep_freed_memory
 from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, retrofit, run, sample, train
 from distill.errors import NonFiniteError
 
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 with one line on stderr for what the user can mend; 3 where a run diverged."""
     args = build_parser().parse_args(argv)
+    keep_freed_memory()
     # Checkpoints and data are local; a library that asks a hub for news would only make people wait.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

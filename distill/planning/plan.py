@@ -106,7 +106,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     gradients = {role.name: role.gradients for role in roles}
     free = setting.product_bytes
     cached = cached_copies(shape, setting)
-    rollout = {MOMENT: forward_moment(shape, rows, free), COPIES: cached}
+    rollout = {MOMENT: forward_moment(shape, trajectories, free), COPIES: cached}
     beside_student = max(forward_moment(shape, guided * micro, free), forward_moment(shape, micro, free) + cached)
     gathered = _gathered(shape, setting, launch)
     num_whole, adapted = int(launch.sharded), int(setting.trainable == "lora")
@@ -142,7 +142,7 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     every, updates, evaluate = config.dmd.rollout == "every_step", config.fake_score.updates, config.evaluate
     rows = batch * steps if every else batch
     rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
-    passes = updates * (rolled_out + rows) + rolled_out + (guided + 1) * rows
+    passes = updates * (rolled_out + batch) + rolled_out + (guided + 1) * rows
     learned = (updates + 1) * rows
     drawn = evaluate.num_images
     slow = drawn if evaluate.teacher_reference is None else GRID_ROWS * min(shape.num_classes, GRID_CLASSES)

@@ -29,7 +29,7 @@ from distill.sharding import shard_frozen
 from distill.training.batches import rank_slice
 from distill.training.learner import Learner
 from distill.training.monitor import GapByTime
-from distill.training.rollouts import ROLLOUTS
+from distill.training.rollouts import ROLLOUTS, StudentInputs
 
 GRID_ROWS = 8
 DrawT = Callable[[int, torch.Generator], Tensor]
@@ -88,18 +88,25 @@ class DistillationTask:
     def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
         """Flow matching of fake_score on fresh student samples, t over the whole range."""
         draw_t = T_SAMPLERS[self.config.fake_score.t_sampler]
-        x_in, t_in, y, t, eps = self._draw("fake_score", step, draw_t)
-        with torch.no_grad(), self.accelerator.autocast():
-            x0 = velocity_to_x0(x_in, self.student.module(x_in, t_in, y), t_in)
-        batches = self._micro_batches(x0, eps, t, y)
+        inputs, t, eps = self._draw("fake_score", step, draw_t)
+        x0 = self._finished(inputs)
+        batches = self._micro_batches(x0, eps, t, inputs.y)
         closures = [lambda batch=batch: self._critic_loss(self.fake_score.model, *batch) for batch in batches]
         values = self.fake_score.update(step, closures)
         if with_lag:
             with torch.no_grad():
-                on_teacher = self.accelerator.reduce(self._critic_loss(self.teacher, x0, eps, t, y), reduction="mean")
+                loss = self._critic_loss(self.teacher, x0, eps, t, inputs.y)
+                on_teacher = self.accelerator.reduce(loss, reduction="mean")
             assert isinstance(on_teacher, Tensor)
             values["lag"] = values["loss"] / float(on_teacher)
         return {f"fake_score/{name}": value for name, value in values.items()}
+
+    @torch.no_grad()
+    def _finished(self, inputs: StudentInputs) -> Tensor:
+        """x0 of every row; the student is asked for those alone that its rollout has left."""
+        x_in, t_in, y = (part[len(inputs.x0) :] for part in (inputs.x_in, inputs.t_in, inputs.y))
+        with self.accelerator.autocast():
+            return torch.cat([inputs.x0, velocity_to_x0(x_in, self.student.module(x_in, t_in, y), t_in)])
 
     def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with self.accelerator.autocast():
@@ -108,7 +115,7 @@ class DistillationTask:
 
     def _update_student(self, step: int) -> dict[str, float]:
         dmd = self.config.dmd
-        draws = self._draw("student", step, partial(uniform_t, low=dmd.t_min, high=dmd.t_max))
+        inputs, t, eps = self._draw("student", step, partial(uniform_t, low=dmd.t_min, high=dmd.t_max))
         stds: list[float] = []
 
         def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
@@ -116,7 +123,7 @@ class DistillationTask:
             stds.append(float(x0_gen.std()))
             return loss
 
-        closures = [lambda batch=batch: loss_of(batch) for batch in self._micro_batches(*draws)]
+        closures = [lambda batch=batch: loss_of(batch) for batch in self._micro_batches(*inputs[:3], t, eps)]
         values = self.student.update(step, closures)
         drift = sum(stds) / len(stds) / self.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
@@ -132,8 +139,8 @@ class DistillationTask:
         self.gap.add(t, x0_fake, x0_teacher)
         return x0_gen.detach(), dmd_loss(x0_gen, x0_teacher, x0_fake)
 
-    def _draw(self, role: str, step: int, draw_t: DrawT) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """One update's student inputs x_in, t_in, y, and t, eps to noise what comes out of them.
+    def _draw(self, role: str, step: int, draw_t: DrawT) -> tuple[StudentInputs, Tensor, Tensor]:
+        """One update's student inputs, and t, eps to noise what comes out of them.
 
         All random numbers are drawn alike on every process, which keeps its share of the trajectories.
         """
@@ -144,12 +151,12 @@ class DistillationTask:
         y, noise = rank_slice(y, self.accelerator), rank_slice(noise, self.accelerator, dim=1)
         student = Denoiser(self.student.module, self.null_label)
         with self.accelerator.autocast():
-            x_in, t_in, y = ROLLOUTS[self.config.dmd.rollout](student, noise, y, self.t_list, generator)
-        per_trajectory = len(x_in) * self.accelerator.num_processes // size
+            inputs = ROLLOUTS[self.config.dmd.rollout](student, noise, y, self.t_list, generator)
+        per_trajectory = len(inputs.x_in) * self.accelerator.num_processes // size
         t = draw_t(per_trajectory * size, generator).clamp(*self.t_range).view(per_trajectory, size)
         eps = torch.randn(per_trajectory, size, *self.sample_shape, generator=generator)
         t, eps = (rank_slice(part, self.accelerator, dim=1).flatten(0, 1) for part in (t, eps))
-        return x_in, t_in, y, t, eps
+        return inputs, t, eps
 
     def _micro_batches(self, *parts: Tensor) -> list[tuple[Tensor, ...]]:
         return list(zip(*(part.chunk(self.config.train.accumulation) for part in parts), strict=True))
