@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from distill.sharing import learning
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.distillation import DistillationTask
-from distill.training.loop import run_loop
+from distill.training.loop import _Pace, run_loop
 from distill.training.run_log import read_log
 from distill.training.teacher import TeacherTask
 from tests.conftest import tiny_config
@@ -121,6 +122,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, run_config: RunConfi
     assert len(before) < len(state_of(task.student.module))
 
 
+def test_a_checkpoint_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    task, accelerator, loop = teacher_task(tmp_path, 2)
+    run_loop(task, loop, accelerator, tmp_path)
+    for number in (0, 1):  # the EMA's state and the loop's
+        path = checkpoints(tmp_path)[-1] / f"custom_checkpoint_{number}.pkl"
+        whole = path.read_bytes()
+        torch.save(Harm(), path)
+        with pytest.raises(ValueError, match=rf"custom_checkpoint_{number}\.pkl asks to run posix\.mkdir"):
+            load_checkpoint(teacher_task(tmp_path, 2)[1], tmp_path)
+        assert not (tmp_path / "harm").exists()
+        path.write_bytes(whole)
+
+
 def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     task, accelerator, loop = teacher_task(tmp_path, 4)
     run_loop(task, replace(loop, steps=3, save_every=2, keep=5), accelerator, tmp_path)
@@ -129,6 +147,13 @@ def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     task, accelerator, loop = teacher_task(tmp_path, 4)
     run_loop(task, loop, accelerator, tmp_path, resume=True)
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_time_left_is_told_by_what_follows_the_first_update() -> None:
+    pace = _Pace(10)
+    assert [pace.words(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
+        "9 s", "10 s, 8 s left", "12 s, 6 s left", "18 s, 0 s left",
+    ]  # fmt: skip
 
 
 def test_keeps_the_newest_k(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dar.checkpoints.pickles import read_pickle
 from distill.errors import UserError
 from distill.sharing import frozen
 
@@ -69,7 +70,7 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     """Load the newest checkpoint into everything that was prepared or registered.
 
     Raises: UserError where there is none, or it holds other parameters than those that learn, or was written with
-        FSDP and is loaded without, or the other way round.
+        FSDP and is loaded without, or the other way round; ValueError where a file of it asks to run code.
     """
     found = checkpoints(run_folder)
     if not found:
@@ -78,6 +79,8 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     sharded = any(path.glob(f"{FSDP_MODEL_NAME}*"))
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
+    for file in sorted(path.glob("custom_checkpoint_*.pkl")):
+        read_pickle(file)  # or raises: accelerate would run what it is asked to
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
         accelerator.load_state(str(path), strict=False)  # not strict: what is frozen is not in it

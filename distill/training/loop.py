@@ -52,6 +52,24 @@ class Counter:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
+class _Pace:
+    """Time spent and left, told after each update.
+
+    The first one, which also does what comes before all (the critic's warm-up), says nothing of those to come.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._first: tuple[int, float] | None = None
+
+    def words(self, step: int, elapsed_s: float) -> str:
+        first_step, first_s = self._first = self._first or (step, elapsed_s)
+        if step == first_step:
+            return f"{elapsed_s:.0f} s"
+        rate = (elapsed_s - first_s) / (step - first_step)
+        return f"{elapsed_s:.0f} s, {rate * (self._num_steps - step):.0f} s left"
+
+
 def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> float:
     """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`.
 
@@ -64,12 +82,14 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
     log = RunLog(folder, accelerator, counter.step)
     console = Console(stderr=True)
     started = time.perf_counter() - counter.elapsed_s
+    pace = _Pace(config.steps)
     with _progress(console, accelerator) as progress:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
         while counter.step < config.steps:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
+            time_words = pace.words(counter.step, counter.elapsed_s)
             due = {name: counter.step % every == 0 for name, every in _intervals(config)}
             last = counter.step == config.steps
             if due["grid"] or last:
@@ -77,11 +97,8 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
             if due["log"] or due["grid"] or last or counter.step == 1:
                 log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})
                 if not console.is_terminal and accelerator.is_main_process:
-                    rate = counter.elapsed_s / counter.step
-                    left = rate * (config.steps - counter.step)
                     console.print(
-                        f"step {counter.step}/{config.steps}  {task.headline(values)}  "
-                        f"{counter.elapsed_s:.0f} s, {left:.0f} s left",
+                        f"step {counter.step}/{config.steps}  {task.headline(values)}  {time_words}",
                         highlight=False,
                         soft_wrap=True,
                     )
