@@ -1,4 +1,4 @@
-"""Routing alone: one router against N sources, and the trunk of a SiT whose sublayers do nothing.
+"""One router against N sources.
 
     python scripts/bench_routing.py --output benchmarks/routing_cpu
 
@@ -6,6 +6,8 @@ Writes a table (.md) and a picture (.png) of latency and memory against N. On a 
 SiT-XL/2, on a CPU the torch paths at small ones. Before an arm is timed, its mixture and gradients are held against
 equation 5 in float64. Other packages' kernels (pip install fla-core liger-kernel fast-attnres) are measured where
 they are installed. Forward passes are timed with gradients on, so that they keep what a backward pass needs.
+
+All sizes take a GPU half an hour, most of it torch.compile's; --tokens and --arms cut that into pieces.
 """
 
 from __future__ import annotations
@@ -15,28 +17,26 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from bench_tools import (
     copy_bandwidth,
-    default_device,
     facts,
     is_cuda,
     milliseconds,
+    parsed,
+    parser_of,
     table,
     time_in_turn,
+    unless_out_of_memory,
     version_of,
 )
 from rich.progress import track
 from torch import Tensor
 
-from dar import RoutingConfig, depth_route, depth_route_reference
-from dar.routing.base import build_routing
-from dar.routing.depth import DepthRouting, DepthStream
-from dar.routing.mixers import Mixer, OperatorMixer, TapeMixer, TorchMixer, fused_trunk, torch_trunk
-from dar.routing.queries import KnownQueries
-from dar.routing.weighers import SoftmaxWeigher
+from dar import depth_route, depth_route_reference
 from distill.files import write_bytes, write_text
 from distill.report.style import dress, new_figure, png
 
@@ -47,18 +47,17 @@ Router = Callable[[list[Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured on a device. trunk: sublayers, samples, tokens, width."""
+    """What is measured on a device."""
 
     dtype: torch.dtype
     dim: int
     sources: tuple[int, ...]
     tokens: tuple[int, ...]
-    trunk: tuple[int, int, int, int]
 
 
 SIZES = {
-    "cuda": Size(torch.bfloat16, 1152, (2, 8, 15, 29, 57), (4096, 16384, 65536), (56, 64, 256, 1152)),
-    "cpu": Size(torch.float32, 384, (2, 8, 15, 29, 57), (1024,), (32, 64, 16, 96)),
+    "cuda": Size(torch.bfloat16, 1152, (2, 8, 15, 29, 57), (4096, 16384, 65536)),
+    "cpu": Size(torch.float32, 384, (2, 8, 15, 29, 57), (1024,)),
 }
 
 
@@ -163,44 +162,64 @@ class Measured:
     kept: int
 
 
-def measure_router(size: Size, tokens: int, num: int, repeats: int, device: str) -> tuple[list[Measured], list[str]]:
+@dataclass
+class Arm:
+    """One router's calls, ready to be timed."""
+
+    forward: Callable[[], Tensor]
+    backward: Callable[[], object]
+    kept: int
+
+
+def arm_of(route: Router, sources: list[Tensor], query: Tensor, device: str) -> Arm:
+    whole = kept_bytes(lambda: route(sources, query), device)
+    own = 0 if is_cuda(device) else sum(source.untyped_storage().nbytes() for source in sources)
+    mixture = route(sources, query)
+    upstream = torch.ones_like(mixture)
+
+    def backward() -> object:
+        return torch.autograd.grad(mixture, [*sources, query], upstream, retain_graph=True)
+
+    backward()  # whether there is memory for it
+    return Arm(lambda: route(sources, query), backward, whole - own)
+
+
+def refusal(name: str, route: Router, sources: list[Tensor], query: Tensor) -> str | None:
+    """Why an arm is not timed; ours have to be right."""
+    try:
+        wrong = gate(route, sources, query)
+    except Exception as error:  # another package's limits, whatever it raises
+        if name.startswith("ours"):
+            raise
+        wrong = f"{type(error).__name__}: {str(error)[:200]}"
+    if wrong is not None and name.startswith("ours"):
+        sys.exit(f"{name}, N = {len(sources)}: {wrong}; nothing was timed")
+    return wrong
+
+
+def measure_router(size: Size, tokens: int, num: int, args: argparse.Namespace) -> tuple[list[Measured], list[str]]:
+    """What was measured, and remarks on what was not."""
+    device = args.device
     generator = torch.Generator(device).manual_seed(0)
     sources = [
         torch.randn(1, tokens, size.dim, generator=generator, device=device).to(size.dtype).requires_grad_()
         for _ in range(num)
     ]
     query = torch.randn(size.dim, generator=generator, device=device).requires_grad_()
-    forwards, backwards, kept, notes = {}, {}, {}, []
+    arms: dict[str, Arm] = {}
+    notes = []
     for name, route in routers(device).items():
-        try:
-            wrong = gate(route, sources, query)
-        except Exception as error:  # another package's limits, whatever it raises
-            if name.startswith("ours"):
-                raise
-            wrong = f"{type(error).__name__}: {str(error)[:200]}"
-        if wrong is not None:
-            if name.startswith("ours"):
-                sys.exit(f"{name}, N = {num}: {wrong}; nothing was timed")
-            notes.append(f"{name}, N = {num}: not timed, {wrong}")
+        if not args.arms(name):
             continue
-
-        def forward(route: Router = route) -> Tensor:
-            return route(sources, query)
-
-        own = sum(source.untyped_storage().nbytes() for source in sources)
-        whole = kept_bytes(forward, device)
-        kept[name] = whole if is_cuda(device) else whole - own
-        mixture = forward()
-        upstream = torch.ones_like(mixture)
-
-        def backward(mixture: Tensor = mixture, upstream: Tensor = upstream) -> None:
-            torch.autograd.grad(mixture, [*sources, query], upstream, retain_graph=True)
-
-        forwards[name], backwards[name] = forward, backward
-    forward_seconds = time_in_turn(forwards, repeats, device)
-    backward_seconds = time_in_turn(backwards, repeats, device)
-    found = [Measured(n, num, tokens, forward_seconds[n], backward_seconds[n], kept[n]) for n in forwards]
-    return found, notes
+        wrong = refusal(name, route, sources, query)
+        arm = None if wrong else unless_out_of_memory(partial(arm_of, route, sources, query, device))
+        if arm is None:
+            notes.append(f"{name}, {tokens} tokens, N = {num}: not timed, {wrong or 'out of memory'}")
+        else:
+            arms[name] = arm
+    forward = time_in_turn({name: arm.forward for name, arm in arms.items()}, args.repeats, device)
+    backward = time_in_turn({name: arm.backward for name, arm in arms.items()}, args.repeats, device)
+    return [Measured(name, num, tokens, forward[name], backward[name], arm.kept) for name, arm in arms.items()], notes
 
 
 def router_table(found: list[Measured], size: Size, bandwidth: float) -> str:
@@ -215,110 +234,6 @@ def router_table(found: list[Measured], size: Size, bandwidth: float) -> str:
         ])  # fmt: skip
     header = ["tokens", "N", "arm", "forward, ms", "of copy", "backward, ms", "of copy", "kept beside sources, MiB"]
     return table(header, rows)
-
-
-def tape_units(routing: DepthRouting) -> tuple[int, int]:
-    """Reads and writes of a (B, T, d) tensor by the tape, forward and backward, from its plan alone."""
-    forward = backward = 0
-    early_readers: dict[tuple[str, int], int] = {}
-    sources: list[tuple[str, int]] = []
-    for block in routing.blocks:
-        readers = [reader for reader in block if len(routing.plan.sources_of(reader)) > 1]
-        by_reader = [routing.plan.sources_of(reader) for reader in readers]
-        early = [source for source in by_reader[0] if all(source in of_one for of_one in by_reader)]
-        forward += len(early) + len(block)
-        for of_one in by_reader:
-            late = len(of_one) - len(early)
-            forward += 1 + late + 1
-            backward += 2 + late  # dh and h for delta; dh again for each source that is pulled alone
-        for source in early:
-            early_readers[source] = early_readers.get(source, 0) + len(readers)
-        sources += [s for of_one in by_reader for s in of_one]
-    backward += sum(early_readers.values()) // 2  # in twos
-    backward += 2 * len(set(sources))  # v and dv
-    return forward, backward
-
-
-FUSED_TAPE = "tape: two phases, pulled"
-
-
-def mixers(weigher: SoftmaxWeigher, routing: DepthRouting, batch: int, device: str) -> dict[str, Callable[[], Mixer]]:
-    arms: dict[str, Callable[[], Mixer]] = {"torch, reader by reader": lambda: TorchMixer(weigher)}
-    if is_cuda(device):
-        arms["one pass per reader"] = lambda: OperatorMixer(weigher)
-    if isinstance(weigher.scorer, KnownQueries):
-        queries, readers = weigher.scorer, routing.num_readers
-        arms["torch, tape"] = lambda: TapeMixer(weigher, torch_trunk(queries, batch), readers)
-        if is_cuda(device):
-            arms[FUSED_TAPE] = lambda: TapeMixer(weigher, fused_trunk(queries, routing.blocks), readers)
-    return arms
-
-
-TRUNKS = {
-    "dense": RoutingConfig(chunk_size=1),
-    "S = 4": RoutingConfig(chunk_size=4),
-    "S = 4, dynamic": RoutingConfig(chunk_size=4, query="dynamic"),
-}
-
-
-def measure_trunk(size: Size, repeats: int, device: str) -> str:
-    """Every sublayer gives back what it reads: what is left is routing. Plain: x + x, as often."""
-    sublayers, batch, tokens, dim = size.trunk
-    x = torch.randn(batch, tokens, dim, device=device).to(size.dtype).requires_grad_()
-    embedding = torch.randn(batch, dim, device=device)
-    steps: dict[str, Callable[[], Tensor]] = {}
-    units: dict[str, str] = {}
-
-    def plain() -> Tensor:
-        h = x
-        for _ in range(sublayers):
-            h = torch.add(h, h, alpha=1e-3)
-        return h
-
-    steps["plain residual"] = plain
-    for name, config in TRUNKS.items():
-        routing = build_routing(config, sublayers, dim).to(device)
-        assert isinstance(routing, DepthRouting)
-        for parameter in routing.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        weigher = routing.weigher(embedding)
-        assert isinstance(weigher, SoftmaxWeigher)
-        for arm in mixers(weigher, routing, batch, device):
-
-            def run(config: DepthRouting = routing, arm: str = arm) -> Tensor:
-                weigher = config.weigher(embedding)
-                assert isinstance(weigher, SoftmaxWeigher)
-                stream = DepthStream(config, config.history(x), mixers(weigher, config, batch, device)[arm]())
-                for _ in range(sublayers):
-                    stream.write(stream.read())
-                return stream.read()
-
-            steps[f"{name}, {arm}"] = run
-            if arm == FUSED_TAPE:
-                forward, backward = tape_units(routing)
-                units[f"{name}, {arm}"] = f"{forward} + {backward}"
-    outputs = {name: step() for name, step in steps.items()}
-    for name in TRUNKS:
-        arms = [output for arm, output in outputs.items() if arm.startswith(f"{name},")]
-        for other in arms[1:]:
-            error = float((other - arms[0]).detach().norm() / arms[0].detach().norm())
-            if not error <= TOLERANCE[size.dtype]:
-                sys.exit(f"trunk {name}: the arms differ by {error:.1e}; nothing was timed")
-    del outputs
-    forwards = time_in_turn(dict(steps), repeats, device)
-    both = time_in_turn({name: _with_backward(step) for name, step in steps.items()}, repeats, device)
-    rows = [
-        [name, milliseconds(forwards[name]), milliseconds(both[name]), units.get(name, "")] for name in steps
-    ]  # fmt: skip
-    header = ["trunk", "forward, ms", "forward and backward, ms", "U, forward + backward"]
-    return (
-        f"Trunk: {sublayers} sublayers that give back what they read, {batch} x {tokens} tokens, d = {dim}. "
-        "U: reads and writes of one (B, T, d) tensor, from the plan.\n\n" + table(header, rows)
-    )
-
-
-def _with_backward(step: Callable[[], Tensor]) -> Callable[[], None]:
-    return lambda: step().sum().backward()
 
 
 def draw(found: list[Measured], path: Path) -> None:
@@ -344,41 +259,40 @@ def draw(found: list[Measured], path: Path) -> None:
     write_bytes(path, png(figure))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
-    parser.add_argument("--repeats", type=int, help="of everything that is timed (GPU 50, CPU 10)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.png")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    size = SIZES[args.device]
-    repeats = args.repeats or (50 if is_cuda(args.device) else 10)
-    bandwidth = copy_bandwidth(args.device)
-    found: list[Measured] = []
-    notes: list[str] = []
-    cases = [(tokens, num) for tokens in size.tokens for num in size.sources]
-    for tokens, num in track(cases, description="one router"):
-        measured, remarks = measure_router(size, tokens, num, repeats, args.device)
-        found += measured
-        notes += remarks
+def text_of(found: list[Measured], notes: list[str], size: Size, bandwidth: float, args: argparse.Namespace) -> str:
     parts = [
-        "# Routing alone",
-        f"{facts(args.device)}; {repeats} repeats, arms in turn; median [quartiles]. "
+        "# One router",
+        f"{facts(args.device)}; {args.repeats} repeats, arms in turn; median [quartiles]. "
+        f"d = {size.dim}, {str(size.dtype).removeprefix('torch.')}. "
         f'Copy bandwidth measured in the same run: {bandwidth / 1e9:.1f} GB/s; "of copy": the least bytes that an '
         "arm could move, over its time, over that bandwidth.",
-        f"One router, d = {size.dim}, {str(size.dtype).removeprefix('torch.')}:",
         router_table(found, size, bandwidth),
         *notes,
-        measure_trunk(size, repeats, args.device),
     ]
     if not is_cuda(args.device):
         parts.append("The fused kernels need a GPU: not measured.")
-    text = "\n\n".join(parts) + "\n"
-    print(text)
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    repeats = {"cuda": 50, "cpu": 10}
+    parser = parser_of(__doc__, repeats)
+    parser.add_argument("--tokens", type=int, nargs="+", help="(all of the device's)")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.png, anew after each size")
+    args = parsed(parser, repeats)
+    size = SIZES[args.device]
+    bandwidth = copy_bandwidth(args.device)
+    found: list[Measured] = []
+    notes: list[str] = []
+    cases = [(tokens, num) for tokens in args.tokens or size.tokens for num in size.sources]
+    for tokens, num in track(cases, description="one router"):
+        measured, remarks = measure_router(size, tokens, num, args)
+        found += measured
+        notes += remarks
+        if args.output:
+            write_text(args.output.with_suffix(".md"), text_of(found, notes, size, bandwidth, args))
+    print(text_of(found, notes, size, bandwidth, args))
     if args.output:
-        write_text(args.output.with_suffix(".md"), text)
         draw(found, args.output.with_suffix(".png"))
 
 

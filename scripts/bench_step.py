@@ -3,26 +3,30 @@
     python scripts/bench_step.py --output benchmarks/step_cpu.md
 
 On a GPU: SiT-XL/2 at 256 x 256 in bfloat16, by the fused kernels and by the torch path, eager and compiled. On a CPU:
-three small models, by the torch path, arms in turn. (On the GPU one after another: two would not fit side by side.)
+three small models, by the torch path, arms in turn. (On the GPU one after another: two would not fit side by side.
+There compilation takes minutes an arm; --arms cuts the work into pieces.)
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from bench_tools import default_device, facts, is_cuda, milliseconds, table, time_in_turn
+from bench_tools import facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn, unless_out_of_memory
 
 from dar import RoutingConfig, SiT, SiTConfig
 from dar.presets import preset
 from distill.files import write_text
 
+PLAIN = "plain residual"
 ROUTINGS = {
-    "plain residual": RoutingConfig(kind="residual"),
+    PLAIN: RoutingConfig(kind="residual"),
     "DAR static+t, S = 4": RoutingConfig(chunk_size=4),
     "DAR static+t, dense": RoutingConfig(chunk_size=1),
     "DAR dynamic, S = 4": RoutingConfig(query="dynamic", chunk_size=4),
@@ -112,54 +116,74 @@ def arms_of(case: Case, device: str) -> dict[str, Callable[[], Arm]]:
     return made
 
 
-def measure(name: str, case: Case, repeats: int, device: str) -> list[list[str]]:
-    """Rows of the table."""
-    steps: dict[str, list[float]] = {}
-    samples: dict[str, list[float]] = {}
-    peaks: dict[str, int | None] = {}
-    makers = arms_of(case, device)
-    groups = [[label] for label in makers] if is_cuda(device) else [list(makers)]
+def measure(
+    name: str, case: Case, args: argparse.Namespace, done: Callable[[list[list[str]]], None]
+) -> list[list[str]]:
+    """Rows of the table; `done` is told of them as they come."""
+    makers = {label: make for label, make in arms_of(case, args.device).items() if label == PLAIN or args.arms(label)}
+    groups = [[label] for label in makers] if is_cuda(args.device) else [list(makers)]
+    rows: list[list[str]] = []
+    plain: Timed | None = None
     for labels in groups:
-        arms = {label: makers[label]() for label in labels}
-        steps |= time_in_turn({label: arm.train for label, arm in arms.items()}, repeats, device)
-        samples |= time_in_turn({label: arm.sample for label, arm in arms.items()}, repeats, device)
-        peaks |= {label: arm.peak_bytes() for label, arm in arms.items()}
-        arms.clear()  # the next ones' peak is to be their own
-    plain_step = statistics.median(steps["plain residual"])
-    plain_sample = statistics.median(samples["plain residual"])
-    rows = []
-    for label in makers:
-        peak = peaks[label]
-        rows.append([
-            name, label, milliseconds(steps[label]), f"{statistics.median(steps[label]) / plain_step:.2f}",
-            "not measured" if peak is None else f"{peak / 2**30:.1f} GiB",
-            milliseconds(samples[label]), f"{statistics.median(samples[label]) / plain_sample:.2f}",
-        ])  # fmt: skip
+        timed = unless_out_of_memory(partial(time_arms, {label: makers[label] for label in labels}, args)) or {}
+        plain = timed.get(PLAIN, plain)
+        for label in labels:
+            found = timed.get(label)
+            cells = ["out of memory", "", "", "", ""] if found is None else found.cells(plain or found)
+            rows.append([name, label, *cells])
+            print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+        done(rows)
     return rows
 
 
+@dataclass
+class Timed:
+    """Seconds of training steps and samples, and a step's peak of memory."""
+
+    steps: list[float]
+    samples: list[float]
+    peak: int | None
+
+    def cells(self, plain: Timed) -> list[str]:
+        return [
+            milliseconds(self.steps), f"{statistics.median(self.steps) / statistics.median(plain.steps):.2f}",
+            "not measured" if self.peak is None else f"{self.peak / 2**30:.1f} GiB",
+            milliseconds(self.samples), f"{statistics.median(self.samples) / statistics.median(plain.samples):.2f}",
+        ]  # fmt: skip
+
+
+def time_arms(makers: dict[str, Callable[[], Arm]], args: argparse.Namespace) -> dict[str, Timed]:
+    """In turn; nothing of them is left when it returns, so that the next ones' peak is their own."""
+    arms = {label: make() for label, make in makers.items()}
+    steps = time_in_turn({label: arm.train for label, arm in arms.items()}, args.repeats, args.device)
+    samples = time_in_turn({label: arm.sample for label, arm in arms.items()}, args.repeats, args.device)
+    return {label: Timed(steps[label], samples[label], arm.peak_bytes()) for label, arm in arms.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    repeats = {"cuda": 20, "cpu": 20}
+    parser = parser_of(__doc__, repeats)
     parser.add_argument("--batch-size", type=int, help="samples per step (64)")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
-    parser.add_argument("--output", type=Path, help="also write the table here")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = []
+    parser.add_argument("--output", type=Path, help="also write the table here, anew after each arm")
+    args = parsed(parser, repeats)
+    header = ["model", "routing", "training step, ms", "against plain", "peak", "4-step sample, ms", "against plain"]
+    earlier: list[list[str]] = []
+
+    def text_of(rows: list[list[str]]) -> str:
+        return (
+            f"# Routing in a model\n\n{facts(args.device)}; batch {args.batch_size or 64}, {args.repeats} repeats; "
+            "median [quartiles]. A training step is forward, backward and AdamW; a sample is four evaluations of the "
+            f"batch.\n\n{table(header, rows)}\n"
+        )
+
+    def done(rows: list[list[str]]) -> None:
+        if args.output:
+            write_text(args.output, text_of(earlier + rows))
+
     for name, case in CASES[args.device].items():
         case = case if args.batch_size is None else replace(case, batch_size=args.batch_size)
-        rows += measure(name, case, args.repeats, args.device)
-    header = ["model", "routing", "training step, ms", "against plain", "peak", "4-step sample, ms", "against plain"]
-    text = (
-        "# Routing in a model\n\n"
-        f"{facts(args.device)}; batch {args.batch_size or 64}, {args.repeats} repeats; median [quartiles]. A training "
-        f"step is forward, backward and AdamW; a sample is four evaluations of the batch.\n\n{table(header, rows)}\n"
-    )
-    print(text)
-    if args.output:
-        write_text(args.output, text)
+        earlier += measure(name, case, args, done)
+    print(text_of(earlier))
 
 
 if __name__ == "__main__":

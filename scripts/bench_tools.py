@@ -1,14 +1,17 @@
-"""What the benchmarks share: arms that take turns, quartiles, the device and its copy bandwidth."""
+"""What the benchmarks share: their options, arms that take turns, quartiles, the device and its copy bandwidth."""
 
 from __future__ import annotations
 
+import argparse
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +20,7 @@ from distill.allocator import keep_freed_memory
 keep_freed_memory()  # as the command line does
 L2_BYTES = 256 * 2**20  # more than any L2 cache holds
 WARM_UP = 2
+T = TypeVar("T")
 
 
 def is_cuda(device: str) -> bool:
@@ -25,6 +29,37 @@ def is_cuda(device: str) -> bool:
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parser_of(description: str | None, repeats: dict[str, int]) -> argparse.ArgumentParser:
+    """The options that all share; `repeats`: the default by device."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
+    default = ", ".join(f"{number} on {device}" for device, number in repeats.items())
+    parser.add_argument("--repeats", type=int, help=f"of everything that is timed ({default})")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--arms", default="", help="only those whose name this regular expression is found in (all)")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, repeats: dict[str, int]) -> argparse.Namespace:
+    """With `arms` as a predicate of names, and the number of threads set."""
+    args = parser.parse_args()
+    args.repeats = args.repeats or repeats[args.device]
+    wanted = re.compile(args.arms)
+    args.arms = lambda name: wanted.search(name) is not None
+    torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return args
+
+
+def unless_out_of_memory(call: Callable[[], T]) -> T | None:
+    """What `call` gives, or None where the device has not the memory for it."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
 def time_in_turn(arms: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:

@@ -11,7 +11,6 @@ model is random. GPU: SiT-XL/2 on latents, 8 samples per update, bfloat16; CPU: 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from bench_tools import default_device, facts, is_cuda, milliseconds, table, time_in_turn
+from bench_tools import facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
 from torch import Tensor
 
 from dar import SiT, SiTConfig, preset
@@ -37,6 +36,7 @@ from distill.sampling import rollout
 from distill.schedules import t_grid
 from distill.training.distillation import DistillationTask
 
+REFERENCE = "published order"
 SHAPES = {"cpu": SiTConfig(28, 7, 1, 96, 16, 3, 10, gelu="none"), "cuda": preset("SiT-XL/2")}
 
 
@@ -179,14 +179,11 @@ def _now() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
+    repeats = {"cuda": 10, "cpu": 10}
+    parser = parser_of(__doc__, repeats)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--output", type=Path, help="also write the table here")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = parsed(parser, repeats)
     on_gpu = is_cuda(args.device)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu else "no")
     with tempfile.TemporaryDirectory() as folder:
@@ -200,12 +197,13 @@ def main() -> None:
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
             "ours, LoRA roles": lambda: Ours(replace(config, roles=RolesConfig("lora")), accelerator),
-            "published order": lambda: PublishedOrder(config, accelerator),
+            REFERENCE: lambda: PublishedOrder(config, accelerator),
         }
+        makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms(name)}
         found: dict[str, Measured] = {}
         for names in [[name] for name in makers] if on_gpu else [list(makers)]:
             found |= measure({name: makers[name] for name in names}, args.repeats, args.device)
-    reference = statistics.median(found["published order"].seconds)
+    reference = statistics.median(found[REFERENCE].seconds)
     rows = []
     for name, measured in found.items():
         median = statistics.median(measured.seconds)

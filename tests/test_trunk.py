@@ -188,6 +188,18 @@ def test_a_reader_that_the_loss_does_not_see(backend: str) -> None:
 
 
 @EVERY_BACKEND
+def test_a_source_that_no_reader_has_a_gradient_for(backend: str) -> None:
+    """What comes from elsewhere is all; where nothing does, there is no gradient."""
+    queries = KnownQueries(torch.ones(2, 8, requires_grad=True))
+    trunk = fused_trunk(queries, [range(1, 3)]) if backend == "triton" else torch_trunk(queries, 1)
+    leaves = [torch.randn(1, 2, 8).requires_grad_() for _ in range(2)]
+    (value, entry), (other, other_entry) = (trunk.source(leaf, range(1, 3)) for leaf in leaves)
+    trunk.read(1, [value, other], [entry, other_entry], 1.0)
+    first, second = torch.autograd.grad((3 * value).sum(), leaves, allow_unused=True)
+    assert torch.equal(first, torch.full_like(value, 3)) and second is None
+
+
+@EVERY_BACKEND
 def test_under_gradient_checkpointing(backend: str) -> None:
     model = routed(ROUTINGS["dense"], backend)
     expected = results(model)
