@@ -147,8 +147,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
             block(stream.read(), c, stream, self._run)
         return stream, c
 
+    @torch.no_grad()
     def routing_weights(self, x_t: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """What each reader, sublayers first and the head last, gives its sources: (N, B, T) each.
+        """What each reader, sublayers first and the head last, gives its sources: (N, B, T) each, without gradient.
 
         The sources are those of `self.routing.plan.sources_of(reader)`, without the embedding where it is
         an anchor. A softmax adds up to 1, with `scale = "count"` to N; densenet's scalars are free.

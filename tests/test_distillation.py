@@ -116,25 +116,22 @@ def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator,
 
 def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerator) -> None:
     """Finishing the last row of inputs gives what `few_step_sample` gives from the same noise."""
+    run_config = replace(run_config, student=replace(run_config.student, steps=3))
     task = make_task(run_config, tiny_model, accelerator)
     inputs, _, _ = task._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
-    x_in, t_in, y, x0_done = inputs
-    size, steps = run_config.train.batch_size, run_config.student.steps
+    size = run_config.train.batch_size
     generator = generator_for(run_config.train.seed, "student", 5)
     labels = torch.randint(3, (size,), generator=generator)
-    noise = torch.randn(steps, size, 1, 8, 8, generator=generator)
-    assert torch.equal(y[:size], labels)
-    assert torch.equal(x_in[:size], noise[0])
-    last = slice((steps - 1) * size, None)
+    noise = torch.randn(3, size, 1, 8, 8, generator=generator)
+    assert torch.equal(inputs.y[:size], labels)
+    assert torch.equal(inputs.x_in[:size], noise[0])
     with torch.no_grad():
-        x0 = velocity_to_x0(x_in[last], task.student.module(x_in[last], t_in[last], y[last]), t_in[last])
+        parts = zip(*(part.split(size) for part in inputs[:3]), strict=True)  # step by step
+        x0 = [velocity_to_x0(x, task.student.module(x, t, y), t) for x, t, y in parts]
         expected = few_step_sample(Denoiser(task.student.module, 3), noise, labels, task.t_list)
-        of_first_rows = velocity_to_x0(
-            x_in[:size], task.student.module(x_in[:size], t_in[:size], y[:size]), t_in[:size]
-        )
-    assert torch.equal(x0, expected)
-    assert torch.equal(x0_done, of_first_rows)  # of two steps the rollout takes one
-    assert torch.equal(task._finished(inputs), torch.cat([x0_done, x0]))
+    assert torch.equal(x0[-1], expected)
+    assert torch.equal(inputs.x0, torch.cat(x0[:-1]))  # the rollout has come that far
+    assert torch.equal(task._finished(inputs), torch.cat(x0))
 
 
 def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:

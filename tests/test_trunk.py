@@ -260,19 +260,47 @@ def test_a_pass_is_freed_when_it_is_over(backend: str) -> None:
             gc.enable()
 
 
-def test_without_gradients_sources_are_not_kept() -> None:
-    model = routed(ROUTINGS["dense"])
+@EVERY_BACKEND
+def test_without_gradients_sources_are_not_kept(backend: str) -> None:
+    model = routed(ROUTINGS["dense"], backend)
     kept = []
-    original = Tape.enter
+    original = TAPES[backend].enter
 
-    def noted(self: Tape, *args: Any) -> Any:
+    def noted(self: Any, *args: Any) -> Any:
         kept.append(self)
         return original(self, *args)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(Tape, "enter", noted)
+        patch.setattr(TAPES[backend], "enter", noted)
         model(*inputs())
     assert kept and not kept[-1].entries
+
+
+@EVERY_BACKEND
+def test_a_backward_pass_that_fails_leaves_nothing_for_the_next(backend: str) -> None:
+    model = routed(ROUTINGS["dense"], backend)
+    x, t, y = inputs()
+    weight = model.routing.queries.weight
+    output = model(x, t, y).sum()
+    (expected,) = torch.autograd.grad(output, weight, retain_graph=True)
+
+    def fail(_: Tensor) -> None:
+        raise ArithmeticError
+
+    hook = x.register_hook(fail)  # when all readers are done
+    with pytest.raises(ArithmeticError):
+        torch.autograd.grad(output, [x, weight], retain_graph=True)
+    hook.remove()
+    assert torch.equal(torch.autograd.grad(output, weight)[0], expected)
+
+
+@EVERY_BACKEND
+def test_a_model_in_bfloat16(backend: str) -> None:
+    """Mixtures are in the sources' type, so that sublayers can take them."""
+    model = routed(ROUTINGS["chunks of 2, packed"], backend).bfloat16()
+    got, expected = results(model, torch.bfloat16), in_float64(model)
+    assert got["output"].dtype == torch.bfloat16
+    assert_near({"output": got["output"]}, {"output": expected["output"]}, 0.05)
 
 
 def test_slots_of_blocks_of_unequal_length() -> None:
