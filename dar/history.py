@@ -38,7 +38,7 @@ class Source:
 
     readers: who will read it, sublayers first..last as a range; sublayer L + 1 is the final aggregator.
     logits: (B, T) per reader, filled at the first read where the queries are known by then.
-    entry: its place on the tape of the kernels, where there is one.
+    entry: its place on a tape (`dar.trunk`), where there is one.
     """
 
     value: Tensor
