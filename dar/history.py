@@ -37,13 +37,11 @@ class Source:
     """One tensor (B, T, d) that later readers mix.
 
     readers: who will read it, sublayers first..last as a range; sublayer L + 1 is the final aggregator.
-    logits: (B, T) per reader, filled at the first read where the queries are known by then.
     entry: its place on a tape (`dar.trunk`), where there is one.
     """
 
     value: Tensor
     readers: range
-    logits: Sequence[Tensor] | None = None
     entry: Any = None
     _inv_rms: Tensor | None = None
 

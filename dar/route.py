@@ -1,11 +1,13 @@
-"""depth_route in two steps, neither of which copies or stacks a source.
+"""depth_route in plain torch: equation 5 of arXiv:2605.20708 and its gradients, without a copy or a stack of sources.
 
-`source_logits` scores one source against every query that will ever read it, in one small matrix product;
-`mix` adds sources up with given weights. Both have hand-written backward passes, because what autograd
-would keep (keys, products, a stack of all sources) is many times larger than the sources, which the
-model holds anyway. Kept instead: logits and weights, (B, T) per source and reader; inverse RMS per source.
+    s_i = scale r_i <q, v_i>,  r_i = (mean_d v_i^2 + eps)^(-1/2),  a = count softmax(s),  h = sum_i a_i v_i
+    ds_i = a_i (<dh, v_i> + da_i - delta),  delta = sum_i a_i (<dh, v_i> + da_i) / count
+    dv_i = a_i dh + ds_i r_i scale q - ds_i s_i r_i^2 / d v_i,  dq = scale sum_i ds_i r_i v_i
 
-Legend: B batch, T tokens, d width, N sources, P queries that read one source.
+What autograd would keep (keys, products, a stack of all sources) is many times larger than the sources, which the
+model holds anyway. Kept instead: logits and weights, (B, T) per source.
+
+Legend: B batch, T tokens, d width, N sources.
 """
 
 from __future__ import annotations
@@ -33,58 +35,6 @@ def inverse_rms(source: Tensor, eps: float = EPS) -> Tensor:
     """1 / sqrt(mean_d v^2 + eps), shape (B, T), in float32 or better; carries no gradient."""
     norm = torch.linalg.vector_norm(at_least_float32(source.detach()), dim=-1)
     return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / source.shape[-1]).rsqrt_()
-
-
-class _SourceLogits(torch.autograd.Function):
-    """s_p = scale r <u_p, v>, r = inverse RMS of v.
-
-    With c_p = ds_p scale r:  dv = sum_p c_p u_p - (sum_p ds_p s_p) r^2 / d v,  du_p = c_p v.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, queries: Tensor, inv_rms: Tensor, scale: float) -> Tensor:
-        with torch.autocast(source.device.type, enabled=False):
-            v, u = at_least_float32(source), at_least_float32(queries)
-            factor = (inv_rms * scale).unsqueeze(1)  # (B, 1, T)
-            if u.dim() == 4:  # one query per token
-                logits = (v.unsqueeze(1) * u).sum(-1) * factor
-            else:
-                logits = torch.matmul(u, v.transpose(1, 2)) * factor  # (P, d) or (B, P, d)
-        ctx.save_for_backward(source, queries, logits, inv_rms)
-        ctx.scale = scale
-        return logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        source, queries, logits, inv_rms = ctx.saved_tensors
-        v, u = at_least_float32(source), at_least_float32(queries)
-        d_logits = grads[0]
-        c = d_logits * (inv_rms * ctx.scale).unsqueeze(1)  # (B, P, T)
-        along_source = (d_logits * logits).sum(1).mul_(inv_rms.square()).div_(-v.shape[-1])
-        if u.dim() == 4:
-            d_source = (c.unsqueeze(-1) * u).sum(1)
-            d_queries = c.unsqueeze(-1) * v.unsqueeze(1)
-        else:
-            d_source = torch.matmul(c.transpose(1, 2), u)
-            d_queries = torch.bmm(c, v) if u.dim() == 3 else torch.einsum("bpt,btd->pd", c, v)
-        d_source.addcmul_(v, along_source.unsqueeze(-1))
-        return d_source.to(source.dtype), d_queries.to(queries.dtype), None, None
-
-
-def source_logits(source: Tensor, queries: Tensor, inv_rms: Tensor, scale: float | None = None) -> Tensor:
-    """Logits of one source for P queries: scale <q_p, RMSNorm(v)>.
-
-    Args:
-        source: v, (B, T, d).
-        queries: (P, d), (B, P, d) or, one per token, (B, P, T, d); a gain is multiplied in beforehand.
-        inv_rms: `inverse_rms(source)`.
-        scale: None for 1 / sqrt(d).
-
-    Returns: (B, P, T) in float32 or better.
-    """
-    scale = source.shape[-1] ** -0.5 if scale is None else scale
-    return _SourceLogits.apply(source, queries, inv_rms, scale)
 
 
 def softmax_of(logits: Tensor, count: float = 1.0) -> Tensor:
@@ -126,6 +76,74 @@ class _Mix(torch.autograd.Function):
 def mix(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the sources' dtype."""
     return _Mix.apply(weights, *sources)
+
+
+class _Route(torch.autograd.Function):
+    """h (B, T, d) and a (N, B, T) for a query (1 or B, 1 or T, d), N sources and their N inverse RMS."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, scale: float, count: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        sources, inv_rms = _halves(tensors)
+        with torch.autocast(sources[0].device.type, enabled=False):
+            u = at_least_float32(query) * scale
+            scores = [_inner(at_least_float32(v), u).mul_(r) for v, r in zip(sources, inv_rms, strict=True)]
+        logits = torch.stack(scores)
+        weights = softmax_of(logits, count)
+        ctx.save_for_backward(query, logits, weights, *tensors)
+        ctx.scale, ctx.count = scale, count
+        return weighted_sum(sources, weights.unsqueeze(-1).unbind()).to(sources[0].dtype), weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, logits, weights, *tensors = ctx.saved_tensors
+        sources, inv_rms = _halves(tensors)
+        u = at_least_float32(query) * ctx.scale
+        dh = at_least_float32(grads[0])
+        products = torch.stack([torch.linalg.vecdot(at_least_float32(v), dh) for v in sources]).add_(grads[1])
+        shares = products.mul_(weights)
+        d_logits = torch.addcmul(shares, weights, shares.sum(0), value=-1 / ctx.count)
+        coefficients = d_logits * torch.stack(inv_rms)
+        along = coefficients * logits * torch.stack(inv_rms) / -u.shape[-1]
+        d_sources: list[Tensor | None] = []
+        d_query = torch.zeros_like(u)
+        columns = (part.unsqueeze(-1).unbind() for part in (weights, coefficients, along))
+        for v, needed, a, c, e in zip(sources, ctx.needs_input_grad[3:], *columns, strict=False):
+            wide = at_least_float32(v)
+            _add_weighted(d_query, c, wide)
+            d_sources.append((dh * a).addcmul_(u, c).addcmul_(wide, e).to(v.dtype) if needed else None)
+        return (d_query.mul_(ctx.scale).to(query.dtype), None, None, *d_sources, *[None] * len(inv_rms))
+
+
+def _halves(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    half = len(tensors) // 2
+    return list(tensors[:half]), list(tensors[half:])
+
+
+def _inner(v: Tensor, u: Tensor) -> Tensor:
+    """<u, v>, (B, T), for u (1 or B, 1 or T, d); a product of matrices where tokens share u."""
+    if u.shape[1] > 1:
+        return torch.linalg.vecdot(v, u)
+    return torch.matmul(v, u.mT if len(u) > 1 else u[0].mT).squeeze(-1)
+
+
+def _add_weighted(total: Tensor, c: Tensor, v: Tensor) -> None:
+    """total (1 or B, 1 or T, d) += c v for c (B, T, 1), summed over what shares an element of total."""
+    if total.shape[1] > 1:
+        total.addcmul_(c, v)
+    else:
+        total += torch.matmul(c.mT, v).sum_to_size(total.shape)
+
+
+def route(
+    sources: Sequence[Tensor], query: Tensor, inv_rms: Sequence[Tensor], scale: float, count: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The mixture (B, T, d) in the sources' dtype, and the weights (N, B, T), which add up to `count`.
+
+    Args:
+        sources: N tensors (B, T, d). query: (d), (B, d) or (B, T, d). inv_rms: of each source (`inverse_rms`).
+    """
+    return _Route.apply(query_per_token(query, sources[0]), scale, count, *sources, *inv_rms)
 
 
 @overload
@@ -180,20 +198,15 @@ def depth_route(
         that cannot run here.
     """
     _check(sources, gain)
-    per_token = query_per_token(query, sources[0])  # (1 or B, 1 or T, d); raises where it does not fit
+    query_per_token(query, sources[0])  # raises where it does not fit
+    query = query if gain is None else query * gain
+    factor = sources[0].shape[-1] ** -0.5 if scale is None else scale
     if choose_backend(backend, sources) == "triton":
-        from dar.kernels.op import route
+        from dar.kernels import op
 
-        query = query if gain is None else query * gain
-        scale = sources[0].shape[-1] ** -0.5 if scale is None else scale
-        mixture, logits, _ = route(list(sources), query, scale, eps, 1.0)
+        mixture, logits, _ = op.route(list(sources), query, factor, eps, 1.0)
         return (mixture, logits.softmax(dim=0)) if return_weights else mixture
-    if gain is not None:
-        per_token = per_token * gain
-    queries = {1: per_token[0], 2: per_token, 3: per_token.unsqueeze(1)}[query.dim()]
-    logits = [source_logits(v, queries, inverse_rms(v, eps), scale).squeeze(1) for v in sources]
-    weights = torch.stack(logits).softmax(dim=0)
-    mixture = mix(sources, weights)
+    mixture, weights = route(sources, query, [inverse_rms(v, eps) for v in sources], factor)
     return (mixture, weights) if return_weights else mixture
 
 

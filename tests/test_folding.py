@@ -65,7 +65,7 @@ def test_a_folded_reader_asks_nothing_of_its_sources(monkeypatch):
         raise AssertionError("a key was computed")
 
     monkeypatch.setattr("dar.history.inverse_rms", refuse)
-    monkeypatch.setattr("dar.routing.queries.source_logits", refuse)
+    monkeypatch.setattr("dar.routing.weighers.route", refuse)
     at(folded, x_t, t, y)
 
 

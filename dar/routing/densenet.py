@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dar.history import Source
+from dar.route import mix
 from dar.routing.base import RoutingConfig, register
 from dar.routing.depth import DepthRouting
 
@@ -18,8 +19,9 @@ class FixedWeigher:
     def __init__(self, by_reader: Sequence[Tensor]) -> None:
         self._by_reader = by_reader
 
-    def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        return self._by_reader[reader - 1][:, None, None].expand(-1, *previous.shape[:2])
+    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self._by_reader[reader - 1][:, None, None].expand(-1, *previous.shape[:2])
+        return mix([source.value for source in sources], weights), weights
 
 
 @register("densenet")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dar.history import Source
 from dar.kernels import choose_backend, in_kernel_dtype
-from dar.route import EPS, mix
+from dar.route import EPS
 from dar.routing.queries import KnownQueries
 from dar.routing.weighers import SoftmaxWeigher, Weigher
 from dar.tape import TorchGradients, TorchTape
@@ -34,16 +34,16 @@ class Mixer(Protocol):
 
 
 class TorchMixer:
-    """Weights first, then their sum, reader by reader: whatever weighs."""
+    """Reader by reader, whatever weighs."""
 
     def __init__(self, weigher: Weigher) -> None:
         self._weigher = weigher
         self._weights: list[Tensor] = []
 
     def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        weights = self._weigher.weights(sources, reader, previous)
+        mixture, weights = self._weigher.mixed(sources, reader, previous)
         self._weights.append(weights)
-        return mix([source.value for source in sources], weights)
+        return mixture
 
     def weights(self) -> list[Tensor]:
         return self._weights

@@ -1,4 +1,4 @@
-"""Queries q_l of depth routing: where they come from, and what they score."""
+"""Queries q_l of depth routing: where they come from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dar.history import Source
-from dar.route import source_logits
-
 
 class Scorer(Protocol):
-    """The queries of one forward pass, ready to score sources.
+    """The queries of one forward pass.
 
     scale: factor of the logits.
     """
@@ -23,13 +20,9 @@ class Scorer(Protocol):
         """q of `reader` (counted from 1), whose predecessor wrote `previous`: (d), (B, d) or (B, T, d)."""
         ...
 
-    def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
-        """Logits (B, T) of `source` for `reader`."""
-        ...
-
 
 class KnownQueries:
-    """Queries (R, d) or (B, R, d) that exist before the pass: a source meets all its readers' at once.
+    """Queries (R, d) or (B, R, d) that exist before the pass: a source can meet all its readers' at once.
 
     scale: factor of the logits; None for 1 / sqrt(d).
     """
@@ -41,12 +34,6 @@ class KnownQueries:
     def query(self, reader: int, previous: Tensor) -> Tensor:
         return self.queries[..., reader - 1, :]
 
-    def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
-        if source.logits is None:
-            queries = self.queries[..., source.readers.start - 1 : source.readers.stop - 1, :]
-            source.logits = source_logits(source.value, queries, source.inv_rms, self.scale).unbind(1)
-        return source.logits[reader - source.readers.start]
-
 
 class TokenQueries:
     """Queries W_l v_{l-1}: each exists only when its reader's turn has come."""
@@ -54,17 +41,9 @@ class TokenQueries:
     def __init__(self, weight: Tensor) -> None:
         self.scale = weight.shape[-1] ** -0.5
         self._weight = weight
-        self._reader = 0
-        self._query = weight
 
     def query(self, reader: int, previous: Tensor) -> Tensor:
-        if reader != self._reader:
-            self._reader, self._query = reader, nn.functional.linear(previous, self._weight[reader - 1])
-        return self._query
-
-    def logits(self, source: Source, reader: int, previous: Tensor) -> Tensor:
-        query = self.query(reader, previous).unsqueeze(1)
-        return source_logits(source.value, query, source.inv_rms, self.scale).squeeze(1)
+        return nn.functional.linear(previous, self._weight[reader - 1])
 
 
 class StaticQueries(nn.Module):

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from dar.history import Source
-from dar.route import softmax_of
+from dar.route import mix, route
 from dar.routing.queries import Scorer
 
 
 class Weigher(Protocol):
     """The rule of one forward pass by which sources get their weights."""
 
-    def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        """(N, B, T) for N sources; `reader` counts from 1, `previous` is what its predecessor wrote."""
+    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixture (B, T, d) and the weights (N, B, T) of N sources.
+
+        `reader` counts from 1, `previous` is what its predecessor wrote.
+        """
         ...
 
 
@@ -32,9 +35,10 @@ class SoftmaxWeigher:
         """What the weights add up to."""
         return 1.0
 
-    def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        logits = torch.stack([self.scorer.logits(source, reader, previous) for source in sources])
-        return softmax_of(logits, self.count(len(sources)))
+    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+        query, count = self.scorer.query(reader, previous), self.count(len(sources))
+        values = [source.value for source in sources]
+        return route(values, query, [source.inv_rms for source in sources], self.scorer.scale, count)
 
 
 class CountWeigher(SoftmaxWeigher):
@@ -68,8 +72,9 @@ class FoldedWeigher:
         self._weights = fold.weights
         self._unfolded = unfolded
 
-    def weights(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
         constant = self._weights[reader - 1]
         if constant is None:
-            return self._unfolded.weights(sources, reader, previous)
-        return constant.to(previous).expand(-1, len(previous), -1)
+            return self._unfolded.mixed(sources, reader, previous)
+        weights = constant.to(previous).expand(-1, len(previous), -1)
+        return mix([source.value for source in sources], weights), weights
