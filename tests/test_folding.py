@@ -56,6 +56,24 @@ def test_everything_folded_uses_the_means(routing):
         assert torch.equal(folded(x_t, mixed, y), model(x_t, mixed, y))
 
 
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_folded_in_part_with_gradients_and_without(routing):
+    """The two ways of reading what is not folded agree, mixtures and weights."""
+    model = perturbed(replace(SMALL, routing=routing))
+    _, (everything, _) = fold_routing(model, inputs(), tolerance=1e9)
+    limit = sorted(everything.deviations)[len(everything.deviations) // 2]
+    folded, (found, _) = fold_routing(model, inputs(), tolerance=limit)
+    assert 0 < found.num_folded < len(found.deviations)
+    x_t, t, y = inputs()[0]
+    with capture(folded) as record:
+        output = at(folded, x_t, t, y)
+    with torch.no_grad():
+        torch.testing.assert_close(at(folded, x_t, t, y), output)
+    times = torch.full((len(y),), t, dtype=x_t.dtype)
+    for got, expected in zip(folded.routing_weights(x_t, times, y), record.stream.weights, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_a_folded_reader_asks_nothing_of_its_sources(monkeypatch):
     model = perturbed(replace(SMALL, routing=RoutingConfig()))
     folded, _ = fold_routing(model, inputs(), tolerance=1e9)
@@ -65,6 +83,7 @@ def test_a_folded_reader_asks_nothing_of_its_sources(monkeypatch):
         raise AssertionError("a key was computed")
 
     monkeypatch.setattr("dar.history.inverse_rms", refuse)
+    monkeypatch.setattr("dar.tape.inverse_rms", refuse)
     monkeypatch.setattr("dar.routing.weighers.route", refuse)
     at(folded, x_t, t, y)
 

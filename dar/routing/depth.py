@@ -11,7 +11,7 @@ from dar.chunks import ChunkPlan, reader_blocks
 from dar.history import Source, SourceHistory
 from dar.routing.base import Routing, RoutingConfig
 from dar.routing.mixers import Mixer, mixer_for
-from dar.routing.weighers import Fold, FoldedWeigher, Weigher
+from dar.routing.weighers import Fold, Weigher
 
 READERS_PER_BLOCK = 4  # of the kernels: so many mixtures fit into a program's registers at d = 1152
 
@@ -89,7 +89,7 @@ class DepthRouting(Routing):
     def open(self, embedding: Tensor, t_embedding: Tensor) -> DepthStream:
         weigher = self.weigher(t_embedding)
         fold = next((fold for fold in self.folds if fold.matches(t_embedding)), None)
-        mixer = mixer_for(FoldedWeigher(fold, weigher) if fold else weigher, embedding, self.blocks, self.backend)
+        mixer = mixer_for(weigher, embedding, self.blocks, self.backend, fold)
         stream_type = AnchoredStream if self.anchored else DepthStream
         return stream_type(self, self.history(embedding), mixer)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dar.history import Source
 from dar.kernels import choose_backend, in_kernel_dtype
-from dar.route import EPS
+from dar.route import EPS, mix
 from dar.routing.queries import KnownQueries
-from dar.routing.weighers import SoftmaxWeigher, Weigher
+from dar.routing.weighers import Fold, SoftmaxWeigher, Weigher
 from dar.tape import TorchGradients, TorchTape
 from dar.trunk import RoutedTrunk
 
@@ -101,6 +101,28 @@ class TapeMixer:
         return [ones[reader] if reader in ones else self._trunk.weights(reader) for reader in self._readers]
 
 
+class FoldedMixer:
+    """Constant weights where a fold has them, else another mixer's."""
+
+    def __init__(self, fold: Fold, unfolded: Mixer) -> None:
+        self._fold = fold
+        self._unfolded = unfolded
+        self._weights: list[Tensor | None] = []  # None where they are the other mixer's
+
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+        constant = self._fold.weights[reader - 1]
+        if constant is None:
+            self._weights.append(None)
+            return self._unfolded.mixture(sources, reader, previous)
+        weights = constant.to(previous).expand(-1, len(previous), -1)
+        self._weights.append(weights)
+        return mix([source.value for source in sources], weights)
+
+    def weights(self) -> list[Tensor]:
+        unfolded = iter(self._unfolded.weights())
+        return [next(unfolded) if weights is None else weights for weights in self._weights]
+
+
 def fused_trunk(queries: KnownQueries, blocks: Sequence[range]) -> RoutedTrunk:
     """By the kernels, which read early sources once for a block of readers."""
     from dar.kernels.gradients import Gradients
@@ -116,8 +138,14 @@ def torch_trunk(queries: KnownQueries, batch: int) -> RoutedTrunk:
     return RoutedTrunk(queries.queries, tape, partial(TorchGradients, tape))
 
 
-def mixer_for(weigher: Weigher, embedding: Tensor, blocks: Sequence[range], backend: str) -> Mixer:
+def mixer_for(
+    weigher: Weigher, embedding: Tensor, blocks: Sequence[range], backend: str, fold: Fold | None = None
+) -> Mixer:
     """The fastest mixer that can run here, of the backend that is asked for (`dar.route.depth_route`)."""
+    if fold is not None:
+        # A tape's backward pass does not know of readers that are passed over.
+        unfolded = TorchMixer(weigher) if torch.is_grad_enabled() else mixer_for(weigher, embedding, blocks, backend)
+        return FoldedMixer(fold, unfolded)
     fused = choose_backend(backend, [embedding]) == "triton"
     if not isinstance(weigher, SoftmaxWeigher):
         return TorchMixer(weigher)

@@ -1,4 +1,4 @@
-"""How sources get their weights: by softmax, or as constants where a model has been folded (`dar.folding`)."""
+"""How sources get their weights: by softmax, and what stands for it where a model has been folded (`dar.folding`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dar.history import Source
-from dar.route import mix, route
+from dar.route import route
 from dar.routing.queries import Scorer
 
 
@@ -63,18 +63,3 @@ class Fold:
     def matches(self, t_embedding: Tensor) -> bool:
         """Whether all samples, (B, d), are at this timestep."""
         return torch.allclose(t_embedding, self.embedding.to(t_embedding).expand_as(t_embedding), atol=1e-5)
-
-
-class FoldedWeigher:
-    """Constants where a fold has them, else the weights as they were."""
-
-    def __init__(self, fold: Fold, unfolded: Weigher) -> None:
-        self._weights = fold.weights
-        self._unfolded = unfolded
-
-    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
-        constant = self._weights[reader - 1]
-        if constant is None:
-            return self._unfolded.mixed(sources, reader, previous)
-        weights = constant.to(previous).expand(-1, len(previous), -1)
-        return mix([source.value for source in sources], weights), weights
