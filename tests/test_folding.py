@@ -58,20 +58,32 @@ def test_everything_folded_uses_the_means(routing):
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_folded_in_part_with_gradients_and_without(routing):
-    """The two ways of reading what is not folded agree, mixtures and weights."""
+    """The two ways of reading what is not folded agree: mixtures, weights, and the gradient with differences."""
     model = perturbed(replace(SMALL, routing=routing))
     _, (everything, _) = fold_routing(model, inputs(), tolerance=1e9)
     limit = sorted(everything.deviations)[len(everything.deviations) // 2]
     folded, (found, _) = fold_routing(model, inputs(), tolerance=limit)
     assert 0 < found.num_folded < len(found.deviations)
     x_t, t, y = inputs()[0]
+    x_t.requires_grad_()
     with capture(folded) as record:
         output = at(folded, x_t, t, y)
+    step = 1e-5 * torch.randn(x_t.shape, generator=generator(9), dtype=x_t.dtype)
     with torch.no_grad():
         torch.testing.assert_close(at(folded, x_t, t, y), output)
+        change = (at(folded, x_t + step, t, y) - at(folded, x_t - step, t, y)).sum() / 2
+    torch.testing.assert_close((torch.autograd.grad(output.sum(), x_t)[0] * step).sum(), change, rtol=1e-5, atol=0.0)
     times = torch.full((len(y),), t, dtype=x_t.dtype)
-    for got, expected in zip(folded.routing_weights(x_t, times, y), record.stream.weights, strict=True):
+    found_weights = folded.routing_weights(x_t, times, y)
+    assert len(found_weights) == folded.routing.num_readers
+    constants = folded.routing.folds[0].weights
+    for got, expected, constant in zip(found_weights, record.stream.weights, constants, strict=True):
         torch.testing.assert_close(got, expected)
+        if constant is not None:
+            torch.testing.assert_close(got, constant.expand_as(got))
+        total = len(got) if routing.scale == "count" else 1.0
+        if len(got):  # the first reader of an anchored routing has no sources
+            torch.testing.assert_close(got.sum(0), torch.full_like(got[0], total))
 
 
 def test_a_folded_reader_asks_nothing_of_its_sources(monkeypatch):
