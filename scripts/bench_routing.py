@@ -7,7 +7,7 @@ SiT-XL/2, on a CPU the torch paths at small ones. Before an arm is timed, its mi
 equation 5 in float64. Other packages' kernels (pip install fla-core liger-kernel fast-attnres) are measured where
 they are installed. Forward passes are timed with gradients on, so that they keep what a backward pass needs.
 
-All sizes take a GPU half an hour, most of it torch.compile's; --tokens and --arms cut that into pieces.
+On a GPU torch.compile compiles anew for every N and number of tokens; --tokens and --arms cut the work into pieces.
 """
 
 from __future__ import annotations

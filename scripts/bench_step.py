@@ -4,7 +4,7 @@
 
 On a GPU: SiT-XL/2 at 256 x 256 in bfloat16, by the fused kernels and by the torch path, eager and compiled. On a CPU:
 three small models, by the torch path, arms in turn. (On the GPU one after another: two would not fit side by side.
-There compilation takes minutes an arm; --arms cuts the work into pieces.)
+There half of the arms are compiled; --arms cuts the work into pieces.)
 """
 
 from __future__ import annotations
