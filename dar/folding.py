@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dar.routing import DepthRouting
-from dar.routing.weighers import Fold
+from dar.routing.mixers import Fold
 from dar.sit import SiT
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from bench_tools import (
+    TOLERANCE,
     copy_bandwidth,
     facts,
     is_cuda,
@@ -40,7 +41,6 @@ from dar import depth_route, depth_route_reference
 from distill.files import write_bytes, write_text
 from distill.report.style import dress, new_figure, png
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 GATE_TOKENS = 256
 Router = Callable[[list[Tensor], Tensor], Tensor]
 
@@ -209,7 +209,7 @@ def measure_router(size: Size, tokens: int, num: int, args: argparse.Namespace) 
     arms: dict[str, Arm] = {}
     notes = []
     for name, route in routers(device).items():
-        if not args.arms(name):
+        if not args.arms.search(name):
             continue
         wrong = refusal(name, route, sources, query)
         arm = None if wrong else unless_out_of_memory(partial(arm_of, route, sources, query, device))
@@ -275,11 +275,10 @@ def text_of(found: list[Measured], notes: list[str], size: Size, bandwidth: floa
 
 
 def main() -> None:
-    repeats = {"cuda": 50, "cpu": 10}
-    parser = parser_of(__doc__, repeats)
+    parser = parser_of(__doc__, {"cuda": 50, "cpu": 10})
     parser.add_argument("--tokens", type=int, nargs="+", help="(all of the device's)")
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.png, anew after each size")
-    args = parsed(parser, repeats)
+    args = parsed(parser)
     size = SIZES[args.device]
     bandwidth = copy_bandwidth(args.device)
     found: list[Measured] = []
@@ -291,6 +290,8 @@ def main() -> None:
         notes += remarks
         if args.output:
             write_text(args.output.with_suffix(".md"), text_of(found, notes, size, bandwidth, args))
+    if not found:
+        sys.exit("\n".join(notes or [f"no arm's name has {args.arms.pattern!r} in it; nothing was timed"]))
     print(text_of(found, notes, size, bandwidth, args))
     if args.output:
         draw(found, args.output.with_suffix(".png"))

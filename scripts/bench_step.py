@@ -120,7 +120,9 @@ def measure(
     name: str, case: Case, args: argparse.Namespace, done: Callable[[list[list[str]]], None]
 ) -> list[list[str]]:
     """Rows of the table; `done` is told of them as they come."""
-    makers = {label: make for label, make in arms_of(case, args.device).items() if label == PLAIN or args.arms(label)}
+    makers = {
+        label: make for label, make in arms_of(case, args.device).items() if label == PLAIN or args.arms.search(label)
+    }
     groups = [[label] for label in makers] if is_cuda(args.device) else [list(makers)]
     rows: list[list[str]] = []
     plain: Timed | None = None
@@ -129,7 +131,7 @@ def measure(
         plain = timed.get(PLAIN, plain)
         for label in labels:
             found = timed.get(label)
-            cells = ["out of memory", "", "", "", ""] if found is None else found.cells(plain or found)
+            cells = ["out of memory", "", "", "", ""] if found is None else found.cells(plain)
             rows.append([name, label, *cells])
             print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
         done(rows)
@@ -144,12 +146,16 @@ class Timed:
     samples: list[float]
     peak: int | None
 
-    def cells(self, plain: Timed) -> list[str]:
-        return [
-            milliseconds(self.steps), f"{statistics.median(self.steps) / statistics.median(plain.steps):.2f}",
-            "not measured" if self.peak is None else f"{self.peak / 2**30:.1f} GiB",
-            milliseconds(self.samples), f"{statistics.median(self.samples) / statistics.median(plain.samples):.2f}",
-        ]  # fmt: skip
+    def cells(self, plain: Timed | None) -> list[str]:
+        """With ratios to the plain model, where that was timed."""
+        peak = "not measured" if self.peak is None else f"{self.peak / 2**30:.1f} GiB"
+        step = ratio(self.steps, plain.steps) if plain else ""
+        sample = ratio(self.samples, plain.samples) if plain else ""
+        return [milliseconds(self.steps), step, peak, milliseconds(self.samples), sample]
+
+
+def ratio(seconds: list[float], others: list[float]) -> str:
+    return f"{statistics.median(seconds) / statistics.median(others):.2f}"
 
 
 def time_arms(makers: dict[str, Callable[[], Arm]], args: argparse.Namespace) -> dict[str, Timed]:
@@ -161,11 +167,10 @@ def time_arms(makers: dict[str, Callable[[], Arm]], args: argparse.Namespace) ->
 
 
 def main() -> None:
-    repeats = {"cuda": 20, "cpu": 20}
-    parser = parser_of(__doc__, repeats)
+    parser = parser_of(__doc__, {"cuda": 20, "cpu": 20})
     parser.add_argument("--batch-size", type=int, help="samples per step (64)")
     parser.add_argument("--output", type=Path, help="also write the table here, anew after each arm")
-    args = parsed(parser, repeats)
+    args = parsed(parser)
     header = ["model", "routing", "training step, ms", "against plain", "peak", "4-step sample, ms", "against plain"]
     earlier: list[list[str]] = []
 

@@ -17,9 +17,9 @@ import torch
 
 from distill.allocator import keep_freed_memory
 
-keep_freed_memory()  # as the command line does
 L2_BYTES = 256 * 2**20  # more than any L2 cache holds
 WARM_UP = 2
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a norm: how far arms may be from what is right
 T = TypeVar("T")
 
 
@@ -38,16 +38,24 @@ def parser_of(description: str | None, repeats: dict[str, int]) -> argparse.Argu
     default = ", ".join(f"{number} on {device}" for device, number in repeats.items())
     parser.add_argument("--repeats", type=int, help=f"of everything that is timed ({default})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--arms", default="", help="only those whose name this regular expression is found in (all)")
+    words = "only those whose name this regular expression is found in (all)"
+    parser.add_argument("--arms", type=_pattern, default=re.compile(""), help=words)
+    parser.set_defaults(default_repeats=repeats)
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser, repeats: dict[str, int]) -> argparse.Namespace:
-    """With `arms` as a predicate of names, and the number of threads set."""
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for; the process is set up for it."""
     args = parser.parse_args()
-    args.repeats = args.repeats or repeats[args.device]
-    wanted = re.compile(args.arms)
-    args.arms = lambda name: wanted.search(name) is not None
+    args.repeats = args.repeats or args.default_repeats[args.device]
+    keep_freed_memory()  # as the command line does
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     return args

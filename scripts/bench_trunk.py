@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_tools import facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
+from bench_tools import TOLERANCE, facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
 from torch import Tensor
 
 from dar import RoutingConfig
@@ -26,7 +26,6 @@ from dar.routing.queries import KnownQueries
 from dar.routing.weighers import SoftmaxWeigher
 from distill.files import write_text
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 FUSED_TAPE = "tape: two phases, pulled"
 TRUNKS = {
     "dense": RoutingConfig(chunk_size=1),
@@ -127,10 +126,9 @@ def check(steps: dict[str, Callable[[], Tensor]], dtype: torch.dtype) -> None:
 
 
 def main() -> None:
-    repeats = {"cuda": 50, "cpu": 10}
-    parser = parser_of(__doc__, repeats)
+    parser = parser_of(__doc__, {"cuda": 50, "cpu": 10})
     parser.add_argument("--output", type=Path, help="also write the table here")
-    args = parsed(parser, repeats)
+    args = parsed(parser)
     size = SIZES[args.device]
     x = torch.randn(size.batch, size.tokens, size.dim, device=args.device).to(size.dtype).requires_grad_()
     steps: dict[str, Callable[[], Tensor]] = {"plain residual": partial(plain, size, x)}
@@ -139,7 +137,7 @@ def main() -> None:
         trunk = Trunk(config, size, args.device)
         for arm in trunk.mixers():
             label = f"{name}: {arm}"
-            if args.arms(label):
+            if args.arms.search(label):
                 steps[label] = partial(trunk.run, arm, x)
             if arm == FUSED_TAPE:
                 units[label] = "{} + {}".format(*tape_units(trunk.routing))

@@ -179,11 +179,10 @@ def _now() -> float:
 
 
 def main() -> None:
-    repeats = {"cuda": 10, "cpu": 10}
-    parser = parser_of(__doc__, repeats)
+    parser = parser_of(__doc__, {"cuda": 10, "cpu": 10})
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, help="also write the table here")
-    args = parsed(parser, repeats)
+    args = parsed(parser)
     on_gpu = is_cuda(args.device)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu else "no")
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +198,7 @@ def main() -> None:
             "ours, LoRA roles": lambda: Ours(replace(config, roles=RolesConfig("lora")), accelerator),
             REFERENCE: lambda: PublishedOrder(config, accelerator),
         }
-        makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms(name)}
+        makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms.search(name)}
         found: dict[str, Measured] = {}
         for names in [[name] for name in makers] if on_gpu else [list(makers)]:
             found |= measure({name: makers[name] for name in names}, args.repeats, args.device)

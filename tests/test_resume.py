@@ -22,7 +22,7 @@ from distill.sharing import learning
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.distillation import DistillationTask
-from distill.training.loop import _Pace, run_loop
+from distill.training.loop import Pace, run_loop
 from distill.training.run_log import read_log
 from distill.training.teacher import TeacherTask
 from tests.conftest import tiny_config
@@ -150,7 +150,7 @@ def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_time_left_is_told_by_what_follows_the_first_update() -> None:
-    pace = _Pace(10)
+    pace = Pace(10)
     assert [pace.words(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
         "9 s", "10 s, 8 s left", "12 s, 6 s left", "18 s, 0 s left",
     ]  # fmt: skip

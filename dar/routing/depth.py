@@ -10,8 +10,8 @@ from torch import Tensor
 from dar.chunks import ChunkPlan, reader_blocks
 from dar.history import Source, SourceHistory
 from dar.routing.base import Routing, RoutingConfig
-from dar.routing.mixers import Mixer, mixer_for
-from dar.routing.weighers import Fold, Weigher
+from dar.routing.mixers import Fold, Mixer, mixer_for
+from dar.routing.weighers import Weigher
 
 READERS_PER_BLOCK = 4  # of the kernels: so many mixtures fit into a program's registers at d = 1152
 

@@ -6,6 +6,7 @@ All give the same numbers. A tape takes queries that are known beforehand, in ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from dar.history import Source
 from dar.kernels import choose_backend, in_kernel_dtype
 from dar.route import EPS, mix
 from dar.routing.queries import KnownQueries
-from dar.routing.weighers import Fold, SoftmaxWeigher, Weigher
+from dar.routing.weighers import SoftmaxWeigher, Weigher
 from dar.tape import TorchGradients, TorchTape
 from dar.trunk import RoutedTrunk
 
@@ -99,6 +100,23 @@ class TapeMixer:
         """Without gradient."""
         ones = {reader: value.new_ones(1, *value.shape[:2]) for reader, value in self._alone.items()}
         return [ones[reader] if reader in ones else self._trunk.weights(reader) for reader in self._readers]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What replaces the weights at one timestep.
+
+    t: the timestep. embedding: its e(t), (d), by which it is recognised.
+    weights: per reader (N, 1, T), the same for every sample; None where a reader goes on looking at its sources.
+    """
+
+    t: float
+    embedding: Tensor
+    weights: Sequence[Tensor | None]
+
+    def matches(self, t_embedding: Tensor) -> bool:
+        """Whether all samples, (B, d), are at this timestep."""
+        return torch.allclose(t_embedding, self.embedding.to(t_embedding).expand_as(t_embedding), atol=1e-5)
 
 
 class FoldedMixer:

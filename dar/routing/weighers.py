@@ -1,12 +1,10 @@
-"""How sources get their weights: by softmax, and what stands for it where a model has been folded (`dar.folding`)."""
+"""How sources get their weights and are mixed with them, reader by reader."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from dar.history import Source
@@ -46,20 +44,3 @@ class CountWeigher(SoftmaxWeigher):
 
     def count(self, num_sources: int) -> float:
         return float(num_sources)
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """What replaces the weights at one timestep.
-
-    t: the timestep. embedding: its e(t), (d), by which it is recognised.
-    weights: per reader (N, 1, T), the same for every sample; None where a reader goes on looking at its sources.
-    """
-
-    t: float
-    embedding: Tensor
-    weights: Sequence[Tensor | None]
-
-    def matches(self, t_embedding: Tensor) -> bool:
-        """Whether all samples, (B, d), are at this timestep."""
-        return torch.allclose(t_embedding, self.embedding.to(t_embedding).expand_as(t_embedding), atol=1e-5)

@@ -52,7 +52,7 @@ class Counter:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
-class _Pace:
+class Pace:
     """Time spent and left, told after each update.
 
     The first one, which also does what comes before all (the critic's warm-up), says nothing of those to come.
@@ -82,7 +82,7 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
     log = RunLog(folder, accelerator, counter.step)
     console = Console(stderr=True)
     started = time.perf_counter() - counter.elapsed_s
-    pace = _Pace(config.steps)
+    pace = Pace(config.steps)
     with _progress(console, accelerator) as progress:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
         while counter.step < config.steps:
