@@ -1,7 +1,8 @@
 """Routing weights as constants, for a model that is asked at a few timesteps only, as a few-step student is.
 
-At one timestep weights vary with content alone. Where they vary little they are replaced by their means over samples,
-source by source and token by token, and routing costs what a weighted sum costs: no queries, no keys, no softmax.
+At one timestep queries of w and e(t) are constants, and one set of them serves all samples. Weights then vary with
+content alone. Where they vary little they are replaced by their means over samples, source by source and token by
+token, and routing costs what a weighted sum costs: no queries, no keys, no softmax.
 
     h - h_folded = sum_i (a_i - mean a_i) v_i,    |h - h_folded| <= deviation * max_i |v_i|,
     deviation = sum_i |a_i - mean a_i|

@@ -4,8 +4,9 @@
 
 Writes a table (.md) and a picture (.png) of latency and memory against N. On a GPU all arms run at the sizes of
 SiT-XL/2, on a CPU the torch paths at small ones. Before an arm is timed, its mixture and gradients are held against
-equation 5 in float64. Other packages' kernels (pip install fla-core liger-kernel fast-attnres) are measured where
-they are installed. Forward passes are timed with gradients on, so that they keep what a backward pass needs.
+equation 5 in float64. Other packages' kernels (pip install fla-core liger-kernel fast-attnres flash-attn-res) are
+measured where they are installed; the last one takes powers of two only (--dim 1024). Forward passes are timed with
+gradients on, so that they keep what a backward pass needs.
 
 On a GPU torch.compile compiles anew for every N and number of tokens; --tokens and --arms cut the work into pieces.
 """
@@ -16,7 +17,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +93,19 @@ def fast_attnres() -> Router:
     return lambda sources, query: attnres(sources, query.to(sources[0].dtype), eps=1e-6, scale=len(query) ** -0.5)
 
 
-PEERS = {"fla-core": fla_core, "liger-kernel": liger, "fast-attnres": fast_attnres}
+def flash_attn_res() -> Router:
+    """Its first phase, of one query over all sources."""
+    from flash_attn_res import phase_1_batched_attention_triton_op as phase_1  # pyright: ignore[reportMissingImports]
+
+    def route(sources: list[Tensor], query: Tensor) -> Tensor:
+        scaled = (query * len(query) ** -0.5).to(sources[0].dtype)
+        mixtures, _ = phase_1(torch.stack(sources), scaled[None], 1e-6)
+        return mixtures[0]
+
+    return route
+
+
+PEERS = {"fla-core": fla_core, "liger-kernel": liger, "fast-attnres": fast_attnres, "flash-attn-res": flash_attn_res}
 
 
 def routers(device: str) -> dict[str, Router]:
@@ -277,9 +290,10 @@ def text_of(found: list[Measured], notes: list[str], size: Size, bandwidth: floa
 def main() -> None:
     parser = parser_of(__doc__, {"cuda": 50, "cpu": 10})
     parser.add_argument("--tokens", type=int, nargs="+", help="(all of the device's)")
+    parser.add_argument("--dim", type=int, help="width of a source (the device's)")
     parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.png, anew after each size")
     args = parsed(parser)
-    size = SIZES[args.device]
+    size = replace(SIZES[args.device], dim=args.dim or SIZES[args.device].dim)
     bandwidth = copy_bandwidth(args.device)
     found: list[Measured] = []
     notes: list[str] = []

@@ -8,6 +8,8 @@ import torch
 from dar import RoutingConfig, SiT
 from dar.diagnostics import capture
 from dar.folding import fold_routing
+from dar.routing import mixers
+from dar.tape import TorchTape
 from tests.test_sit import RESIDUAL, SMALL, generator, perturbed
 
 ROUTINGS = [
@@ -84,6 +86,25 @@ def test_folded_in_part_with_gradients_and_without(routing):
         total = len(got) if routing.scale == "count" else 1.0
         if len(got):  # the first reader of an anchored routing has no sources
             torch.testing.assert_close(got.sum(0), torch.full_like(got[0], total))
+
+
+def test_samples_at_a_folded_timestep_share_their_queries(monkeypatch):
+    """Where no reader is folded, too; at another timestep each sample has its own."""
+    model = perturbed(replace(SMALL, routing=RoutingConfig()))
+    folded, _ = fold_routing(model, inputs(), tolerance=-1.0)
+    x_t, t, y = inputs()[0]
+    shapes = []
+    tape = mixers.TorchTape
+
+    def noted(queries: torch.Tensor, *args, **kwargs) -> TorchTape:
+        shapes.append(tuple(queries.shape))
+        return tape(queries, *args, **kwargs)
+
+    monkeypatch.setattr(mixers, "TorchTape", noted)
+    with torch.no_grad():
+        torch.testing.assert_close(at(folded, x_t, t, y), at(model, x_t, t, y))
+    shared, own = shapes
+    assert shared[0] == model.routing.num_readers and own == (len(y), *shared)
 
 
 def test_a_folded_reader_asks_nothing_of_its_sources(monkeypatch):

@@ -87,8 +87,9 @@ class DepthRouting(Routing):
         return self.config.summary == "sum" or max(self.plan.lengths[:-1], default=1) == 1
 
     def open(self, embedding: Tensor, t_embedding: Tensor) -> DepthStream:
-        weigher = self.weigher(t_embedding)
         fold = next((fold for fold in self.folds if fold.matches(t_embedding)), None)
+        # At a folded timestep all samples share e(t), and the queries with it.
+        weigher = self.weigher(t_embedding if fold is None else fold.embedding.to(t_embedding))
         mixer = mixer_for(weigher, embedding, self.blocks, self.backend, fold)
         stream_type = AnchoredStream if self.anchored else DepthStream
         return stream_type(self, self.history(embedding), mixer)
@@ -104,4 +105,4 @@ class DepthRouting(Routing):
 
     @abstractmethod
     def weigher(self, t_embedding: Tensor) -> Weigher:
-        """The weights' rule for one forward pass at e(t) (B, d)."""
+        """The weights' rule for one forward pass at e(t), (B, d), or (d) where all samples are at one timestep."""

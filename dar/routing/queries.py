@@ -70,7 +70,7 @@ class StaticTimeQueries(nn.Module):
         self.t_gate = nn.Parameter(torch.zeros(num_readers, dim))
 
     def forward(self, t_embedding: Tensor) -> KnownQueries:
-        return KnownQueries(torch.addcmul(self.weight, t_embedding.unsqueeze(1), self.t_gate))
+        return KnownQueries(torch.addcmul(self.weight, t_embedding.unsqueeze(-2), self.t_gate))
 
 
 class DynamicQueries(nn.Module):
