@@ -52,13 +52,20 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
     return total
 
 
+def _finished(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum as what a node returns, in `dtype`."""
+    # Compiled by torch 2.11, a node whose result was written to in place hands back gradients of zero
+    # (pytorch issue 180642, mended in 2.12). Another name for the same memory keeps clear of that.
+    return total.to(dtype).detach()
+
+
 class _Mix(torch.autograd.Function):
     """h = sum_i a_i v_i;  da_i = <dh, v_i>,  dv_i = a_i dh."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *sources)
-        return weighted_sum(sources, weights.unsqueeze(-1).unbind()).to(sources[0].dtype)
+        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype)
 
     @staticmethod
     @once_differentiable
@@ -91,7 +98,7 @@ class _Route(torch.autograd.Function):
         weights = softmax_of(logits, count)
         ctx.save_for_backward(query, logits, weights, *tensors)
         ctx.scale, ctx.count = scale, count
-        return weighted_sum(sources, weights.unsqueeze(-1).unbind()).to(sources[0].dtype), weights
+        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype), weights
 
     @staticmethod
     @once_differentiable
