@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,8 @@ from distill.errors import UserError
 def _at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value < minimum:
-            raise UserError(f"{section}.{name} must be at least {minimum:g}; got {value:g}")
+        if not minimum <= value < math.inf:
+            raise UserError(f"{section}.{name} must be finite and at least {minimum:g}; got {value:g}")
 
 
 def _within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
@@ -24,6 +25,11 @@ def _within(owner: Any, section: str, low: float, high: float, *names: str) -> N
         value = getattr(owner, name)
         if not low <= value <= high:
             raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
+def _decay(owner: Any, section: str) -> None:
+    if not 0 <= owner.ema_decay < 1:  # at 1 the average would never move
+        raise UserError(f"{section}.ema_decay must lie in [0, 1); got {owner.ema_decay:g}")
 
 
 def _one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -106,7 +112,7 @@ class LoopConfig:
 
 @dataclass
 class FlowMatchingConfig:
-    """Flow matching with label dropout for classifier-free guidance."""
+    """Flow matching with label dropout for classifier-free guidance; the average as in `StudentConfig`."""
 
     t_sampler: str = "logit_normal"
     label_dropout: float = 0.1
@@ -114,7 +120,8 @@ class FlowMatchingConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
-        _within(self, "flow_matching", 0, 1, "label_dropout", "ema_decay")
+        _within(self, "flow_matching", 0, 1, "label_dropout")
+        _decay(self, "flow_matching")
 
 
 @dataclass
@@ -154,6 +161,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.start.path is None):
             raise UserError("give either a section model (a new model) or start.path (a folder to fine-tune)")
+        for name, minimum in (("grid_cfg_scale", 0), ("grid_steps", 1)):
+            if not minimum <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"{name} must be finite and at least {minimum}; got {value:g}")
         if self.model is not None and self.start.trainable != "all":
             raise UserError(f"start.trainable = {self.start.trainable} needs start.path, a folder to fine-tune")
 
@@ -191,7 +201,10 @@ class TeacherConfig:
 
 @dataclass
 class StudentConfig:
-    """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise."""
+    """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise.
+
+    ema_decay: of the average that is saved, once it has warmed up: after n updates it is (1 + n) / (10 + n) at most.
+    """
 
     steps: int = 4
     shift: float = 1.0
@@ -200,9 +213,9 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "student", 1, "steps")
-        _within(self, "student", 0, 1, "ema_decay")
-        if self.shift <= 0:
-            raise UserError(f"student.shift must be above 0; got {self.shift:g}")
+        _decay(self, "student")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"student.shift must be finite and above 0; got {self.shift:g}")
 
 
 @dataclass
@@ -278,7 +291,7 @@ class EvalConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluate", 2, "num_images")
+        _at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
         _at_least(self, "evaluate", 1, "batch_size", "bootstrap")
 
 

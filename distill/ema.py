@@ -26,7 +26,7 @@ class Ema(Generic[M]):
         self._blank = blank_copy(model) if blank is None else blank
         self._frozen = frozen(model)
         self._averages = {name: parameter.detach().clone() for name, parameter in learning(model).items()}
-        self._average = get_ema_multi_avg_fn(decay)
+        self._decay = decay
         self._num_updates = 0
 
     @property
@@ -39,12 +39,16 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move by (1 - decay) towards `model`; the first update copies."""
+        """Move by (1 - decay) towards `model`; the first update copies.
+
+        While n updates are few, decay is (1 + n) / (10 + n): a short training is not an average with where it began.
+        """
         current = learning(model)
         if self._num_updates:
             averages: list[Tensor] = [own_part(average) for average in self._averages.values()]
             values: list[Tensor] = [own_part(current[name]) for name in self._averages]
-            self._average(averages, values, self._num_updates)
+            decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+            get_ema_multi_avg_fn(decay)(averages, values, self._num_updates)
         else:
             self._copy(current)
         self._num_updates += 1

@@ -6,12 +6,9 @@ class UserError(ValueError):
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; raised before the optimizer step."""
+    """Something is NaN or infinite: a loss or gradient before its optimizer step, or weights before they are saved."""
 
-    def __init__(self, role: str, step: int, what: str) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__(
-            f"{role}: {what} is not finite at step {step}; nothing was updated. Lower the learning rate or "
-            f"the guidance scale, and resume from the last checkpoint"
+            f"{what}. Lower the learning rate or the guidance scale and start anew; what checkpoints there are are intact"
         )
-        self.role = role
-        self.step = step

@@ -116,12 +116,19 @@ def milliseconds(seconds: Sequence[float]) -> str:
     return f"{1e3 * middle:.{digits}f} [{1e3 * low:.{digits}f}, {1e3 * high:.{digits}f}]"
 
 
+def processor() -> str:
+    """The CPU's name where Linux tells it, else its architecture."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def facts(device: str) -> str:
     """The command, the date, the machine and the versions, as one line."""
-    machine = torch.cuda.get_device_name() if is_cuda(device) else f"CPU, {torch.get_num_threads()} thread(s)"
+    machine = torch.cuda.get_device_name() if is_cuda(device) else f"{processor()}, {torch.get_num_threads()} thread(s)"
     command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return (
-        f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine}, {platform.machine()}, torch {torch.__version__}, "
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine}, torch {torch.__version__}, "
         f"triton {version_of('triton') or 'not installed'}"
     )
 

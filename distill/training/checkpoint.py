@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_MODEL_NAME
 from accelerate.utils.constants import FSDP_MODEL_NAME
@@ -21,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dar.checkpoints.pickles import read_pickle
-from distill.errors import UserError
-from distill.sharing import frozen
+from distill.errors import NonFiniteError, UserError
+from distill.sharding import own_part
+from distill.sharing import frozen, learning
 
 FOLDER = "checkpoints"
 
@@ -37,7 +39,11 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 
 def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep: int) -> Path:
-    """Write the checkpoint of `step` and drop all but the newest `keep`."""
+    """Write the checkpoint of `step` and drop all but the newest `keep`.
+
+    Raises: NonFiniteError where what learns is not finite; UserError where it could not be written.
+    """
+    _check_finite(accelerator, step)
     final = checkpoint_path(run_folder, step)
     partial = final.with_name(f".{final.name}.partial")
     if accelerator.is_main_process:
@@ -64,6 +70,16 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _check_finite(accelerator: Accelerator, step: int) -> None:
+    # The last optimizer step of all is followed by no loss that would tell.
+    parameters = [own_part(p.detach()) for model in accelerator._models for p in learning(model).values()]
+    broken = sum(not bool(parameter.isfinite().all()) for parameter in parameters)
+    everywhere = accelerator.reduce(torch.tensor(float(broken), device=accelerator.device))
+    assert isinstance(everywhere, Tensor)
+    if everywhere:
+        raise NonFiniteError(f"the weights are not finite after step {step}")
 
 
 def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:

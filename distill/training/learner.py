@@ -18,6 +18,9 @@ from distill.sharing import blank_copy, learning
 from distill.training.optimizers import OPTIMIZERS
 
 
+MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below it are not too large, but broken
+
+
 def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
     """Warm-up, plateau, linear decay: the rate of update `step` (from 0) of `num_steps` as a share of lr."""
     warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
@@ -80,19 +83,23 @@ class Learner:
                 assert isinstance(reduced, Tensor)
                 value = float(reduced)
                 if not math.isfinite(value):
-                    raise NonFiniteError(self.role, step, "the loss")
+                    raise NonFiniteError(f"{self.role}: the loss is not finite in its update {step + 1}")
                 self.accelerator.backward(loss)
             total += value
         norm = self.accelerator.clip_grad_norm_(learning(self.model).values(), self.optim.clip_norm)
         assert norm is not None
         norm = whole(norm)
-        # With fp16 an overflow is expected now and then: its scaler skips the step and lowers the scale.
-        if self.accelerator.mixed_precision != "fp16" and not torch.isfinite(norm):
+        if not torch.isfinite(norm) and not self._may_overflow():
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(self.role, step, "the gradient")
+            raise NonFiniteError(f"{self.role}: the gradient is not finite in its update {step + 1}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": float(norm)}
+
+    def _may_overflow(self) -> bool:
+        """With fp16 it is expected now and then: the scaler skips the step and halves the scale, as long as that helps."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 
     def _sync(self, *, is_last: bool) -> AbstractContextManager:
         return nullcontext() if is_last else self.accelerator.no_sync(self.model)
