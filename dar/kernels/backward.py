@@ -30,8 +30,9 @@ def _backward(
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, STAGES: tl.constexpr,
     TOKENS: tl.constexpr, HAS_D_LOGITS: tl.constexpr,
 ):  # fmt: skip
-    sample = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    # Parts come first: the second axis of a grid ends at 65535.
+    part = tl.program_id(0)
+    sample = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside = channel < dim
     du = tl.zeros([BLOCK], tl.float32)
@@ -57,7 +58,7 @@ def _backward(
             tl.store(d_sources + at * dim + channel, dv.to(DTYPE), inside)
             du += (ds * r * scale) * v
             at += num_rows
-    num_parts = tl.num_programs(1)
+    num_parts = tl.num_programs(0)
     tl.store(d_query + (sample * num_parts + part) * dim + channel, du, inside)
 
 
@@ -85,7 +86,7 @@ def route_backward(
     parts = -(-tokens // tokens_per_part)
     d_sources = mixture.new_empty(len(sources), batch, tokens, dim)
     d_query = torch.empty(batch, parts, dim, dtype=torch.float32, device=mixture.device)
-    _backward[(batch, parts)](
+    _backward[(parts, batch)](
         address_table(sources), query, mixture, logits, lse,
         d_mixture.contiguous(), logits if d_logits is None else d_logits.contiguous(), d_sources, d_query,
         len(sources), batch * tokens, tokens, *sources[0].stride()[:2], *samples_and_tokens(query),

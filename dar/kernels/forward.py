@@ -27,7 +27,10 @@ from dar.kernels.table import address_table, constants_of, row_pointer, same_lay
 
 
 class State(NamedTuple):
-    """Mixtures (P, B, T, d) in the sources' dtype and, in float32, largest logits and totals (P, B, T)."""
+    """Mixtures (P, B, T, d) in the sources' dtype and, in float32, largest logits and totals (P, B, T).
+
+    float16 has no range for sums of exp(s - m) v: there the mixtures are in float32, too.
+    """
 
     mixtures: Tensor
     largest: Tensor
@@ -82,7 +85,7 @@ def _forward(
     else:
         tl.store(totals + at_state, total, asked)
     tl.store(largest + at_state, m, asked)
-    tl.store(mixtures + at_mixture, h.to(DTYPE), asked[:, None] & inside)
+    tl.store(mixtures + at_mixture, h.to(mixtures.dtype.element_ty), asked[:, None] & inside)
 
 
 def _launch(
@@ -118,7 +121,8 @@ def begin(sources: Sequence[Tensor], queries: Tensor, logits: Tensor, scale: flo
         logits: (N, W, B, T) float32 with W >= P, written.
     """
     shape = sources[0].shape
-    mixtures = sources[0].new_empty(len(queries), *shape)
+    wide = torch.float32 if sources[0].dtype == torch.float16 else sources[0].dtype
+    mixtures = sources[0].new_empty(len(queries), *shape, dtype=wide)
     largest = torch.empty(len(queries), *shape[:2], dtype=torch.float32, device=mixtures.device)
     state = State(mixtures, largest, torch.empty_like(largest))
     _launch(sources, queries, None, state, logits, scale, eps, 1.0, finish=False)
@@ -133,6 +137,8 @@ def finish(
     eps: float,
     count: float = 1.0,
     start: State | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h (B, T, d) in the sources' dtype, and lse (B, T), the logarithm of sum exp(s) / count.
 
@@ -140,10 +146,11 @@ def finish(
         sources: N tensors (B, T, d); at least one, unless there is a start. query: (d), (B, d) or (B, T, d).
         logits: (N, W, B, T) float32, of which the first of W is written. count: factor of h.
         start: of the sources before these, its tensors without the dimension P; None where these are all.
+        dtype: the sources', where none may be given.
     """
     like = sources[0] if sources else start.mixtures  # pyright: ignore[reportOptionalMemberAccess]
     shape = like.shape
-    mixture = like.new_empty(shape)
+    mixture = like.new_empty(shape, dtype=dtype or like.dtype)
     lse = torch.empty(shape[:2], dtype=torch.float32, device=mixture.device)
     end = State(mixture[None], lse[None], lse[None])  # its totals are not written
     _launch(sources, query[None], start, end, logits, scale, eps, count, finish=True)

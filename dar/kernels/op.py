@@ -16,7 +16,8 @@ def route(
     from dar.kernels import forward
 
     logits = sources[0].new_empty(len(sources), 1, *sources[0].shape[:2], dtype=torch.float32)
-    mixture, lse = forward.finish(sources, _rows_side_by_side(query), logits, scale, eps, count)
+    with torch.cuda.device_of(sources[0]):  # Triton launches on the current device
+        mixture, lse = forward.finish(sources, _rows_side_by_side(query), logits, scale, eps, count)
     return mixture, logits.squeeze(1), lse
 
 
@@ -43,7 +44,8 @@ def route_backward(
 
     mixture, logits, lse = kept
     query = _rows_side_by_side(query)
-    return backward.route_backward(sources, query, (mixture, logits, lse), d_mixture, d_logits, scale, eps, count)
+    with torch.cuda.device_of(mixture):
+        return backward.route_backward(sources, query, (mixture, logits, lse), d_mixture, d_logits, scale, eps, count)
 
 
 @route_backward.register_fake

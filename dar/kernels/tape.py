@@ -111,6 +111,10 @@ class Tape:
         return entry
 
     def read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.cuda.device_of(entries[0].value):  # Triton launches on the current device
+            return self._read(reader, entries, count)
+
+    def _read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
         self.counts[reader] = count
         if self._lse is None:
             shape = (len(self.slots), *entries[0].value.shape[:2])
@@ -129,6 +133,7 @@ class Tape:
             self.eps,
             count,
             None if self._state is None else State(*(part[place] for part in self._state)),
+            dtype=entries[0].value.dtype,
         )
         for position, entry in enumerate(late):
             entry.late = entry.late or Reads(slot, position)
