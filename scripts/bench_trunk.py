@@ -8,6 +8,7 @@ timed the arms' outputs are held against each other.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,10 +101,11 @@ class Trunk:
         return mixers(weigher, self.routing, self.size.batch, self.device)
 
     def run(self, arm: str, x: Tensor) -> Tensor:
-        stream = DepthStream(self.routing, self.routing.history(x), self.mixers()[arm]())
-        for _ in range(self.size.sublayers):
-            stream.write(stream.read())
-        return stream.read()
+        with torch.autocast(self.device, x.dtype, enabled=x.dtype != torch.float32):
+            stream = DepthStream(self.routing, self.routing.history(x), self.mixers()[arm]())
+            for _ in range(self.size.sublayers):
+                stream.write(stream.read())
+            return stream.read()
 
 
 def plain(size: Size, x: Tensor) -> Tensor:
@@ -113,15 +115,15 @@ def plain(size: Size, x: Tensor) -> Tensor:
     return x
 
 
-def check(steps: dict[str, Callable[[], Tensor]], dtype: torch.dtype) -> None:
-    """Exit where two arms of a trunk do not agree."""
+def check(steps: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> None:
+    """Exit where two arms of a trunk do not agree: in float32, as depth makes much of bfloat16's roundings."""
     for trunk in TRUNKS:
         names = [name for name in steps if name.startswith(f"{trunk}: ")]
-        first = steps[names[0]]().detach() if names else None
+        first = steps[names[0]](x) if names else None
         for name in names[1:]:
             assert first is not None
-            error = float((steps[name]().detach() - first).norm() / first.norm())
-            if not error <= TOLERANCE[dtype]:
+            error = float((steps[name](x) - first).norm() / first.norm())
+            if not error <= TOLERANCE[torch.float32]:
                 sys.exit(f"{name} is off {names[0]} by {error:.1e}; nothing was timed")
 
 
@@ -131,26 +133,29 @@ def main() -> None:
     args = parsed(parser)
     size = SIZES[args.device]
     x = torch.randn(size.batch, size.tokens, size.dim, device=args.device).to(size.dtype).requires_grad_()
-    steps: dict[str, Callable[[], Tensor]] = {"plain residual": partial(plain, size, x)}
+    arms: dict[str, Callable[[Tensor], Tensor]] = {"plain residual": partial(plain, size)}
     units: dict[str, str] = {}
     for name, config in TRUNKS.items():
         trunk = Trunk(config, size, args.device)
         for arm in trunk.mixers():
             label = f"{name}: {arm}"
             if args.arms.search(label):
-                steps[label] = partial(trunk.run, arm, x)
+                arms[label] = partial(trunk.run, arm)
             if arm == FUSED_TAPE:
                 units[label] = "{} + {}".format(*tape_units(trunk.routing))
-    check(steps, size.dtype)
-    forward = time_in_turn(dict(steps), args.repeats, args.device)
-    both = time_in_turn(
-        {name: partial(forward_and_back, step) for name, step in steps.items()}, args.repeats, args.device
-    )
-    rows = [[name, milliseconds(forward[name]), milliseconds(both[name]), units.get(name, "")] for name in steps]
+    with torch.no_grad():
+        check(arms, x.float())
+    forward, both = {}, {}
+    for name, arm in arms.items():
+        with torch.no_grad():
+            forward |= timed(name, partial(arm, x), args)
+        both |= timed(name, partial(forward_and_back, arm, x), args)
+    rows = [[name, milliseconds(forward[name]), milliseconds(both[name]), units.get(name, "")] for name in arms]
     header = ["routing", "forward, ms", "forward and backward, ms", "U, forward + backward"]
+    graphs = ", of CUDA graphs" if is_cuda(args.device) else ""
     text = (
-        f"# The routing of a model alone\n\n{facts(args.device)}; {args.repeats} repeats, arms in turn; median "
-        f"[quartiles]. {size.sublayers} sublayers that give back what they read, {size.batch} x {size.tokens} tokens, "
+        f"# The routing of a model alone\n\n{facts(args.device)}; {args.repeats} repeats; median [quartiles]{graphs}. "
+        f"{size.sublayers} sublayers that give back what they read, {size.batch} x {size.tokens} tokens, "
         f"d = {size.dim}, {str(size.dtype).removeprefix('torch.')}. U: reads and writes of one (B, T, d) tensor, from "
         f"the plan.\n\n{table(header, rows)}\n"
     )
@@ -161,8 +166,25 @@ def main() -> None:
         write_text(args.output, text)
 
 
-def forward_and_back(step: Callable[[], Tensor]) -> None:
-    step().sum().backward()
+def forward_and_back(arm: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    arm(x).sum().backward()
+
+
+def timed(name: str, call: Callable[[], object], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds; on a GPU of a CUDA graph, in which launches cost next to nothing."""
+    return time_in_turn({name: graph_of(call) if is_cuda(args.device) else call}, args.repeats, args.device)
+
+
+def graph_of(call: Callable[[], object]) -> Callable[[], object]:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dar.kernels import backward, forward, pull
-from dar.kernels.table import num_stages, num_warps
+from dar.kernels.table import num_stages, num_warps, row_parts
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FLOATS = {"scale", "eps", "count"}
@@ -45,9 +45,9 @@ def compiled(
     kernel: triton.JITFunction, dtype: str, dim: int, capability: int, held: int, **constants: object
 ) -> dict[str, int]:
     """Registers, bytes of stack, and 16-byte loads and stores of a kernel for one shape and chip."""
-    block = triton.next_power_of_2(dim)
+    head, tail = row_parts(dim)
     constants |= {"DTYPE": getattr(tl, {"bf16": "bfloat16", "fp32": "float32"}[dtype])}
-    constants |= {"BLOCK": block, "ALIGNED": True, "STAGES": num_stages({"bf16": 2, "fp32": 4}[dtype])}
+    constants |= {"HEAD": head, "TAIL": tail, "ALIGNED": True, "STAGES": num_stages({"bf16": 2, "fp32": 4}[dtype])}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else type_of(name, kernel, dtype)
@@ -56,7 +56,7 @@ def compiled(
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature=signature, constexprs=values, attrs=attributes)
     binary = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps(held, block)}
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps(held, head + tail)}
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dar.kernels.table import address_table, constants_of, row_pointer, same_layout, samples_and_tokens
 
-TOKENS_PER_PARTIAL = 32  # tokens whose shares of du are added up in one program
+TOKENS_PER_PARTIAL = 8  # tokens whose shares of du are added up in one program
 
 
 @triton.jit(do_not_specialize=["num_sources", "num_rows", "num_tokens"])
@@ -27,39 +27,54 @@ def _backward(
     table, query, mixture, logits, lse, d_mixture, d_logits, d_sources, d_query,
     num_sources, num_rows, num_tokens, source_b, source_t, query_b, query_t,
     scale, eps, count, dim,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ALIGNED: tl.constexpr, STAGES: tl.constexpr,
     TOKENS: tl.constexpr, HAS_D_LOGITS: tl.constexpr,
 ):  # fmt: skip
     # Parts come first: the second axis of a grid ends at 65535.
     part = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
-    channel = tl.arange(0, BLOCK)
+    channel = tl.arange(0, HEAD)
     inside = channel < dim
-    du = tl.zeros([BLOCK], tl.float32)
+    channel_tail = HEAD + tl.arange(0, TAIL)
+    inside_tail = channel_tail < dim
+    du = tl.zeros([HEAD], tl.float32)
+    du_tail = tl.zeros([TAIL], tl.float32)
     for token in range(part * TOKENS, tl.minimum((part + 1) * TOKENS, num_tokens)):
         row = sample * num_tokens + token  # 64 bit, as the sample is
         wide_token = row - sample * num_tokens
         offset = sample * source_b + wide_token * source_t
-        u = tl.load(query + sample * query_b + wide_token * query_t + channel, inside, other=0.0).to(tl.float32)
+        at_query = query + sample * query_b + wide_token * query_t
+        u = tl.load(at_query + channel, inside, other=0.0).to(tl.float32)
+        u_tail = tl.load(at_query + channel_tail, inside_tail, other=0.0).to(tl.float32)
         dh = tl.load(d_mixture + row * dim + channel, inside, other=0.0).to(tl.float32)
+        dh_tail = tl.load(d_mixture + row * dim + channel_tail, inside_tail, other=0.0).to(tl.float32)
         h = tl.load(mixture + row * dim + channel, inside, other=0.0).to(tl.float32)
-        delta = tl.sum(dh * h) / count
+        h_tail = tl.load(mixture + row * dim + channel_tail, inside_tail, other=0.0).to(tl.float32)
+        delta = (tl.sum(dh * h) + tl.sum(dh_tail * h_tail)) / count
         total = tl.load(lse + row)
         at = row
         for i in tl.range(num_sources, num_stages=STAGES):
             s = tl.load(logits + at)
-            v = tl.load(row_pointer(table, i, offset, DTYPE, ALIGNED) + channel, inside, other=0.0).to(tl.float32)
-            r = tl.rsqrt(tl.sum(v * v) / dim + eps)
+            pointer = row_pointer(table, i, offset, DTYPE, ALIGNED)
+            v = tl.load(pointer + channel, inside, other=0.0).to(tl.float32)
+            v_tail = tl.load(pointer + channel_tail, inside_tail, other=0.0).to(tl.float32)
+            r = tl.rsqrt((tl.sum(v * v) + tl.sum(v_tail * v_tail)) / dim + eps)
             a = tl.exp(s - total)
-            ds = a * (tl.sum(dh * v) - delta)
+            ds = a * (tl.sum(dh * v) + tl.sum(dh_tail * v_tail) - delta)
             if HAS_D_LOGITS:
                 ds += tl.load(d_logits + at)
-            dv = a * dh + (ds * r * scale) * u - (ds * s * r * r / dim) * v
+            c, along = ds * r * scale, ds * s * r * r / dim
+            dv = a * dh + c * u - along * v
+            dv_tail = a * dh_tail + c * u_tail - along * v_tail
             tl.store(d_sources + at * dim + channel, dv.to(DTYPE), inside)
-            du += (ds * r * scale) * v
+            tl.store(d_sources + at * dim + channel_tail, dv_tail.to(DTYPE), inside_tail)
+            du += c * v
+            du_tail += c * v_tail
             at += num_rows
     num_parts = tl.num_programs(0)
-    tl.store(d_query + (sample * num_parts + part) * dim + channel, du, inside)
+    at_part = d_query + (sample * num_parts + part) * dim
+    tl.store(at_part + channel, du, inside)
+    tl.store(at_part + channel_tail, du_tail, inside_tail)
 
 
 def route_backward(
@@ -91,7 +106,7 @@ def route_backward(
         d_mixture.contiguous(), logits if d_logits is None else d_logits.contiguous(), d_sources, d_query,
         len(sources), batch * tokens, tokens, *sources[0].stride()[:2], *samples_and_tokens(query),
         scale, eps, count, dim,
-        TOKENS=tokens_per_part, HAS_D_LOGITS=d_logits is not None, **constants_of(sources, 1),
+        TOKENS=tokens_per_part, HAS_D_LOGITS=d_logits is not None, **constants_of(sources, 5),
     )  # fmt: skip
     shared_by = {1: (0, 1), 2: (1,), 3: None}[query.dim()]
     return d_sources, d_query if shared_by is None else d_query.sum(shared_by)

@@ -42,50 +42,61 @@ def _forward(
     table, queries, mixtures, largest, totals, logits, start_mixtures, start_largest, start_totals,
     num_sources, num_queries, num_rows, num_tokens, width, source_b, source_t, query_p, query_b, query_t,
     scale, eps, count, dim,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, ALIGNED: tl.constexpr, STAGES: tl.constexpr,
     P: tl.constexpr, START: tl.constexpr, FINISH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // num_tokens, row % num_tokens
     offset = sample * source_b + token * source_t
-    channel = tl.arange(0, BLOCK)[None, :]
+    channel = tl.arange(0, HEAD)[None, :]
     inside = channel < dim
+    channel_tail = HEAD + tl.arange(0, TAIL)[None, :]
+    inside_tail = channel_tail < dim
     which = tl.arange(0, P)
     asked = which < num_queries
     at_query = (which * query_p)[:, None] + sample * query_b + token * query_t
     u = tl.load(queries + at_query + channel, asked[:, None] & inside, other=0.0).to(tl.float32)
+    u_tail = tl.load(queries + at_query + channel_tail, asked[:, None] & inside_tail, other=0.0).to(tl.float32)
     at_state = which.to(tl.int64) * num_rows + row
     at_mixture = at_state[:, None] * dim + channel
+    at_tail = at_state[:, None] * dim + channel_tail
     if START:
         m = tl.load(start_largest + at_state, asked, other=0.0)
         total = tl.load(start_totals + at_state, asked, other=1.0)
         h = tl.load(start_mixtures + at_mixture, asked[:, None] & inside, other=0.0).to(tl.float32)
+        h_tail = tl.load(start_mixtures + at_tail, asked[:, None] & inside_tail, other=0.0).to(tl.float32)
     else:
         m = tl.full([P], float("-inf"), tl.float32)
         total = tl.zeros([P], tl.float32)
-        h = tl.zeros([P, BLOCK], tl.float32)
+        h = tl.zeros([P, HEAD], tl.float32)
+        h_tail = tl.zeros([P, TAIL], tl.float32)
     # Logits of absent queries (zeros) are written too: a backward pass may read them, and no harm is done.
     at_logit = which.to(tl.int64) * num_rows + row
     for i in tl.range(num_sources, num_stages=STAGES):
-        v = tl.load(row_pointer(table, i, offset, DTYPE, ALIGNED) + channel, inside, other=0.0).to(tl.float32)
-        r = tl.rsqrt(tl.sum(v * v, 1) / dim + eps)
-        s = tl.sum(v * u, 1) * r * scale
+        pointer = row_pointer(table, i, offset, DTYPE, ALIGNED)
+        v = tl.load(pointer + channel, inside, other=0.0).to(tl.float32)
+        v_tail = tl.load(pointer + channel_tail, inside_tail, other=0.0).to(tl.float32)
+        r = tl.rsqrt((tl.sum(v * v, 1) + tl.sum(v_tail * v_tail, 1)) / dim + eps)
+        s = (tl.sum(v * u, 1) + tl.sum(v_tail * u_tail, 1)) * r * scale
         tl.store(logits + at_logit, s, which < width)
         # Online softmax.
         new_m = tl.maximum(m, s)
         shrink = tl.exp(m - new_m)
         share = tl.exp(s - new_m)
         h = h * shrink[:, None] + share[:, None] * v
+        h_tail = h_tail * shrink[:, None] + share[:, None] * v_tail
         total = total * shrink + share
         m = new_m
         at_logit += width * num_rows
     if FINISH:
         h = h * (count / total)[:, None]
+        h_tail = h_tail * (count / total)[:, None]
         m += tl.log(total / count)
     else:
         tl.store(totals + at_state, total, asked)
     tl.store(largest + at_state, m, asked)
     tl.store(mixtures + at_mixture, h.to(mixtures.dtype.element_ty), asked[:, None] & inside)
+    tl.store(mixtures + at_tail, h_tail.to(mixtures.dtype.element_ty), asked[:, None] & inside_tail)
 
 
 def _launch(
@@ -109,7 +120,7 @@ def _launch(
         num_sources, num_queries, batch * tokens, tokens, logits.shape[1], *sources[0].stride()[:2],
         queries.stride(0), *samples_and_tokens(queries[0]), scale, eps, count, dim,
         P=triton.next_power_of_2(num_queries), START=start is not None, FINISH=finish,
-        **constants_of(sources, triton.next_power_of_2(num_queries)),
+        **constants_of(sources, 2 * triton.next_power_of_2(num_queries) + 1),
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ class Gradients:
         self._tape = tape
         self._d_mixtures: dict[int, Tensor] = {}  # by slot
         self._delta = torch.zeros_like(tape.lse)
+        # Every token reads them anew: in float32 they would be most of what is read.
+        self._queries = tape.queries.to(tape.entries[0].value.dtype)
         self._d_queries = torch.zeros_like(tape.queries, dtype=torch.float32)
         self._pulled_early: dict[int, Tensor] = {}  # (1, B, T, d) by number, until the rest is added
         # Who is pulled together: neighbours in the launches of the same readers.
@@ -69,7 +71,7 @@ class Gradients:
                 absent = torch.zeros_like(entries[0].value)
             d_mixtures.append(self._d_mixtures.get(slot, absent))
         gradients, coefficients = pull(
-            [entry.value for entry in entries], d_mixtures, reads.logits, self._tape.queries, self._tape.lse,
+            [entry.value for entry in entries], d_mixtures, reads.logits, self._queries, self._tape.lse,
             self._delta, first=slots.start, position=reads.position, per_call=per_launch,
             scale=self._tape.scale, eps=self._tape.eps, start=start,
         )  # fmt: skip

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 PER_LAUNCH = 16
+MOST_VALUES = 216  # of rows in one thread: with more of them registers spill
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -24,10 +25,17 @@ def _fill(table, first, end, tensors):
 
 
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors' addresses, (N) int64, on their device.
+    """The tensors' addresses, (N) int64, on their device; nothing is waited for."""
+    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return written_table(tensors)
+    addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], pin_memory=tensors[0].is_cuda)
+    return addresses.to(tensors[0].device, non_blocking=True)
 
-    Written there by a kernel: nothing is copied from the host and nothing waited for, so it may be captured
-    in a CUDA graph. A fixed number of addresses a launch is one binary for every N.
+
+def written_table(tensors: Sequence[Tensor]) -> Tensor:
+    """The same by a kernel, which a CUDA graph can hold: a copy from the host would copy whatever is there by then.
+
+    A fixed number of addresses a launch is one binary for every N.
     """
     table = torch.empty(len(tensors), dtype=torch.int64, device=tensors[0].device)
     for first in range(0, len(tensors), PER_LAUNCH):
@@ -67,20 +75,28 @@ def is_aligned(tensors: Sequence[Tensor]) -> bool:
 
 
 def constants_of(sources: Sequence[Tensor], rows_held: int) -> dict[str, Any]:
-    """What a kernel is compiled for; `rows_held` rows (d) are in its registers at once, and as many again."""
-    block = triton.next_power_of_2(sources[0].shape[-1])
+    """What a kernel is compiled for; `rows_held` rows (d) are in its registers at once."""
+    head, tail = row_parts(sources[0].shape[-1])
     return {
         "DTYPE": TYPES[sources[0].dtype],
-        "BLOCK": block,
+        "HEAD": head,
+        "TAIL": tail,
         "ALIGNED": is_aligned(sources),
         "STAGES": num_stages(sources[0].element_size()),
-        "num_warps": num_warps(rows_held, block),
+        "num_warps": num_warps(rows_held, head + tail),
     }
 
 
-def num_warps(rows_held: int, block: int) -> int:
-    """So many that a thread has 16 bytes of a row at least and no more registers than it can have."""
-    return 4 if rows_held * block <= 2048 or block <= 1024 else 8
+def row_parts(dim: int) -> tuple[int, int]:
+    """A row of d as two parts whose lengths are powers of two, as Triton has them: 1152 is 1024 and 128, not 2048."""
+    whole = triton.next_power_of_2(dim)
+    tail = triton.next_power_of_2(max(dim - whole // 2, 1))
+    return (whole // 2, tail) if whole >= 2 else (1, 1)
+
+
+def num_warps(rows_held: int, width: int) -> int:
+    """As few as hold the rows: one warp has nobody to wait for when it adds up a row."""
+    return triton.next_power_of_2(-(-rows_held * width // (32 * MOST_VALUES)))
 
 
 def num_stages(element_size: int) -> int:
