@@ -72,7 +72,9 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, *sources = ctx.saved_tensors
         d_mixture = at_least_float32(grads[0])
-        d_weights = torch.stack([torch.linalg.vecdot(at_least_float32(v), d_mixture) for v in sources])
+        d_weights = None
+        if ctx.needs_input_grad[0]:
+            d_weights = torch.stack([torch.linalg.vecdot(at_least_float32(v), d_mixture) for v in sources])
         d_sources = [
             (d_mixture * a.unsqueeze(-1)).to(v.dtype) if needed else None
             for v, a, needed in zip(sources, weights, ctx.needs_input_grad[1:], strict=True)

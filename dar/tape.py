@@ -69,14 +69,13 @@ class TorchTape:
             self.entries.append(entry)
         return entry
 
-    def read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
         weights = softmax_of(torch.stack([entry.logit(reader) for entry in entries]), count)
         self.counts[reader], self._weights[reader] = count, weights
         columns = weights.unsqueeze(-1).unbind()
         for entry, column in zip(entries, columns, strict=True):
             entry.weights[reader] = column
-        mixture = weighted_sum([entry.value for entry in entries], columns).to(entries[0].value.dtype)
-        return mixture, (mixture,)
+        return weighted_sum([entry.value for entry in entries], columns).to(entries[0].value.dtype)
 
     def weights(self, reader: int) -> Tensor:
         return self._weights[reader]
@@ -91,8 +90,7 @@ class TorchGradients:
         self._deltas: dict[int, Tensor] = {}  # by reader, (B, T)
         self._d_queries = torch.zeros_like(tape.queries, memory_format=torch.contiguous_format)
 
-    def receive(self, reader: int, d_mixture: Tensor, *kept: Tensor) -> None:
-        (mixture,) = kept
+    def receive(self, reader: int, d_mixture: Tensor, mixture: Tensor) -> None:
         dh = self._d_mixtures[reader] = at_least_float32(d_mixture)
         self._deltas[reader] = torch.linalg.vecdot(dh, at_least_float32(mixture)) / self._tape.counts[reader]
 

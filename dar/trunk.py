@@ -32,8 +32,8 @@ class Tape(Protocol):
         """The entry of a source that `readers` will read, all or the first of them."""
         ...
 
-    def read(self, reader: int, entries: Sequence[Any], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """h (B, T, d) of `reader` with weights that add up to `count`, and what its backward pass needs."""
+    def read(self, reader: int, entries: Sequence[Any], count: float) -> Tensor:
+        """h (B, T, d) of `reader` with weights that add up to `count`."""
         ...
 
     def weights(self, reader: int) -> Tensor:
@@ -44,8 +44,8 @@ class Tape(Protocol):
 class Gradients(Protocol):
     """One backward pass over a tape; a reader that it never reaches counts with dh = 0."""
 
-    def receive(self, reader: int, d_mixture: Tensor, *kept: Tensor) -> None:
-        """Take dh (B, T, d) of `reader` and what its `read` kept."""
+    def receive(self, reader: int, d_mixture: Tensor, mixture: Tensor) -> None:
+        """Take dh (B, T, d) of `reader` and its h."""
         ...
 
     def pull(self, number: int, d_elsewhere: Tensor | None) -> Tensor | None:
@@ -139,14 +139,17 @@ class _Reader(torch.autograd.Function):
     def forward(ctx: Any, tape: Tape, backward: _Backward, reader: int, entries: Any, count: float, *_: Any) -> Tensor:
         ctx.pass_of, ctx.reader, ctx.num_inputs = backward, reader, 5 + len(_)
         ctx.set_materialize_grads(False)
-        mixture, kept = tape.read(reader, entries, count)
+        mixture = tape.read(reader, entries, count)
         # Not on the tape: here it is freed as soon as this node is done, and an output cannot keep the node alive.
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(mixture)
         return mixture
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *d_mixture: Any) -> tuple[Any, ...]:
+        if (
+            torch.is_grad_enabled()
+        ):  # as it is under create_graph alone; `once_differentiable` looks at what is returned
+            raise RuntimeError("a routed model's gradients have no gradients of their own (create_graph=True)")
         if d_mixture[0] is not None:
             ctx.pass_of().receive(ctx.reader, d_mixture[0], *ctx.saved_tensors)
         return (None,) * ctx.num_inputs

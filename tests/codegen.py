@@ -34,6 +34,8 @@ ALIGNED = {"source_b", "source_t", "query_p", "query_b", "query_t", "query_slot"
 def type_of(name: str, kernel: triton.JITFunction, dtype: str) -> str:
     if name in TABLES or (kernel is pull._pull and name == "logits"):
         return "*i64"
+    if name == "queries" and kernel is pull._pull:
+        return f"*{dtype}"
     if name in SINGLES or name in QUERIES:  # queries are parameters, float32 whatever the sources are
         return "*fp32"
     if name in OF_THE_SOURCES_TYPE:
@@ -75,12 +77,12 @@ def compiled(
 
 
 VARIANTS = {  # name: kernel, rows held, constants
-    "one pass": (forward._forward, 1, {"P": 1, "START": False, "FINISH": True}),
-    "first phase": (forward._forward, 4, {"P": 4, "START": False, "FINISH": False}),
-    "second phase": (forward._forward, 1, {"P": 1, "START": True, "FINISH": True}),
-    "backward": (backward._backward, 1, {"TOKENS": 32, "HAS_D_LOGITS": False}),
-    "pull": (pull._pull, 1, {"K": 1, "WIDTH": 4, "PER_CALL": 1, "START": True}),
-    "pull of two": (pull._pull, 2, {"K": 2, "WIDTH": 4, "PER_CALL": 4, "START": False}),
+    "one pass": (forward._forward, 3, {"P": 1, "START": False, "FINISH": True}),
+    "first phase": (forward._forward, 9, {"P": 4, "START": False, "FINISH": False}),
+    "second phase": (forward._forward, 3, {"P": 1, "START": True, "FINISH": True}),
+    "backward": (backward._backward, 5, {"TOKENS": 8, "HAS_D_LOGITS": False}),
+    "pull": (pull._pull, 4, {"K": 1, "WIDTH": 4, "PER_CALL": 1, "START": True}),
+    "pull of two": (pull._pull, 6, {"K": 2, "WIDTH": 4, "PER_CALL": 4, "START": False}),
 }
 
 

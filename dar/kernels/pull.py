@@ -4,8 +4,8 @@
     dv = sum_l (a_l dh_l + ds_l r scale u_l) - (sum_l ds_l s_l) r^2 / d v
 
 over the readers l of v, where lse_l contains -log(count_l). Everything that this takes is known once the backward
-pass has reached v; dv is summed in registers and written once: no accumulators in memory, no order of arrival,
-the same bits at every run.
+pass has reached v; a launch sums in registers and writes once: no order of arrival, the same bits at every run. Readers
+that read v early and those that read it late are two launches.
 
 Legend as in `dar.kernels.forward`; W slots of a block, K targets (sources whose gradient is wanted).
 """

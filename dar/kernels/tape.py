@@ -110,11 +110,11 @@ class Tape:
             self.entries.append(entry)
         return entry
 
-    def read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
         with torch.cuda.device_of(entries[0].value):  # Triton launches on the current device
             return self._read(reader, entries, count)
 
-    def _read(self, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
         self.counts[reader] = count
         if self._lse is None:
             shape = (len(self.slots), *entries[0].value.shape[:2])
@@ -140,7 +140,7 @@ class Tape:
             entry.late.logits.append(logits)
         early = [] if self._early_logits is None else [self._early_logits[:, place]]
         self._logits[reader] = [*early, logits[:, 0]]
-        return mixture, (mixture,)
+        return mixture
 
     def weights(self, reader: int) -> Tensor:
         return (torch.cat(self._logits[reader]) - self.lse[self.slots[reader]]).exp()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class FreeMixing(Mixing):
     def forward(self, streams: Tensor) -> Coefficients:
         num_streams = streams.shape[2]
         by_token = (F.layer_norm(streams, streams.shape[-1:]) @ self.token).tanh()
-        gates = self.gates.repeat_interleave(torch.tensor([1, num_streams, 1], device=streams.device))
+        gates = spread(self.gates, (1, num_streams, 1))
         coefficients = self.static + gates * by_token  # (B, T, n, n + 2)
         return Coefficients(coefficients[..., 0], coefficients[..., 1:-1], coefficients[..., -1])
 
@@ -80,12 +81,17 @@ class DoublyStochasticMixing(Mixing):
         n = streams.shape[2]
         joint = streams.flatten(2)
         by_token = F.rms_norm(joint, joint.shape[-1:], eps=1e-6) @ self.token
-        gates = self.gates.repeat_interleave(torch.tensor([n, n * n, n], device=streams.device))
+        gates = spread(self.gates, (n, n * n, n))
         pre, res, post = (self.static + gates * by_token).split([n, n * n, n], dim=-1)
         return Coefficients(pre.sigmoid(), sinkhorn(res.unflatten(-1, (n, n))), 2 * post.sigmoid())
 
 
 MIXINGS: dict[str, type[Mixing]] = {"free": FreeMixing, "doubly_stochastic": DoublyStochasticMixing}
+
+
+def spread(gates: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Each gate as often as its number says; `repeat_interleave` would wait for the device."""
+    return torch.cat([gate.expand(number) for gate, number in zip(gates.unsqueeze(1), numbers, strict=True)])
 
 
 def sinkhorn(logits: Tensor, num_steps: int = SINKHORN_STEPS) -> Tensor:

@@ -115,8 +115,21 @@ class Fold:
     weights: Sequence[Tensor | None]
 
     def matches(self, t_embedding: Tensor) -> bool:
-        """Whether all samples, (B, d), are at this timestep."""
-        return torch.allclose(t_embedding, self.embedding.to(t_embedding).expand_as(t_embedding), atol=1e-5)
+        """Whether all samples, (B, d), are at this timestep, to the precision in which e(t) was computed.
+
+        Looking at values, this waits for the device, and torch.compile cannot have it in one graph.
+        """
+        tolerance = max(1e-5, 4 * precision_of(t_embedding))
+        return torch.allclose(
+            t_embedding.float(), self.embedding.float().expand_as(t_embedding), rtol=tolerance, atol=tolerance
+        )
+
+
+def precision_of(tensor: Tensor) -> float:
+    """Of the arithmetic that made it: autocast's, where it is on."""
+    device = tensor.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return max(torch.finfo(tensor.dtype).eps, torch.finfo(autocast).eps)
 
 
 class FoldedMixer:
@@ -132,7 +145,7 @@ class FoldedMixer:
         if constant is None:
             self._weights.append(None)
             return self._unfolded.mixture(sources, reader, previous)
-        weights = constant.to(previous).expand(-1, len(previous), -1)
+        weights = constant.to(previous.device).expand(-1, len(previous), -1)
         self._weights.append(weights)
         return mix([source.value for source in sources], weights)
 
