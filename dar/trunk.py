@@ -146,9 +146,8 @@ class _Reader(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *d_mixture: Any) -> tuple[Any, ...]:
-        if (
-            torch.is_grad_enabled()
-        ):  # as it is under create_graph alone; `once_differentiable` looks at what is returned
+        # Grad mode is on under create_graph alone. `once_differentiable` would look at what is returned: nothing.
+        if torch.is_grad_enabled():
             raise RuntimeError("a routed model's gradients have no gradients of their own (create_graph=True)")
         if d_mixture[0] is not None:
             ctx.pass_of().receive(ctx.reader, d_mixture[0], *ctx.saved_tensors)

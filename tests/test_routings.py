@@ -367,7 +367,7 @@ def test_one_graph_under_compile(name):
 
 @pytest.mark.parametrize("name", ["residual", "dar, count", "densenet", "unet_skip", "hyper", "mhc"])
 def test_no_value_is_looked_at(name):
-    """On meta tensors there are none to look at: on a GPU nothing is waited for, and a CUDA graph can hold the model."""
+    """Meta tensors have none: on a GPU nothing is waited for, and a CUDA graph can hold the model."""
     config = replace(SMALL, depth=2, routing=KINDS[name])
-    model = SiT(config).to("meta")
+    model = SiT(config).double().to("meta")
     assert model(*(tensor.to("meta") for tensor in inputs(config))).device.type == "meta"
