@@ -155,16 +155,24 @@ def check_report(report: Report) -> None:
         _check_routing(routing)
 
 
-def _check_samplers(report: Report) -> None:
-    if not report.samplers:
+def check_columns(columns: Sequence[tuple[str, str]]) -> None:
+    """Refuse samplers, given as (name, role), that no page can hold: known before anything is drawn.
+
+    Raises: ValueError where there are none, two of one name, or too many of one role.
+    """
+    if not columns:
         raise ValueError("a report needs at least one sampler")
-    names = [sampler.name for sampler in report.samplers]
+    names = [name for name, _ in columns]
     if len(set(names)) < len(names) or DATA in names:
         raise ValueError(f"samplers need different names, none of them {DATA!r}; got {names}")
     for role in ("teacher", "student"):
-        count = sum(sampler.role == role for sampler in report.samplers)
+        count = sum(found == role for _, found in columns)
         if count > MAX_PER_ROLE:
             raise ValueError(f"{count} samplers with role {role!r}; a report shows at most {MAX_PER_ROLE}")
+
+
+def _check_samplers(report: Report) -> None:
+    check_columns([(sampler.name, sampler.role) for sampler in report.samplers])
     first = report.samplers[0]
     pictures = [(sampler.name, np.asarray(sampler.images)) for sampler in report.samplers]
     if report.data_images is not None:
