@@ -166,8 +166,13 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Ed
 
 
 def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
-    """The student against the teacher at many steps and at as many, in the figures a person asks for first."""
-    student = next(e for e in reversed(entries) if e.sampler.role == "student")
+    """The student against the teacher at many steps and at as many, in the figures a person asks for first.
+
+    Nothing where there are several students: their table is what compares them.
+    """
+    student, *more = (e for e in entries if e.sampler.role == "student")
+    if more:
+        return []
     teachers = [e for e in entries if e.sampler.role == "teacher"]
     lines = []
     slow = max(teachers, key=lambda e: e.sampler.num_steps)
@@ -186,7 +191,10 @@ def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[
     if hf is not None and real:
         others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
         beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
-        comment = f"high-frequency power against real data's ({beside}); zero is as real, both signs are a fault"
+        comment = (
+            f"{student.sampler.name}; high frequencies' share of the power against real data's ({beside}); zero is as "
+            "real, both signs are a fault"
+        )
         lines.append(("detail", f"{hf / real - 1:+.0%}", comment))
     return lines
 

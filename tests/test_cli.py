@@ -197,8 +197,14 @@ def test_statistics_of_the_teacher_are_looked_at_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_needs_no_pair_of_one_class(tmp_path: Path) -> None:
+def test_evaluate_needs_no_pair_of_one_class_and_writes_both_files_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = ["evaluate", str(student_folder(tmp_path / "few", 1)), "--output", str(tmp_path / "eval")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "statistics", lambda *_: (_ for _ in ()).throw(OSError("out of memory")))
+        assert main([*argv, "--num-images", "5"]) == 2
+    assert not (tmp_path / "eval").exists()
     assert main([*argv, "--num-images", "5"]) == 0
     measured = json.loads((tmp_path / "eval" / "measures.json").read_text())["measures"]
     assert "lpips_diversity" not in measured and "frechet" in measured

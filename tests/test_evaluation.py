@@ -16,7 +16,7 @@ from distill.config import EvalConfig, TeacherConfig
 from distill.evaluation import Evaluator, Measured
 from distill.metrics import Features, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
-from distill.samplers import Sampler, load_sampler, ode_sampler
+from distill.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
 
 
 def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
@@ -67,6 +67,20 @@ def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:
     recall, precision = cells["recall"][teacher.name], cells["precision"][teacher.name]
     assert recall is not None and recall.low is None and recall.value == measured.measures["recall"].value
     assert precision is not None and precision.low == measured.measures["precision"].low
+
+
+def test_tiles_name_the_student_and_are_left_out_for_several(stored_teacher: Path) -> None:
+    teacher = load_sampler("embedded", TeacherConfig())
+    measured = Measured.load(stored_teacher.with_suffix(".json"))
+    none = torch.empty(0)
+    one, two = (few_step_sampler(name, teacher.model, torch.ones(1)) for name in ("one", "two"))
+    entries = [results.Entry(sampler, none, 1.0, measured, (none, none), none) for sampler in (teacher, one, two)]
+    tiles = results.headline(entries[:2], {"high_frequency_ratio": 0.08})
+    assert [label for label, _, _ in tiles] == ["speed", "Fréchet distance", "class agreement", "detail"]
+    assert all("one" in comment for _, _, comment in tiles)
+    value, comment = tiles[-1][1:]
+    assert value == "+10%" and "share of the power" in comment
+    assert results.headline(entries, {"high_frequency_ratio": 0.08}) == []
 
 
 def test_the_note_names_the_classifier_that_is_used(tmp_path: Path) -> None:
