@@ -166,8 +166,11 @@ class Evaluator:
         """
         if self.config.teacher_reference is not None:
             loaded = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
+            try:
+                self._check(loaded, model)
+            except ValueError as error:
+                raise UserError(f"teacher_reference = {self.config.teacher_reference}: {error}") from error
             self.teacher = self._comparable(loaded)
-            self._check(self.teacher, model)
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
         """Images in [-1, 1] and rate of each sampler, all from the same noise and labels, under one progress bar."""
