@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from distill import results
 from distill.assets import asset
 from distill.config import EvalConfig, TeacherConfig
 from distill.evaluation import Evaluator, Measured
-from distill.metrics import Features, data_values, load_extractor, reference_from_images
+from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
 
@@ -67,6 +68,15 @@ def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:
     recall, precision = cells["recall"][teacher.name], cells["precision"][teacher.name]
     assert recall is not None and recall.low is None and recall.value == measured.measures["recall"].value
     assert precision is not None and precision.low == measured.measures["precision"].low
+
+
+def test_measures_without_limits_are_plain_json(tmp_path: Path) -> None:
+    measures = {"recall": Interval(0.5, math.nan, math.nan), "precision": Interval(0.9, 0.8, 0.95)}
+    Measured("a", "b", 20, 4, 4, 1.0, measures).save(tmp_path / "measures.json")
+    assert "NaN" not in (tmp_path / "measures.json").read_text()
+    again = Measured.load(tmp_path / "measures.json").measures
+    assert again["precision"] == measures["precision"]
+    assert again["recall"].value == 0.5 and math.isnan(again["recall"].low) and math.isnan(again["recall"].high)
 
 
 def test_tiles_name_the_student_and_are_left_out_for_several(stored_teacher: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -25,6 +25,14 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def plain(self) -> dict[str, float | None]:
+        """For JSON, which knows no nan: null in its place."""
+        return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
+
+    @classmethod
+    def of_plain(cls, plain: dict[str, float | None]) -> Interval:
+        return cls(**{name: math.nan if number is None else number for name, number in plain.items()})
 
 
 def bootstrap(
