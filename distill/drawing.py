@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from distill.evaluation import Evaluator
 from distill.files import new_folder, write_folder
 from distill.metrics import MEASURES
 from distill.pictures import save_grid, save_image
-from distill.report import write_report
-from distill.samplers import Sampler, configured_vae, draw_images, load_sampler, ode_sampler, read_class_names
+from distill.report import check_columns, write_report
+from distill.samplers import Sampler, configured_vae, draw_images, load_sampler, read_class_names
 
 GRID_ROWS = 8
 
@@ -95,16 +96,18 @@ def evaluate(args: Namespace) -> None:
     device = default_device()
     sampler = _load(args, args.model, device)
     evaluator = _evaluator(args, sampler, _vae(args, [args.model]), device)
-    evaluator.use_teacher_statistics()
+    evaluator.use_teacher_statistics(sampler.model)
     ((images, rate),) = evaluator.draw([sampler], args.num_images)
     measured = evaluator.measure(sampler, images, rate)
+    statistics = evaluator.statistics(sampler, images, measured.description)
     folder = Path(args.output)
     measured.save(folder / "measures.json")
-    evaluator.statistics(sampler, images, measured.description).save(folder / "measures.npz")
+    statistics.save(folder / "measures.npz")
     print(f"{sampler.name} ({measured.description}), {len(images)} images, {rate:.1f} per second")
     for name, value in measured.measures.items():
         title, unit = MEASURES[name].title, MEASURES[name].unit
-        print(f"  {title:<40} {value.value:10.4f}  [{value.low:.4f}, {value.high:.4f}] {unit}")
+        limits = "" if math.isnan(value.low) else f"[{value.low:.4f}, {value.high:.4f}] "
+        print(f"  {title:<40} {value.value:10.4f}  {limits}{unit}")
     for note in evaluator.notes:
         print(f"note: {note}")
 
@@ -120,14 +123,18 @@ def compare(args: Namespace) -> None:
     students = [_load(args, path, device) for path in args.runs]
     names = [Path(path).name for path in args.runs]
     for sampler, name, path in zip(students, names, args.runs, strict=True):
+        if sampler.role != "student":
+            raise UserError(
+                f"{path} is no student; only students are compared, with the one model that --teacher names"
+            )
         if sampler.model.sample_shape != slow.model.sample_shape:
             raise UserError(f"{path} makes {sampler.model.sample_shape}; the teacher {slow.model.sample_shape}")
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
-    numbers = sorted({sampler.num_steps for sampler in students})
-    equal = [ode_sampler(f"teacher, {n} steps", slow.model, settings, n) for n in numbers]
+    others = [*results.teachers_at((s.num_steps for s in students), slow, settings, args.solver), *students]
+    check_columns([(sampler.name, sampler.role) for sampler in [slow, *others]])
     evaluator = _evaluator(args, slow, _vae(args, [*args.runs, args.teacher]), device)
     evaluator.use_teacher_reference(slow, args.teacher)
-    entries = results.measured_entries(evaluator, slow, [*equal, *students], GRID_ROWS * slow.model.null_label)
+    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS * slow.model.null_label)
     routing = [results.routing_of("teacher", slow.model)]
     routing += [results.routing_of(student.name, student.model) for student in students]
     report = results.page(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,15 @@ class Measured:
     measures: dict[str, Interval]
 
     def save(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+        measures = {name: value.plain() for name, value in self.measures.items()}
+        write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Measured:
         """Raises: UserError where the file is damaged."""
         try:
             values: dict[str, Any] = json.loads(path.read_text())
-            values["measures"] = {name: Interval(**entry) for name, entry in values["measures"].items()}
+            values["measures"] = {name: Interval.of_plain(entry) for name, entry in values["measures"].items()}
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no file of measured values: {error}") from error
@@ -75,23 +77,52 @@ class Evaluator:
         except FileNotFoundError as error:
             self.extractor = load_extractor(EMBEDDED, device=device)
             self.notes.append(f"{error}. Stand-in for features: the embedded Fashion-MNIST classifier.")
-        self.perceptual = load_perceptual(self.extractor, device=device)
-        if "stand-in" in self.perceptual.name:
-            self.notes.append(
-                f"AlexNet weights for LPIPS are not on this machine; every LPIPS figure is the {self.perceptual.name}."
-            )
         if self.extractor.name == EMBEDDED:
+            own = config.extractor_path if config.extractor == EMBEDDED else None
+            classifier = f"the classifier in {own}" if own else "a small Fashion-MNIST classifier"
             self.notes.append(
-                "Fréchet distance, KID, precision, recall and class agreement use 64 features of a small "
-                "Fashion-MNIST classifier; they compare with each other, not with Inception figures of papers."
+                "Fréchet distance, KID, precision, recall and class agreement use "
+                f"{self.extractor.feature_dim} features of {classifier}; they compare with each other, not with "
+                "Inception figures of papers."
             )
         self.data = ReferenceStatistics.load(resolve(config.reference, "data.npz"))
+        self.perceptual = load_perceptual(self.data.image_shape, self.extractor, device=device)
+        self._note_perceptual()
+        self.data = self._comparable(self.data)
         self.teacher: ReferenceStatistics | None = None
         self.measured_teacher: Measured | None = None
 
+    def _note_perceptual(self) -> None:
+        if self.perceptual is None:
+            self.notes.append(
+                "There is no LPIPS figure: AlexNet's weights are not on this machine, and the stand-in does not read "
+                f"images {list(self.data.image_shape)}."
+            )
+        elif "stand-in" in self.perceptual.name:
+            self.notes.append(
+                f"AlexNet weights for LPIPS are not on this machine; every LPIPS figure is the {self.perceptual.name}."
+            )
+
+    def _comparable(self, reference: ReferenceStatistics) -> ReferenceStatistics:
+        """Without its diversity where another perceptual distance than this evaluator's gave it."""
+        if self._is_comparable(reference) or math.isnan(reference.diversity):
+            return reference
+        if self.perceptual is not None:
+            self.notes.append(
+                f"The diversity of {reference.source} is left out: it was measured with {reference.perceptual}, that "
+                f"of other images with {self.perceptual.name}."
+            )
+        return replace(reference, diversity=math.nan)
+
+    def _is_comparable(self, reference: ReferenceStatistics) -> bool:
+        return self.perceptual is not None and reference.perceptual == self.perceptual.name
+
     def check(self, model: SiT) -> None:
         """Raise ValueError where the data's statistics are not of what `model` makes: before any compute."""
-        check_reference(self.data, self.extractor, self.decoder.image_shape(model.sample_shape))
+        self._check(self.data, model)
+
+    def _check(self, reference: ReferenceStatistics, model: SiT) -> None:
+        check_reference(reference, self.extractor, self.decoder.image_shape(model.sample_shape))
 
     def describe(self, sampler: Sampler) -> str:
         """What defines the images beside the weights: the sampler, and what decodes its samples."""
@@ -104,7 +135,8 @@ class Evaluator:
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Take the stored statistics and measures of the teacher's reference sampler where they are its own.
 
-        They are not where the teacher, its steps or its guidance differ from what they were drawn with.
+        They are not where the teacher, its steps or its guidance differ from what they were drawn with. To be called
+        before any compute, as `check`. Raises: as `use_teacher_statistics`; UserError for damaged measures.
         """
         reference = self.config.teacher_reference
         if reference is None or (reference == EMBEDDED and teacher_path != EMBEDDED):
@@ -117,18 +149,29 @@ class Evaluator:
                 f"{self.describe(sampler)} and was drawn anew, {self.config.num_images} images."
             )
             return
-        self.use_teacher_statistics()
+        self.use_teacher_statistics(sampler.model)
+        if self.teacher is not None and not self._is_comparable(self.teacher):
+            kept = {name: value for name, value in measured.measures.items() if not name.startswith("lpips_")}
+            measured = replace(measured, measures=kept)
         self.measured_teacher = measured
         if measured.num_images != self.config.num_images:
             self.notes.append(
                 f"The figures of {sampler.name} are stored ones, over {measured.num_images} images; the others are "
-                f"over {self.config.num_images}. A Fréchet distance falls a little as images are added."
+                f"over {self.config.num_images}. A Fréchet distance and recall fall as images are added."
             )
 
-    def use_teacher_statistics(self) -> None:
-        """Take the stored statistics of the teacher as they are, for distances to it."""
+    def use_teacher_statistics(self, model: SiT) -> None:
+        """Take the stored statistics of the teacher as they are, for distances of what `model` makes.
+
+        Raises: FileNotFoundError; ValueError where they are damaged or not of what `model` makes.
+        """
         if self.config.teacher_reference is not None:
-            self.teacher = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
+            loaded = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
+            try:
+                self._check(loaded, model)
+            except ValueError as error:
+                raise UserError(f"teacher_reference = {self.config.teacher_reference}: {error}") from error
+            self.teacher = self._comparable(loaded)
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
         """Images in [-1, 1] and rate of each sampler, all from the same noise and labels, under one progress bar."""

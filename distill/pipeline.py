@@ -19,7 +19,7 @@ from distill.evaluation import Evaluator
 from distill.report import write_report
 from distill.roles import build_roles, write_student
 from distill.run_folder import claim_folder
-from distill.samplers import few_step_sampler, ode_sampler, read_class_names
+from distill.samplers import Sampler, few_step_sampler, ode_sampler, read_class_names
 from distill.training.distillation import GRID_ROWS, DistillationTask
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -39,6 +39,7 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = Evaluator(config.evaluate, accelerator.device)
     evaluator.check(teacher)
+    evaluator.use_teacher_reference(reference_sampler(config, teacher), config.teacher.path)
     teacher_std = preflight(teacher, student, fake_score, config.teacher)
     task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std, evaluator.decoder)
     folder = Path(config.output)
@@ -61,16 +62,20 @@ def _finish(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
+def reference_sampler(config: RunConfig, teacher: SiT) -> Sampler[SiT]:
+    """The teacher at as many steps as its configuration says."""
+    return ode_sampler(f"teacher, {config.teacher.steps} steps", teacher, config.teacher, config.teacher.steps)
+
+
 def write_run_report(
     config: RunConfig, folder: Path, teacher: SiT, student: SiT, t_list: torch.Tensor, evaluator: Evaluator
 ) -> Path:
     """Draw, measure and show: the teacher at many steps and at the student's number, and the student."""
     settings, num_steps = config.teacher, config.student.steps
-    slow = ode_sampler(f"teacher, {settings.steps} steps", teacher, settings, settings.steps)
-    equal = ode_sampler(f"teacher, {num_steps} steps", teacher, settings, num_steps)
+    slow = reference_sampler(config, teacher)
     few = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
-    evaluator.use_teacher_reference(slow, settings.path)
-    entries = results.measured_entries(evaluator, slow, [equal, few], GRID_ROWS * teacher.null_label)
+    others = [*results.teachers_at([num_steps], slow, settings), few]
+    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS * teacher.null_label)
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
     report = results.page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from dar.diagnostics import readers_of
 from dar.diagnostics.measures import weight_shares
 from dar.routing import DepthRouting
 from distill import report
+from distill.config import TeacherConfig
 from distill.evaluation import Evaluator, Measured
 from distill.metrics import (
     MEASURES,
@@ -25,7 +26,7 @@ from distill.metrics import (
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
 from distill.run_folder import versions
-from distill.samplers import Sampler, balanced_labels
+from distill.samplers import Sampler, balanced_labels, ode_sampler
 from distill.seeds import generator_for
 
 EDGE_BINS = 16  # of the histogram's, in one of the plot's
@@ -53,6 +54,14 @@ class Entry:
 
 def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
+
+
+def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, solver: str = "euler") -> list[Sampler]:
+    """The reference sampler's model at each of these numbers of steps, but for its own, at which it stands already."""
+    return [
+        ode_sampler(f"teacher, {number} steps", slow.model, settings, number, solver)
+        for number in sorted(set(numbers) - {slow.num_steps})
+    ]
 
 
 def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_grid: int) -> list[Entry]:
@@ -113,14 +122,14 @@ def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict
         row: dict[str, report.Cell | None] = {}
         for e in entries:
             interval = e.measured.measures.get(name)
-            row[e.sampler.name] = _cell(interval) if interval else None
+            row[e.sampler.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
         row[report.DATA] = report.Cell(of_data[name]) if name in of_data else None
         cells[name] = row
     return cells
 
 
-def _cell(interval: Interval) -> report.Cell:
-    known = interval.low == interval.low and interval.high == interval.high
+def _cell(interval: Interval, has_interval: bool) -> report.Cell:
+    known = has_interval and interval.low == interval.low and interval.high == interval.high
     return report.Cell(interval.value, interval.low if known else None, interval.high if known else None)
 
 
@@ -157,8 +166,13 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Ed
 
 
 def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
-    """The student against the teacher at many steps and at as many, in the figures a person asks for first."""
-    student = next(e for e in reversed(entries) if e.sampler.role == "student")
+    """The student against the teacher at many steps and at as many, in the figures a person asks for first.
+
+    Nothing where there are several students: their table is what compares them.
+    """
+    student, *more = (e for e in entries if e.sampler.role == "student")
+    if more:
+        return []
     teachers = [e for e in entries if e.sampler.role == "teacher"]
     lines = []
     slow = max(teachers, key=lambda e: e.sampler.num_steps)
@@ -177,7 +191,10 @@ def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[
     if hf is not None and real:
         others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
         beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
-        comment = f"high-frequency power against real data's ({beside}); zero is as real, both signs are a fault"
+        comment = (
+            f"{student.sampler.name}; high frequencies' share of the power against real data's ({beside}); zero is as "
+            "real, both signs are a fault"
+        )
         lines.append(("detail", f"{hf / real - 1:+.0%}", comment))
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,16 @@ def assert_same(folder: Path, before: dict[str, bytes]) -> None:
             np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-5)
         else:
             assert after[name] == data
+
+
+def test_a_file_that_changed_within_its_size_makes_another_set(photos: Path) -> None:
+    before = fingerprint(photos)
+    assert fingerprint(photos) == before
+    file = next(photos.rglob("*.png"))
+    content, time_ns = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(content[::-1])
+    os.utime(file, ns=(time_ns, time_ns + 1_000_000_000))
+    assert fingerprint(photos) != before
 
 
 @pytest.mark.parametrize("flip", [False, True])

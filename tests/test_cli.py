@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -12,11 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dar import SiT
 from distill.assets import asset
 from distill.cli import main
+from distill.evaluation import Evaluator
+from distill.metrics import ReferenceStatistics
+from distill.samplers import save_student
 from distill.training.run_log import read_log
 
 TINY_TRAIN = """
@@ -140,6 +145,71 @@ def test_statistics_of_other_images_are_refused_before_any_compute(
     line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path / 'teacher'}}}"))
     assert "are of images [1, 28, 28], not [1, 8, 8]" in line
     assert not (tmp_path / "run").exists()
+
+
+def student_folder(folder: Path, steps: int) -> Path:
+    model = SiT.from_pretrained(asset("teacher"))
+    save_student(model, torch.linspace(1, 0, steps + 1)[:-1], folder)
+    return folder
+
+
+def test_what_no_page_can_show_is_refused_before_drawing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "draw", lambda *_: pytest.fail("something is drawn"))
+    output = ["--output", str(tmp_path / "page"), "--steps", "3"]
+    assert "embedded is no student" in refused(capsys, "compare", "embedded", *output)
+    student = str(student_folder(tmp_path / "a", 2))
+    assert "samplers need different names" in refused(capsys, "compare", student, student, *output)
+    many = [str(student_folder(tmp_path / str(number), 2)) for number in range(9)]
+    assert "9 samplers with role 'student'; a report shows at most 8" in refused(capsys, "compare", *many, *output)
+    assert not (tmp_path / "page").exists()
+
+
+def test_student_with_as_many_steps_as_the_teacher(tmp_path: Path) -> None:
+    student = student_folder(tmp_path / "few", 2)
+    argv = ["compare", str(student), "--output", str(tmp_path / "page"), "--num-images", "10", "--steps", "2"]
+    assert main([*argv, "--solver", "heun"]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "few, 2 steps" in page and page.count('alt="Images of teacher, 2 steps"') == 1
+
+
+def test_run_with_as_many_steps_as_its_teacher(tmp_path: Path) -> None:
+    assert main(["run", run_config(tmp_path), *QUICK, "teacher.steps=2"]) == 0
+    names = {path.stem for path in (tmp_path / "run" / "measures").iterdir()}
+    assert names == {"student_2_steps", "teacher_2_steps"}
+
+
+@pytest.mark.parametrize("damage", ["no measures", "other images"])
+def test_statistics_of_the_teacher_are_looked_at_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    for name in ("teacher.npz", "teacher.json"):
+        shutil.copyfile(asset(name), tmp_path / name)
+    if damage == "no measures":
+        (tmp_path / "teacher.json").unlink()
+    else:
+        statistics = ReferenceStatistics.load(tmp_path / "teacher.npz")
+        dataclasses.replace(statistics, image_shape=(3, 28, 28)).save(tmp_path / "teacher.npz")
+    config = run_config(tmp_path, f"evaluate: {{teacher_reference: {tmp_path / 'teacher.npz'}}}")
+    line = refused(capsys, "run", config)
+    said = ["teacher.json"] if damage == "no measures" else ["teacher_reference", "images [3, 28, 28], not [1, 28, 28]"]
+    assert all(words in line for words in said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_needs_no_pair_of_one_class_and_writes_both_files_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["evaluate", str(student_folder(tmp_path / "few", 1)), "--output", str(tmp_path / "eval")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "statistics", lambda *_: (_ for _ in ()).throw(OSError("out of memory")))
+        assert main([*argv, "--num-images", "5"]) == 2
+    assert not (tmp_path / "eval").exists()
+    assert main([*argv, "--num-images", "5"]) == 0
+    measured = json.loads((tmp_path / "eval" / "measures.json").read_text())["measures"]
+    assert "lpips_diversity" not in measured and "frechet" in measured
+    assert (tmp_path / "eval" / "measures.npz").is_file()
 
 
 def test_class_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

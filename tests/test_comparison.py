@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -283,7 +284,7 @@ def test_a_diverging_job_does_not_stop_the_others(settings, capsys):
 
     def do(job):
         if job is jobs[0]:
-            raise NonFiniteError("teacher", 3, "the loss")
+            raise NonFiniteError("teacher: the loss is not finite")
         done.add(job.name)
 
     assert queue.run_queue(jobs, lambda job: job.name in done, do) == [jobs[0]]
@@ -483,6 +484,20 @@ def test_a_comparison_from_the_first_job_to_the_report(settings):
     assert names == {".md", ".json", "_curves.png", "_differences.png", "_symptoms.png"}
     written = json.loads(report.with_suffix(".json").read_text())
     assert len(written["jobs"]) == 4 and len(written["jobs"][0]["symptoms"]["hidden_rms"]) == 3
+    assert_a_full_disk_spares_the_pictures(comparison, report.parent)
+
+
+def assert_a_full_disk_spares_the_pictures(comparison: Comparison, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError("no space left on device")
+
+    with patch.object(Path, "write_bytes", half), pytest.raises(OSError, match="no space"):
+        write_report(comparison)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_trained_job_is_measured_anew_with_other_settings_and_refused_with_another_training(settings):

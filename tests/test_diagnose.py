@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,21 @@ import pytest
 import torch
 
 from dar import RoutingConfig, SiT
-from dar.diagnostics import EFFECTS, depth
+from dar.diagnostics import EFFECTS, RunningMarginals, depth, effect_variances
 from dar.diagnostics.depth import depth_measure
 from dar.diagnostics.profile import Pass, interpolated, source_similarity
 from distill.cli import main
 from distill.data import load_dataset
-from distill.diagnosis.content import LOSS, REMOVAL_COST, Diagnosis, ModelDiagnosis, Probe, Profile, to_json
+from distill.diagnosis.content import (
+    LOSS,
+    REMOVAL_COST,
+    Diagnosis,
+    ModelDiagnosis,
+    Probe,
+    Profile,
+    WeightsOverDepth,
+    to_json,
+)
 from distill.diagnosis.images import DataSource, balanced_classes, images_of
 from distill.diagnosis.measuring import Design, diagnose_model, num_forwards
 from distill.diagnosis.summaries import SUMMARIES, Summary, difference, estimate
@@ -204,6 +214,21 @@ class TestFindings:
         said = findings.of_chunks(dataclasses.replace(model_with(), similarity=similarity))
         # Neighbours: four pairs alike, one not: a = 0.8, S* = sqrt(6 / 9) = 0.8.
         assert "mean cosine of 0.80" in said and "S* = 1" in said and "6 chunks" in said
+
+    def test_a_share_of_the_class_stands_beside_what_chance_gives(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shares = []
+        for _ in range(300):  # images differ, their classes do not
+            weights = torch.randn(1, 1, 40, 1, generator=generator).expand(1, 3, 40, 4)
+            marginals = RunningMarginals(3, 40)
+            for t in range(3):
+                marginals.add(weights[:, t], t, slice(0, 40))
+            shares.append(effect_variances(marginals.result(), torch.arange(40) % 10))
+        routing = WeightsOverDepth(["r"], [["a", "b"]], [], torch.stack(shares).mean(0).numpy())
+        said = findings.of_variance(dataclasses.replace(model_with(), routing=routing), num_images=40, num_classes=10)
+        found = re.search(r"the class (\d+) % \((\d+) % is what .* of 4 images each\)", said)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(float(found[2]), abs=1) and float(found[2]) > 20
 
     def test_probe_that_falls_below_again(self) -> None:
         assert "first reaches 0.95 at z_1, and falls below again" in findings.of_probe(model_with())

@@ -1,14 +1,23 @@
-"""What is measured is what a person would see."""
+"""What is measured is what a person would see, and what is said of it is so."""
 
 from __future__ import annotations
 
+import math
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor
 
-from dar import SiT
-from distill.config import EvalConfig
-from distill.evaluation import Evaluator
-from distill.samplers import Sampler
+from dar import RoutingConfig, SiT, SiTConfig
+from distill import results
+from distill.assets import asset
+from distill.config import EvalConfig, TeacherConfig
+from distill.evaluation import Evaluator, Measured
+from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
+from distill.metrics.classifier import Classifier, ClassifierConfig
+from distill.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
 
 
 def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
@@ -19,3 +28,106 @@ def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
     ((images, _),) = Evaluator(EvalConfig(), torch.device("cpu")).draw([sampler], 6)
     assert images.min() == -1 and images.max() == 1
     assert ((images > -1) & (images < 1)).any()
+
+
+@pytest.fixture
+def stored_teacher(tmp_path: Path) -> Path:
+    """The shipped teacher's statistics and measures, as files of one's own."""
+    for name in ("teacher.npz", "teacher.json"):
+        shutil.copyfile(asset(name), tmp_path / name)
+    return tmp_path / "teacher.npz"
+
+
+class OtherDistance:
+    name = "LPIPS (AlexNet)"
+
+    def distance(self, a: Tensor, b: Tensor, batch_size: int = 200) -> Tensor:
+        return (a - b).flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_diversity_of_another_perceptual_distance_is_left_out(
+    other: bool, stored_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if other:
+        monkeypatch.setattr("distill.evaluation.load_perceptual", lambda *_, **__: OtherDistance())
+    teacher = load_sampler("embedded", TeacherConfig())
+    evaluator = Evaluator(EvalConfig(teacher_reference=str(stored_teacher)), torch.device("cpu"))
+    evaluator.use_teacher_reference(teacher, "embedded")
+    assert evaluator.measured_teacher is not None
+    assert ("lpips_diversity" in data_values(evaluator.data, 4)) == (not other)
+    assert ("lpips_diversity" in evaluator.measured_teacher.measures) == (not other)
+    assert sum("diversity of" in note and "is left out" in note for note in evaluator.notes) == 2 * other
+
+
+def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:
+    teacher = load_sampler("embedded", TeacherConfig())
+    measured = Measured.load(stored_teacher.with_suffix(".json"))
+    none = torch.empty(0)
+    cells = results.table([results.Entry(teacher, none, 1.0, measured, (none, none), none)], {})
+    recall, precision = cells["recall"][teacher.name], cells["precision"][teacher.name]
+    assert recall is not None and recall.low is None and recall.value == measured.measures["recall"].value
+    assert precision is not None and precision.low == measured.measures["precision"].low
+
+
+def test_measures_without_limits_are_plain_json(tmp_path: Path) -> None:
+    measures = {"recall": Interval(0.5, math.nan, math.nan), "precision": Interval(0.9, 0.8, 0.95)}
+    Measured("a", "b", 20, 4, 4, 1.0, measures).save(tmp_path / "measures.json")
+    assert "NaN" not in (tmp_path / "measures.json").read_text()
+    again = Measured.load(tmp_path / "measures.json").measures
+    assert again["precision"] == measures["precision"]
+    assert again["recall"].value == 0.5 and math.isnan(again["recall"].low) and math.isnan(again["recall"].high)
+
+
+def test_tiles_name_the_student_and_are_left_out_for_several(stored_teacher: Path) -> None:
+    teacher = load_sampler("embedded", TeacherConfig())
+    measured = Measured.load(stored_teacher.with_suffix(".json"))
+    none = torch.empty(0)
+    one, two = (few_step_sampler(name, teacher.model, torch.ones(1)) for name in ("one", "two"))
+    entries = [results.Entry(sampler, none, 1.0, measured, (none, none), none) for sampler in (teacher, one, two)]
+    tiles = results.headline(entries[:2], {"high_frequency_ratio": 0.08})
+    assert [label for label, _, _ in tiles] == ["speed", "Fréchet distance", "class agreement", "detail"]
+    assert all("one" in comment for _, _, comment in tiles)
+    value, comment = tiles[-1][1:]
+    assert value == "+10%" and "share of the power" in comment
+    assert results.headline(entries, {"high_frequency_ratio": 0.08}) == []
+
+
+def test_the_note_names_the_classifier_that_is_used(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    Classifier(ClassifierConfig(image_size=32, in_channels=3, feature_dim=6)).save_pretrained(tmp_path / "own", "")
+    extractor = load_extractor("embedded", tmp_path / "own")
+    images = torch.rand(20, 3, 32, 32) * 2 - 1
+    reference_from_images(images, torch.arange(20) % 10, extractor, "noise").save(tmp_path / "data.npz")
+    config = EvalConfig(extractor_path=str(tmp_path / "own"), reference=str(tmp_path / "data.npz"))
+    (note,) = [note for note in Evaluator(config, torch.device("cpu")).notes if note.startswith("Fréchet")]
+    assert f"6 features of the classifier in {tmp_path / 'own'}" in note
+    (note,) = [note for note in Evaluator(EvalConfig(), torch.device("cpu")).notes if note.startswith("Fréchet")]
+    assert "64 features of a small Fashion-MNIST classifier" in note
+
+
+class Colours:
+    """An extractor that reads images of any shape, as Inception does."""
+
+    name, version, feature_dim = "colours", "1", 6
+
+    def extract(self, images: Tensor, batch_size: int = 250) -> Features:
+        return Features(torch.cat([images.mean((-2, -1)), images.std((-2, -1))], dim=1), None)
+
+
+def test_photographs_are_measured_without_a_perceptual_distance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.metrics.perceptual.find_alexnet", lambda: None)
+    monkeypatch.setattr("distill.evaluation.load_extractor", lambda *_, **__: Colours())
+    torch.manual_seed(0)
+    model = SiT(SiTConfig(64, 16, 3, 16, 1, 2, num_classes=10, routing=RoutingConfig(kind="residual")))
+    images = torch.rand(20, 3, 64, 64) * 2 - 1
+    reference_from_images(images, torch.arange(20) % 10, Colours(), "noise").save(tmp_path / "data.npz")
+    config = EvalConfig(num_images=20, reference=str(tmp_path / "data.npz"), teacher_reference=None, bootstrap=4)
+    evaluator = Evaluator(config, torch.device("cpu"))
+    assert any("no LPIPS figure" in note for note in evaluator.notes)
+    sampler = ode_sampler("teacher, 1 steps", model, TeacherConfig(), 1)
+    ((drawn, rate),) = evaluator.draw([sampler], 20)
+    measured = evaluator.measure(sampler, drawn, rate)
+    assert "frechet" in measured.measures and "lpips_diversity" not in measured.measures

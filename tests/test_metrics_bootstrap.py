@@ -9,9 +9,9 @@ import torch
 from distill.metrics.bootstrap import (
     bootstrap,
     bootstrap_mean,
-    bootstrap_share,
     interval_from_resamples,
     resample_counts,
+    share_interval,
 )
 
 
@@ -24,14 +24,15 @@ def test_interval_of_a_mean_has_the_textbook_width():
     assert interval.high == pytest.approx(interval.value + half, abs=0.1 * half)
 
 
-def test_interval_covers_the_truth_about_95_times_in_100():
+@pytest.mark.parametrize("num_resamples", [50, 200])
+def test_interval_covers_the_truth_about_95_times_in_100(num_resamples):
     generator = torch.Generator().manual_seed(0)
     covered = 0
-    for _ in range(200):
+    for seed in range(1000):
         table = torch.randn(60, 1, generator=generator) + 3
-        interval = bootstrap_mean(table, lambda row: row.item(), num_resamples=200)
+        interval = bootstrap_mean(table, lambda row: row.item(), num_resamples=num_resamples, seed=seed)
         covered += interval.low <= 3 <= interval.high
-    assert 178 <= covered <= 199  # 190 expected, spread 3.1; the percentile interval covers a little less
+    assert 930 <= covered <= 970  # spread 7; between percentiles of 50 resamples it lies 910 times
 
 
 def test_fast_path_of_means_agrees_with_the_plain_one():
@@ -49,9 +50,26 @@ def test_fast_path_of_means_agrees_with_the_plain_one():
 
 def test_share_agrees_with_its_flags():
     flags = (torch.arange(500) < 350).double()[:, None]
-    share = bootstrap_share(0.7, 500, num_resamples=4000)
+    share = share_interval(0.7, 500)
     plain = bootstrap_mean(flags, lambda row: row.item(), num_resamples=4000)
     assert (share.value, share.low, share.high) == pytest.approx((plain.value, plain.low, plain.high), abs=0.005)
+
+
+def test_limits_of_a_share_solve_the_score_equation():
+    # Wilson: the limits are where |share - p| is 1.96 standard errors of that p.
+    for share, n in ((0.3, 40), (0.97, 100), (0.0, 20), (1.0, 7)):
+        interval = share_interval(share, n)
+        assert 0 <= interval.low <= share <= interval.high <= 1
+        for p in (interval.low, interval.high):
+            assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-6)
+    assert share_interval(1.0, 100).low == pytest.approx(0.963, abs=1e-3)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.99, 100), (0.997, 500), (0.05, 20)])
+def test_share_near_its_ends_is_covered(share, n):
+    drawn = np.random.default_rng(0).binomial(n, share, 2000) / n
+    intervals = [share_interval(value, n) for value in drawn]
+    assert np.mean([interval.low <= share <= interval.high for interval in intervals]) > 0.91
 
 
 def test_seed_decides():
@@ -67,10 +85,11 @@ def test_counts_are_resamples_of_the_same_size():
     assert not torch.equal(counts[0], counts[1])
 
 
-def test_bias_is_removed_and_limits_are_cut():
-    interval = interval_from_resamples(0.1, np.linspace(0.0, 2.0, 2001), minimum=0.0)
+def test_bias_of_resamples_is_not_seen_and_limits_are_cut():
+    resampled = np.array([1.0, 3.0])  # a standard deviation of sqrt 2
+    interval = interval_from_resamples(0.1, resampled, minimum=0.0)
     assert interval.low == 0.0
-    assert interval.high == pytest.approx(0.1 + 0.95)
+    assert interval.high == pytest.approx(0.1 + 1.959964 * math.sqrt(2))
 
 
 def test_without_resamples_there_are_no_limits():
@@ -82,10 +101,12 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="at least 2 images, not 1"):
         bootstrap(lambda indices: 0.0, 1)
     with pytest.raises(ValueError, match="num_resamples is -1"):
-        bootstrap_share(0.5, 10, num_resamples=-1)
+        bootstrap(lambda indices: 0.0, 10, num_resamples=-1)
     with pytest.raises(ValueError, match="level is 95"):
         bootstrap(lambda indices: 0.0, 10, level=95)
     with pytest.raises(ValueError, match=r"share is 1\.5"):
-        bootstrap_share(1.5, 10)
+        share_interval(1.5, 10)
+    with pytest.raises(ValueError, match="0 items"):
+        share_interval(0.5, 0)
     with pytest.raises(ValueError, match=r"\[N, K\]"):
         bootstrap_mean(torch.zeros(5), lambda row: 0.0)

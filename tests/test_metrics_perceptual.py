@@ -6,6 +6,7 @@ import lpips
 import pytest
 import torch
 
+from distill.metrics.bootstrap import bootstrap_mean
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.metrics.features import INCEPTION_FILE, EmbeddedExtractor, load_extractor
 from distill.metrics.perceptual import (
@@ -103,8 +104,20 @@ def test_embedded_extractor_refuses_other_images(extractor, shape):
 
 
 def test_stand_in_is_named_and_chosen_where_alexnet_is_missing(extractor, empty_hub):
-    assert load_perceptual(extractor).name == "lpips stand-in (embedded classifier features)"
-    assert isinstance(load_perceptual(), EmbeddedLpips)
+    found = load_perceptual((1, 28, 28), extractor)
+    assert found is not None and found.name == "lpips stand-in (embedded classifier features)"
+    assert isinstance(load_perceptual((1, 28, 28)), EmbeddedLpips)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (3, 28, 28)])
+def test_there_is_no_distance_where_the_stand_in_reads_no_such_images(extractor, empty_hub, shape):
+    assert load_perceptual(shape, extractor) is None
+
+
+def test_stand_in_of_an_own_classifier_reads_its_images(empty_hub):
+    own = EmbeddedExtractor(Classifier(ClassifierConfig(image_size=32, in_channels=3)))
+    found = load_perceptual((3, 32, 32), own)
+    assert found is not None and found.distance(torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)).shape == (2,)
 
 
 def test_stand_in_is_the_lpips_construction(extractor):
@@ -136,8 +149,9 @@ def alexnet(empty_hub):
 
 
 def test_alexnet_in_the_cache_is_used_with_its_weights(alexnet):
-    perceptual = load_perceptual()
-    assert perceptual.name == "LPIPS (AlexNet)" and isinstance(perceptual, AlexNetLpips)
+    perceptual = load_perceptual((1, 28, 28))
+    assert isinstance(perceptual, AlexNetLpips) and perceptual.name == "LPIPS (AlexNet)"
+    assert load_perceptual((4, 28, 28)) is None
     loaded = perceptual.model.net.get_parameter("slice3.6.weight")
     torch.testing.assert_close(loaded, alexnet.get_parameter("features.6.weight"), check_stride=False)
     a, b = pictures(3), pictures(3, seed=1)
@@ -150,7 +164,7 @@ def test_alexnet_in_the_cache_is_used_with_its_weights(alexnet):
 def test_damaged_alexnet(empty_hub):
     (empty_hub / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79\.pth is damaged"):
-        load_perceptual()
+        load_perceptual((1, 28, 28))
 
 
 class Touch:
@@ -166,25 +180,50 @@ class Touch:
 def test_alexnet_file_cannot_run_code(empty_hub):
     torch.save({"features.0.weight": Touch(empty_hub / "touched")}, empty_hub / "alexnet-owt-7be5be79.pth")
     with pytest.raises(ValueError, match="damaged"):
-        load_perceptual()
+        load_perceptual((1, 28, 28))
     assert not (empty_hub / "touched").exists()
 
 
-def test_pairs_stay_inside_their_class_and_never_pair_an_image_with_itself():
-    labels = torch.tensor([0] * 50 + [1] * 2 + [2])
-    first, second = pairs_within_classes(labels, num_pairs=200).unbind(1)
-    assert len(first) == 200
-    assert (labels[first] == labels[second]).all() and (first != second).all()
-    assert (labels[first] == 1).sum() == 100  # a small class counts as much as a large one
-    with pytest.raises(ValueError, match="no class has 2"):
-        pairs_within_classes(torch.arange(5))
+def test_pairs_stay_inside_their_class_and_hold_no_image_twice():
+    labels = torch.tensor([0] * 51 + [1] * 4 + [2])
+    first, second = pairs_within_classes(labels).unbind(1)
+    assert (labels[first] == labels[second]).all()
+    assert len(torch.cat([first, second]).unique()) == 2 * len(first)
+    assert (labels[first] == 0).sum() == 25 and (labels[first] == 1).sum() == 2
+    few = pairs_within_classes(labels, max_pairs=6)
+    assert (labels[few] == 0).sum() == 4 and (labels[few] == 1).sum() == 4  # a third of 6 pairs each
+    assert pairs_within_classes(torch.arange(5)).shape == (0, 2)
 
 
 def test_diversity_is_nil_in_a_collapsed_class(extractor):
-    labels = torch.arange(6) // 3
-    images = torch.cat([pictures(1).expand(3, -1, -1, -1), pictures(3, seed=1)])
-    distances = class_diversity(EmbeddedLpips(extractor), images, labels, num_pairs=20)
-    assert distances[:10].max() < 1e-6 and distances[10:].min() > 0.1
+    labels = torch.arange(12) // 6
+    images = torch.cat([pictures(1).expand(6, -1, -1, -1), pictures(6, seed=1)])
+    distances = class_diversity(EmbeddedLpips(extractor), images, labels)
+    assert distances.shape == (6,)
+    assert distances[:3].max() < 1e-6 and distances[3:].min() > 0.1
+    assert class_diversity(EmbeddedLpips(extractor), images[5:7], labels[5:7]).shape == (0,)
+
+
+class Difference:
+    """A perceptual distance of images that carry numbers."""
+
+    name = "difference"
+
+    def distance(self, a, b, batch_size=200):
+        return (a - b).flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("num_images", [40, 200])
+def test_interval_of_the_diversity_has_the_spread_of_other_images(num_images):
+    generator = torch.Generator().manual_seed(0)
+    intervals = []
+    for _ in range(150):
+        images = torch.randn(num_images, 1, 1, 4, generator=generator)
+        distances = class_diversity(Difference(), images, torch.arange(num_images) % 10)
+        intervals.append(bootstrap_mean(distances[:, None], lambda row: row.item(), num_resamples=100))
+    spread = torch.tensor([interval.value for interval in intervals]).std().item()
+    width = torch.tensor([interval.high - interval.low for interval in intervals]).mean().item()
+    assert width == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
 def test_unaligned_sets(extractor):

@@ -149,7 +149,10 @@ def measured(reference, extractor):
 def test_table_has_every_measure_in_order(measured):
     assert list(measured) == list(MEASURES)
     for name, interval in measured.items():
-        assert interval.low <= interval.value <= interval.high, name
+        if MEASURES[name].has_interval:
+            assert interval.low <= interval.value <= interval.high > interval.low, name
+        else:
+            assert math.isnan(interval.low) and math.isnan(interval.high), name
 
 
 def test_table_agrees_with_the_functions(measured, reference, extractor):
@@ -189,6 +192,21 @@ def test_data_values_are_those_of_the_images(reference):
     assert {"class_agreement", "lpips_diversity"} <= set(values)
     missing = data_values(replace(reference, diversity=math.nan, axis_power=np.zeros((2, 0))), 7)
     assert "lpips_diversity" not in missing and "patch_peak" not in missing
+
+
+@pytest.mark.parametrize(("patch_size", "num_images"), [(1, 12), (28, 12), (7, 12)])
+def test_what_a_model_or_so_few_images_lack_is_left_out(reference, extractor, patch_size, num_images):
+    images, labels = pictures(num_images, seed=1)  # of 12 images two classes of ten have a pair
+    lpips = EmbeddedLpips(extractor)
+    found = measure(images, labels, data=reference, extractor=extractor, lpips=lpips, patch_size=patch_size,
+                    num_bootstrap=4)  # fmt: skip
+    assert ("patch_peak" in found) == ("patch_peak" in data_values(reference, patch_size)) == (patch_size == 7)
+    assert "lpips_diversity" in found and "frechet" in found
+    few = measure(images[:10], labels[:10], data=reference, extractor=extractor, lpips=lpips, patch_size=7,
+                  num_bootstrap=4)  # fmt: skip
+    assert "lpips_diversity" not in few and "frechet" in few
+    stored = reference_from_images(images[:10], labels[:10], extractor, "few", perceptual=lpips)
+    assert math.isnan(stored.diversity) and "lpips_diversity" not in data_values(stored, 7)
 
 
 class WithoutLogits:

@@ -72,9 +72,8 @@ def full_report() -> Report:
     history = [{"step": s, "elapsed_s": 2.0 * s, "student/grad_norm": 1.0 + s, "x0_gap/bin0": 0.1} for s in range(5)]
     return small_report(
         class_names=["bag", "shirt", "boot"],
-        data_images=images(5),
         headline=[Headline("Speed", "26 ×", "against fifty steps")],
-        spectra=[Spectrum(name, frequency, p, 0.9 * p, 1.1 * p) for name, p in curves.items()],
+        spectra=[Spectrum(name, frequency, p) for name, p in curves.items()],
         edges=[Edges(name, frequency, p) for name, p in curves.items()],
         measures=[LOWER, HIGHER, AS_DATA],
         cells={
@@ -138,7 +137,7 @@ def test_page_stands_alone(full_folder: Path) -> None:
     page = text_of(full_folder)
     found = outline(page)
     pictures = [resource for resource in found.resources if not resource.startswith("#")]
-    assert len(pictures) == len(list(full_folder.glob("report-*.png"))) == 10
+    assert len(pictures) == len(list(full_folder.glob("report-*.png"))) == 9
     assert all(resource.startswith("data:image/png;base64,") for resource in pictures)
     assert {resource[1:] for resource in found.resources if resource.startswith("#")} <= set(found.ids)
     assert not {"script", "link", "iframe"} & set(found.tags)
@@ -304,6 +303,30 @@ def test_training_draws_what_the_log_has() -> None:
     assert [line.get_label() for line in gap.lines] == ["t bin 2", "t bin 10"]
     assert [np.asarray(line.get_xdata()).tolist() for line in gap.lines] == [[0, 2], [1, 3]]
     assert "1 not finite" in figures["critic-lag"].axes[0].get_title(loc="left")
+
+
+def test_a_line_alone_is_named_where_the_title_does_not_say_whose_it_is() -> None:
+    history = [{"step": s, "fake_score/grad_norm": 1.0, "student/grad_norm": 1.0} for s in (0, 50)]
+    figures = {panel.name: figure for panel, figure in training_plots(history).items()}
+    (legend,) = figures["gradients"].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["fake_score/grad_norm"]
+    assert not figures["student-gradient"].legends
+
+
+def test_share_of_high_frequencies_stands_beside_the_datas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [{"step": s, "high_frequency_ratio": 0.04} for s in (0, 50)]
+    drawn = {}
+
+    def plots(*args: Any) -> dict[Any, Any]:
+        drawn.update({panel.name: figure for panel, figure in training_plots(*args).items()})
+        return training_plots(*args)
+
+    monkeypatch.setattr("distill.report.page.training_plots", plots)
+    measure = dataclasses.replace(AS_DATA, name="high_frequency_ratio")
+    cells = {"high_frequency_ratio": {DATA: Cell(0.0452)}}
+    write_report(small_report(history=history, measures=[measure], cells=cells), tmp_path)
+    lines = [np.asarray(line.get_ydata()).tolist() for line in drawn["high-frequency"].axes[0].lines]
+    assert lines == [[0.04, 0.04], [0.0452, 0.0452]]
 
 
 def test_training_knows_the_names_of_the_log() -> None:

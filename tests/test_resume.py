@@ -33,13 +33,14 @@ class Blobs:
 
     sample_shape = (1, 8, 8)
     num_classes = 3
+    labels = torch.arange(8) % 3
 
     def __len__(self) -> int:
         return 8
 
     def batch(self, indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 1, 8, 8)
-        return images[indices].clone(), indices % 3
+        return images[indices].clone(), self.labels[indices]
 
 
 def teacher_task(folder: Path, steps: int) -> tuple[TeacherTask, Accelerator, LoopConfig]:

@@ -6,10 +6,10 @@ as many images. The total variance is then the sum of the variances of the margi
     Var(x) = V_t + V_class + V_image + V_position + V_rest
 
 V_t is the variance over t of the mean of x over all else, and so on; V_image is that of the images around the
-mean of their class; V_rest holds all interactions. With S images a class, images that differ by chance alone
-put V_image / (S - 1) into V_class on average.
+mean of their class; V_rest holds all interactions. With B images of K classes, images that differ by chance alone
+put V_image (K - 1) / (B - K) into V_class on average.
 
-Legend: N sources, n_t times, B images, T tokens.
+Legend: N sources, n_t times, B images, K classes, T tokens.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from distill.comparison.sections import (
     symptoms_section,
 )
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import write_bytes, write_text
 from distill.report.style import png
 from distill.run_folder import versions
 
@@ -48,10 +48,9 @@ def write_report(comparison: Comparison) -> Path:
         "differences": differences_plot(gathered, DIFFERENCES),
         "symptoms": symptoms_plot(gathered),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = {name: f"{path.stem}_{name}.png" for name in pictures}
     for name, figure in pictures.items():
-        path.with_name(names[name]).write_bytes(png(figure))
+        write_bytes(path.with_name(names[name]), png(figure))
     write_text(path.with_suffix(".json"), as_json(gathered, findings))
     write_text(path, markdown(gathered, findings, names))
     return path

@@ -146,5 +146,5 @@ def save_costs(costs: list[Cost], path: Path) -> None:
 
 
 def load_costs(path: Path) -> list[Cost]:
-    """None where there was no timing yet."""
+    """What `save_costs` wrote; no costs where there was no timing yet."""
     return [Cost(**cost) for cost in json.loads(path.read_text())] if path.is_file() else []

@@ -15,11 +15,13 @@ from distill.seeds import generator_for
 class Dataset(Protocol):
     """Labelled samples, addressed by index, so that any order can be drawn and resumed.
 
-    sample_shape: (C, H, W). num_classes: labels lie in [0, num_classes).
+    sample_shape: (C, H, W). num_classes: labels lie in [0, num_classes). labels: of all samples, (N) in int64, known
+    without reading these.
     """
 
     sample_shape: tuple[int, int, int]
     num_classes: int
+    labels: Tensor
 
     def __len__(self) -> int: ...
 

@@ -97,12 +97,13 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def fingerprint(path: Path) -> str:
-    """Of names and sizes: a set that gained, lost or changed files is another set."""
+    """Of names, sizes and times of the last change: a set that gained, lost or changed files is another set."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+        status = file.stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -32,8 +32,8 @@ class LatentDataset:
 
     def __init__(self, files: _Files) -> None:
         self._files = files
-        self._names, self._labels, self.space = _read_listing(files)
-        self.num_classes = int(self._labels.max()) + 1 if len(self._names) else 0
+        self._names, self.labels, self.space = _read_listing(files)
+        self.num_classes = int(self.labels.max()) + 1 if len(self._names) else 0
         self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
         if self._names:
             _, height, width = self._moments(self._names[0]).shape
@@ -46,7 +46,7 @@ class LatentDataset:
         moments = torch.stack([self._checked(self._names[i]) for i in indices.tolist()])
         mean, std = moments.chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator)
-        return self.space.latents(mean + std * noise), self._labels[indices]
+        return self.space.latents(mean + std * noise), self.labels[indices]
 
     def _checked(self, name: str) -> Tensor:
         moments = self._moments(name)

@@ -3,7 +3,7 @@
 `measure` gives the whole table for a set of images; torch-fidelity and lpips are imported only when used.
 """
 
-from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, bootstrap_share
+from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, share_interval
 from distill.metrics.edges import (
     edge_density,
     edge_share,
@@ -49,7 +49,6 @@ __all__ = [
     "band_power",
     "bootstrap",
     "bootstrap_mean",
-    "bootstrap_share",
     "check_reference",
     "class_diversity",
     "data_values",
@@ -74,6 +73,7 @@ __all__ = [
     "reference_from_images",
     "register_measure",
     "ring_power",
+    "share_interval",
     "spectral_difference",
     "spectral_distance",
 ]

@@ -1,4 +1,4 @@
-"""Fréchet distance, KID, precision and recall of two sets of features, all by torch-fidelity's own functions.
+"""Fréchet distance, KID, precision and recall of two sets of features, all but KID by torch-fidelity's own functions.
 
 "features" are [N, D]; the first set is the generated one, the second the real one.
 """
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.metrics.bootstrap import Interval, bootstrap_share, interval_from_resamples, resample_counts
+from distill.metrics.bootstrap import Interval, interval_from_resamples, resample_counts, share_interval
 
 MAX_BOOTSTRAP_DIM = 256  # above, each resample's eigenvalues take seconds
-KID_SUBSETS = 50
+_CHUNK = 1000  # rows of a kernel matrix at once
 NEIGHBOURHOOD = 3  # k of the k-th nearest neighbour, as in arXiv:1904.06991
+MIN_IMAGES = NEIGHBOURHOOD + 1
 
 
 @dataclass(frozen=True)
@@ -78,46 +79,49 @@ def frechet_interval(
     return interval_from_resamples(value, np.array(resampled), minimum=0.0)
 
 
-def kid(features: Tensor, reference: Tensor, *, seed: int = 0) -> Interval:
-    """Kernel Inception distance: unbiased squared MMD, cubic kernel. arXiv:1801.01401.
+def kid(features: Tensor, reference: Tensor) -> Interval:
+    """Kernel Inception distance: squared MMD with k(x, y) = (x . y / D + 1)^3, unbiased. arXiv:1801.01401.
 
-    May be slightly negative. Mean over 50 random subsets of m = min(1000, half the smaller set) images. The
-    limits are 1.96 standard errors by subsampling: a spread s over subsets drawn without replacement from n
-    means s sqrt(m / (n - m)) for all n, with n the smaller set's size (Politis & Romano 1994).
+    mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j) over all images x of `features`
+    and y of `reference`; may be slightly negative. With the y fixed, image i moves it by 2 h_i / n,
+    h_i = mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j); the limits are 1.96 * 2 std(h) / sqrt(n) to either side
+    (Hoeffding 1948).
 
     Raises: ValueError where either set has fewer than 4 images or their widths differ.
     """
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-
-    _check_pair(features, reference, 4)
-    smaller = min(len(features), len(reference))
-    subset_size = min(1000, smaller // 2)
-    result = kid_features_to_metric(
-        features.detach().cpu().float(),
-        reference.detach().cpu().float(),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=subset_size,
-        rng_seed=seed,
-        verbose=False,
-    )
-    value = result[KEY_METRIC_KID_MEAN]
-    margin = 1.96 * result[KEY_METRIC_KID_STD] * math.sqrt(subset_size / (smaller - subset_size))
+    _check_pair(features, reference, MIN_IMAGES)
+    features, reference = features.detach().cpu().float(), reference.detach().cpu().float()
+    own, across = _kernel_to_others(features), _kernel_means(features, reference)
+    value = (own.mean() + _kernel_to_others(reference).mean() - 2 * across.mean()).item()
+    margin = 1.96 * 2 * (own - across).std().item() / math.sqrt(len(features))
     return Interval(value, value - margin, value + margin)
 
 
-def precision_recall(
-    features: Tensor, reference: Tensor, *, num_resamples: int = 200, seed: int = 0
-) -> tuple[Interval, Interval]:
+def _kernel_means(a: Tensor, b: Tensor) -> Tensor:
+    """mean_j k(a_i, b_j), [N] in float64."""
+    width = a.shape[1]
+    rows = [(chunk @ b.T / width + 1).pow(3).mean(1, dtype=torch.float64) for chunk in a.split(_CHUNK)]
+    return torch.cat(rows)
+
+
+def _kernel_to_others(a: Tensor) -> Tensor:
+    """mean_{j != i} k(a_i, a_j), [N] in float64."""
+    itself = (a.double().square().mean(1) + 1).pow(3)
+    return (len(a) * _kernel_means(a, a) - itself) / (len(a) - 1)
+
+
+def precision_recall(features: Tensor, reference: Tensor) -> tuple[Interval, Interval]:
     """Improved precision and recall with 3 neighbours, arXiv:1904.06991.
 
-    Precision: share of generated images inside the reference's neighbourhoods; recall: the reverse. Each
-    interval resamples the images that are counted and holds the neighbourhoods fixed.
+    Precision: share of generated images inside the reference's neighbourhoods, with Wilson's interval. Recall: share
+    of the reference inside the generated images' neighbourhoods. These move together with every generated image
+    and shrink as there are more, so recall has no interval and falls with the number of images.
 
     Raises: ValueError where either set has fewer than 4 images or their widths differ.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-    _check_pair(features, reference, NEIGHBOURHOOD + 1)
+    _check_pair(features, reference, MIN_IMAGES)
     result = prc_features_to_metric(
         features.detach().cpu().float(),
         reference.detach().cpu().float(),
@@ -126,9 +130,8 @@ def precision_recall(
         save_cpu_ram=True,
         verbose=False,
     )
-    precision = bootstrap_share(result[KEY_METRIC_PRECISION], len(features), num_resamples=num_resamples, seed=seed)
-    recall = bootstrap_share(result[KEY_METRIC_RECALL], len(reference), num_resamples=num_resamples, seed=seed)
-    return precision, recall
+    precision = share_interval(result[KEY_METRIC_PRECISION], len(features))
+    return precision, Interval(result[KEY_METRIC_RECALL], math.nan, math.nan)
 
 
 def _check_features(features: Tensor, min_images: int) -> None:

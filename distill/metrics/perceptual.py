@@ -99,40 +99,41 @@ def find_alexnet() -> Path | None:
     return next(iter(sorted((Path(torch.hub.get_dir()) / "checkpoints").glob(ALEXNET_FILES))), None)
 
 
-def load_perceptual(extractor: Extractor | None = None, *, device: torch.device | str = "cpu") -> PerceptualDistance:
+def load_perceptual(
+    image_shape: tuple[int, ...], extractor: Extractor | None = None, *, device: torch.device | str = "cpu"
+) -> PerceptualDistance | None:
     """LPIPS where AlexNet's weights are on this machine, else the stand-in; its `name` says which.
 
     Args:
+        image_shape: (C, H, W) of the images to compare.
         extractor: the classifier of the stand-in; the shipped one where it is not an `EmbeddedExtractor`.
 
+    Returns: None where what there is cannot read such images.
     Raises: ValueError for a damaged AlexNet file.
     """
     backbone = find_alexnet()
     if backbone:
-        return AlexNetLpips(backbone, device)
+        return AlexNetLpips(backbone, device) if image_shape[0] in (1, 3) else None
     if not isinstance(extractor, EmbeddedExtractor):
         extractor = EmbeddedExtractor(Classifier.from_pretrained(EMBEDDED_FOLDER), device)
-    return EmbeddedLpips(extractor)
+    config = extractor.model.config
+    reads = (config.in_channels, config.image_size, config.image_size)
+    return EmbeddedLpips(extractor) if tuple(image_shape) == reads else None
 
 
-def pairs_within_classes(labels: Tensor, num_pairs: int = NUM_PAIRS, seed: int = 0) -> Tensor:
-    """Indices [P, 2] of random pairs of different images of one class, equally many for each class.
+def pairs_within_classes(labels: Tensor, max_pairs: int = NUM_PAIRS, seed: int = 0) -> Tensor:
+    """Indices [P, 2] of random pairs of one class, no image in two of them: what is measured of them is independent.
 
-    P is num_pairs rounded up to a multiple of the classes that have at least 2 images.
-    Raises: ValueError where no class has 2 images.
+    Of each of K classes the same number, max_pairs / K rounded up, or all that a smaller class has; P = 0 where no
+    class has 2 images.
     """
     generator = torch.Generator().manual_seed(seed)
     members = [(labels == label).nonzero().flatten() for label in labels.unique()]
-    members = [indices for indices in members if len(indices) > 1]
-    if not members:
-        raise ValueError(f"no class has 2 of the {len(labels)} images, so there is no pair inside a class")
-    each = -(-num_pairs // len(members))
+    each = -(-max_pairs // len(members))
     pairs = []
     for indices in members:
-        count = len(indices)
-        first = torch.randint(count, (each,), generator=generator)
-        step = torch.randint(1, count, (each,), generator=generator)  # never 0: the two differ
-        pairs.append(torch.stack([indices[first], indices[(first + step) % count]], dim=1))
+        mixed = indices[torch.randperm(len(indices), generator=generator)]
+        pairs.append(mixed[: len(mixed) // 2 * 2].view(-1, 2)[:each])
     return torch.cat(pairs)
 
 
@@ -141,14 +142,14 @@ def class_diversity(
     images: Tensor,
     labels: Tensor,
     *,
-    num_pairs: int = NUM_PAIRS,
+    max_pairs: int = NUM_PAIRS,
     seed: int = 0,
 ) -> Tensor:
     """Distance of each of `pairs_within_classes`, [P]; the mean is the diversity."""
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
-    first, second = pairs_within_classes(labels.cpu(), num_pairs, seed).unbind(1)
-    return perceptual.distance(images[first], images[second])
+    first, second = pairs_within_classes(labels.cpu(), max_pairs, seed).unbind(1)
+    return perceptual.distance(images[first], images[second]) if len(first) else torch.empty(0)
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:

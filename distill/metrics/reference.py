@@ -15,12 +15,11 @@ from torch import Tensor
 
 from distill.metrics.edges import edge_share, gradient_histogram
 from distill.metrics.features import Extractor
-from distill.metrics.frechet import FrechetStatistics, frechet_statistics
+from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, frechet_statistics
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
 from distill.metrics.spectrum import axis_power, band_power, check_images, ring_power
 
 FORMAT = 1
-MIN_IMAGES = 4  # what precision and recall need
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ReferenceStatistics:
     source: where the images come from, for people. extractor: its name and version.
     features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are of the unrounded features.
     class_agreement is nan where there were no logits; diversity is nan, and perceptual "", where there was no
-    perceptual distance.
+    perceptual distance, and nan where no class has two images.
     """
 
     source: str

@@ -165,9 +165,14 @@ def patch_peak(images: Tensor, patch_size: int) -> float:
     return peak_from_axis_power(axis_power(images).double().mean(0), images.shape[-1], patch_size)
 
 
+def has_patch_grid(side: int, patch_size: int) -> bool:
+    """Whether patches of `patch_size` have frequencies of their own: 2 pixels or more, and 2 or more of them a side."""
+    return patch_size >= 2 and side % patch_size == 0 and side // patch_size >= 2
+
+
 def peak_from_axis_power(mean_axis_power: Tensor, side: int, patch_size: int) -> float:
     """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels a side."""
-    if patch_size < 2 or side % patch_size or side // patch_size < 2:
+    if not has_patch_grid(side, patch_size):
         raise ValueError(f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches")
     patches = side // patch_size
     log_power = mean_axis_power.double().clamp_min(POWER_FLOOR).log()

@@ -13,17 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.metrics.bootstrap import Interval, bootstrap_mean
+from distill.metrics.bootstrap import Interval, bootstrap_mean, share_interval
 from distill.metrics.edges import edge_share, gradient_distance_from_histograms, gradient_histogram
 from distill.metrics.features import Extractor, Features
-from distill.metrics.frechet import frechet_interval, precision_recall
+from distill.metrics.frechet import MIN_IMAGES, frechet_interval, precision_recall
 from distill.metrics.frechet import kid as kid_of_features
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
-from distill.metrics.reference import MIN_IMAGES, ReferenceStatistics, extractor_id
+from distill.metrics.reference import ReferenceStatistics, extractor_id
 from distill.metrics.spectrum import (
     axis_power,
     band_power,
     check_images,
+    has_patch_grid,
     peak_from_axis_power,
     ratio_from_band_power,
     ring_power,
@@ -60,7 +61,7 @@ class Context:
     @cached_property
     def precision_recall(self) -> tuple[Interval, Interval]:
         reference = torch.from_numpy(self.data.features).float()
-        return precision_recall(self.extracted.features, reference, num_resamples=self.num_bootstrap, seed=self.seed)
+        return precision_recall(self.extracted.features, reference)
 
     def frechet(self, reference: ReferenceStatistics) -> Interval:
         return frechet_interval(
@@ -84,6 +85,7 @@ class Measure:
     """One row of the table. compute gives None where the context lacks what it needs.
 
     ideal: "lower", "higher", or "as data": best where it equals the data's own value (`data_values`).
+    has_interval: whether limits that are stored beside a value mean anything.
     """
 
     name: str
@@ -92,13 +94,14 @@ class Measure:
     ideal: Ideal
     explanation: str
     compute: Callable[[Context], Interval | None]
+    has_interval: bool = True
 
 
 MEASURES: dict[str, Measure] = {}
 
 
 def register_measure(
-    title: str, *, unit: str = "", ideal: Ideal, explanation: str
+    title: str, *, unit: str = "", ideal: Ideal, explanation: str, has_interval: bool = True
 ) -> Callable[[Callable[[Context], Interval | None]], Callable[[Context], Interval | None]]:
     """Register a function of `Context` under its own name, after those registered before.
 
@@ -109,7 +112,7 @@ def register_measure(
         name = compute.__name__
         if name in MEASURES:
             raise ValueError(f"there is a measure {name!r} already")
-        MEASURES[name] = Measure(name, title, unit, ideal, explanation, compute)
+        MEASURES[name] = Measure(name, title, unit, ideal, explanation, compute, has_interval)
         return compute
 
     return register
@@ -140,7 +143,7 @@ def frechet_teacher(context: Context) -> Interval | None:
 )
 def kid(context: Context) -> Interval:
     reference = torch.from_numpy(context.data.features).float()
-    interval = kid_of_features(context.extracted.features, reference, seed=context.seed)
+    interval = kid_of_features(context.extracted.features, reference)
     return Interval(1000 * interval.value, 1000 * interval.low, 1000 * interval.high)
 
 
@@ -158,7 +161,9 @@ def precision(context: Context) -> Interval:
     "Recall",
     unit="share",
     ideal="higher",
-    explanation="share of the data that lies among these images: how much of the variety is covered",
+    explanation="share of the data that lies among these images: how much of the variety is covered; falls as images "
+    "are added, so that only equal numbers of them compare",
+    has_interval=False,
 )
 def recall(context: Context) -> Interval:
     return context.precision_recall[1]
@@ -175,7 +180,7 @@ def class_agreement(context: Context) -> Interval | None:
     if logits is None:
         return None
     agrees = (logits.argmax(1) == context.labels).double()
-    return context.of_mean(agrees[:, None], lambda row: row.item())
+    return share_interval(agrees.mean().item(), len(agrees))
 
 
 @register_measure(
@@ -214,8 +219,10 @@ def spectral_distance_teacher(context: Context) -> Interval | None:
     ideal="as data",
     explanation="power at the patch grid's frequencies against their neighbours; 1 where there is no grid",
 )
-def patch_peak(context: Context) -> Interval:
-    side = context.images.shape[-1]
+def patch_peak(context: Context) -> Interval | None:
+    height, side = context.images.shape[-2:]
+    if height != side or not has_patch_grid(side, context.patch_size):
+        return None
     return context.of_mean(
         axis_power(context.images).flatten(1),
         lambda row: peak_from_axis_power(row.view(2, -1), side, context.patch_size),
@@ -226,7 +233,7 @@ def patch_peak(context: Context) -> Interval:
     "Edge density",
     unit="share of pixels",
     ideal="as data",
-    explanation="share of pixels with a Sobel gradient above 0.25 of the range 2 per pixel",
+    explanation="share of pixels with a Sobel gradient above an eighth of the range of values per pixel",
 )
 def edge_density(context: Context) -> Interval:
     return context.of_mean(edge_share(context.images)[:, None], lambda row: row.item())
@@ -251,12 +258,14 @@ def gradient_distance_data(context: Context) -> Interval:
     "Diversity inside classes",
     unit="perceptual distance",
     ideal="as data",
-    explanation="mean LPIPS (or its stand-in) of random pairs of one class",
+    explanation="mean LPIPS (or its stand-in) of pairs of one class",
 )
 def lpips_diversity(context: Context) -> Interval | None:
     if context.perceptual is None:
         return None
     distances = class_diversity(context.perceptual, context.images, context.labels, seed=context.seed)
+    if len(distances) < 2:
+        return None
     return context.of_mean(distances.double()[:, None], lambda row: row.item())
 
 
@@ -307,9 +316,10 @@ def measure(
         data, teacher: what to compare with; their number of images may differ from N.
         extractor: the one that `data` and `teacher` were made with.
         lpips: perceptual distance; its two measures are left out where None.
-        patch_size: of the model that made the images.
+        patch_size: of the model that made the images; where it makes no grid, the patch peak is left out.
         paired_to: the teacher's images from the noise and labels of the first M <= N of `images`.
-        num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, but for KID.
+        num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, but for KID and
+            shares.
 
     Raises: ValueError where there are fewer than 4 images, shapes do not match, or a reference was made with
         another extractor or image size.
@@ -343,7 +353,7 @@ def data_values(reference: ReferenceStatistics, patch_size: int) -> dict[str, fl
     """What the reference's own images have, for the measures that are best "as data" and for class agreement.
 
     Left out: class agreement without logits, diversity without a perceptual distance, patch peak where images
-    are not square.
+    are not square or `patch_size` makes no grid.
     """
     mean_band_power = torch.from_numpy(reference.band_power).double().mean(0)
     values = {
@@ -352,7 +362,7 @@ def data_values(reference: ReferenceStatistics, patch_size: int) -> dict[str, fl
         "edge_density": float(reference.edge_share.mean(dtype="float64")),
         "lpips_diversity": reference.diversity,
     }
-    if reference.axis_power.size:
-        side = reference.image_shape[-1]
+    side = reference.image_shape[-1]
+    if reference.axis_power.size and has_patch_grid(side, patch_size):
         values["patch_peak"] = peak_from_axis_power(torch.from_numpy(reference.axis_power), side, patch_size)
     return {name: values[name] for name in MEASURES if name in values and values[name] == values[name]}

@@ -10,6 +10,7 @@ from distill.report.content import (
     Routing,
     Sampler,
     Spectrum,
+    check_columns,
     check_report,
 )
 from distill.report.page import write_report
@@ -24,6 +25,7 @@ __all__ = [
     "Routing",
     "Sampler",
     "Spectrum",
+    "check_columns",
     "check_report",
     "write_report",
 ]

@@ -35,14 +35,12 @@ class Sampler:
 class Spectrum:
     """Radially averaged power of a set of images. `name` is a sampler's, or `DATA`.
 
-    frequency: (K,) cycles per pixel, ascending; power, low, high: (K,), low and high an interval for power.
+    frequency: (K,) cycles per pixel, ascending; power: (K,).
     """
 
     name: str
     frequency: np.ndarray
     power: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +109,6 @@ class Report:
     """Everything on one page. Whatever is left empty is left out of the page.
 
     labels: (N,) class of each grid image; class_names: by class.
-    data_images: (N, C, H, W) real images with the same labels, to look at beside the generated ones.
     cells: cells[measure.name][column], a column being a sampler's name or `DATA`; None: not measured.
     history: records of metrics.jsonl, in order.
     notes: stand-ins and warnings that a reader must know to judge the figures.
@@ -122,7 +119,6 @@ class Report:
     labels: np.ndarray
     samplers: Sequence[Sampler]
     class_names: Sequence[str] | None = None
-    data_images: np.ndarray | None = None
     headline: Sequence[tuple[str, str, str]] = ()
     spectra: Sequence[Spectrum] = ()
     edges: Sequence[Edges] = ()
@@ -155,20 +151,26 @@ def check_report(report: Report) -> None:
         _check_routing(routing)
 
 
-def _check_samplers(report: Report) -> None:
-    if not report.samplers:
+def check_columns(columns: Sequence[tuple[str, str]]) -> None:
+    """Refuse samplers, given as (name, role), that no page can hold: known before anything is drawn.
+
+    Raises: ValueError where there are none, two of one name, or too many of one role.
+    """
+    if not columns:
         raise ValueError("a report needs at least one sampler")
-    names = [sampler.name for sampler in report.samplers]
+    names = [name for name, _ in columns]
     if len(set(names)) < len(names) or DATA in names:
         raise ValueError(f"samplers need different names, none of them {DATA!r}; got {names}")
     for role in ("teacher", "student"):
-        count = sum(sampler.role == role for sampler in report.samplers)
+        count = sum(found == role for _, found in columns)
         if count > MAX_PER_ROLE:
             raise ValueError(f"{count} samplers with role {role!r}; a report shows at most {MAX_PER_ROLE}")
+
+
+def _check_samplers(report: Report) -> None:
+    check_columns([(sampler.name, sampler.role) for sampler in report.samplers])
     first = report.samplers[0]
     pictures = [(sampler.name, np.asarray(sampler.images)) for sampler in report.samplers]
-    if report.data_images is not None:
-        pictures.append((DATA, np.asarray(report.data_images)))
     expected = pictures[0][1].shape
     if len(expected) != 4 or expected[1] not in (1, 3) or 0 in expected:
         raise ValueError(f"images of {first.name!r} have shape {expected}; expected (N, 1 or 3, H, W)")
@@ -189,14 +191,9 @@ def _check_curves(report: Report) -> None:
     data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
     for spectrum in report.spectra:
         frequency = np.asarray(spectrum.frequency)
-        if (spectrum.low is None) != (spectrum.high is None):
-            raise ValueError(f"spectrum of {spectrum.name!r} has one end of an interval without the other")
-        for what in ("power", "low", "high"):
-            values = getattr(spectrum, what)
-            if values is not None and np.shape(values) != frequency.shape:
-                raise ValueError(
-                    f"spectrum of {spectrum.name!r}: {what} has shape {np.shape(values)}, frequency {frequency.shape}"
-                )
+        if np.shape(spectrum.power) != frequency.shape:
+            shapes = f"power has shape {np.shape(spectrum.power)}, frequency {frequency.shape}"
+            raise ValueError(f"spectrum of {spectrum.name!r}: {shapes}")
         if data is not None and not np.array_equal(frequency, data.frequency):
             raise ValueError(
                 f"spectrum of {spectrum.name!r} lies on {frequency.shape} frequencies that are not "

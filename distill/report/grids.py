@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from distill.report.content import DATA, Report
+from distill.report.content import Report
 from distill.report.style import FAINT, INK, new_figure, sampler_colours
 
 ROW_WIDTH = 1480  # pixels; with 28 x 28 images ten columns at five-fold size
@@ -20,8 +20,7 @@ TEXT = 19  # pixels
 def overview(report: Report) -> Figure:
     """One row per sampler, one column per image; a column shares noise and label.
 
-    The data, where given, come first: other images of the same classes. Large images are not scaled
-    down, which would hide the detail in question; there are fewer of them instead.
+    Large images are not scaled down, which would hide the detail in question; there are fewer of them instead.
     """
     shape = np.shape(report.samplers[0].images)
     scale = max(1, CELL // max(shape[2:]))
@@ -32,8 +31,6 @@ def overview(report: Report) -> Figure:
         (sampler.name, _with_note(f"network evaluations: {sampler.nfe}", sampler.note), sampler.images)
         for sampler in report.samplers
     ]
-    if report.data_images is not None:
-        rows.insert(0, (DATA, "real images of the same classes", report.data_images))
 
     heading, label = 36, 40
     width = max(len(chosen) * (cell_w + GAP) - GAP, 720)

@@ -79,7 +79,8 @@ def draw(report: Report) -> dict[str, list[Picture]]:
         pictures["spectra"].append(_picture("spectra", png(spectra_plot(report)), alt))
     if report.edges:
         pictures["edges"].append(_picture("edges", png(edges_plot(report)), "Density of gradient sizes"))
-    for panel, figure in training_plots(report.history).items():
+    of_data = report.cells.get("high_frequency_ratio", {}).get(DATA)
+    for panel, figure in training_plots(report.history, of_data.value if of_data else None).items():
         picture = _picture(f"training-{panel.name}", png(figure), panel.title, caption=panel.caption)
         pictures["training"].append(picture)
     if report.routing:
@@ -93,9 +94,6 @@ def draw(report: Report) -> dict[str, list[Picture]]:
         image = png(grid(np.asarray(sampler.images), labels))
         alt = f"Images of {sampler.name}"
         pictures["grids"].append(_picture(f"grid-{index}", image, alt, sampler.name, sampler.note))
-    if report.data_images is not None:
-        image = png(grid(np.asarray(report.data_images), labels))
-        pictures["grids"].append(_picture("grid-data", image, "Real images", DATA, "Real images."))
     return pictures
 
 

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from distill.metrics.spectrum import DETAIL_BAND
 from distill.report.content import DATA, Edges, Report, Spectrum
 from distill.report.style import BAND, FAINT, INK, dress, new_figure, sampler_colours
 
-DETAIL_BAND = (0.25, 0.5)  # cycles per pixel: the upper half of what a pixel grid can carry
 SINGLE = "#3b4a63"  # of a line that is alone in its panel
 RATIO_RANGE = (1.5, 15.0)  # dB: a small difference shall look small, a huge one not flatten all others
 
@@ -64,9 +64,6 @@ def _spectrum_line(ax: Axes, spectrum: Spectrum, colour: str) -> None:
         zorder=4 if is_data else 3,
         label=spectrum.name,
     )
-    if spectrum.low is not None and spectrum.high is not None:
-        low, high = _positive(spectrum.low), _positive(spectrum.high)
-        ax.fill_between(spectrum.frequency, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
 
 
 def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours: Mapping[str, str]) -> None:
@@ -77,11 +74,6 @@ def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours:
         decibels = _decibels(spectrum.power, reference)
         ax.plot(data.frequency, decibels, color=colours[spectrum.name], linewidth=1.9, zorder=3)
         extent = max(extent, np.nanmax(np.abs(decibels), initial=0))
-    for spectrum in [data, *spectra]:
-        if spectrum.low is not None and spectrum.high is not None:
-            low, high = _decibels(spectrum.low, reference), _decibels(spectrum.high, reference)
-            colour = colours[spectrum.name]
-            ax.fill_between(data.frequency, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
     # Symmetric, so that missing power and surplus power take equal room.
     extent = 1.12 * float(np.clip(extent, *RATIO_RANGE))
     ax.set_ylim(-extent, extent)
@@ -128,8 +120,10 @@ class Panel:
     log: bool = False
     reference: float | None = None  # dotted: where all is as with the teacher
     caption: str = ""
+    named: bool = False  # the title does not say whose a line is, even where it is alone
 
 
+HIGH_FREQUENCY = "high-frequency"
 # `student/loss` is left out on purpose: only the gradient of that surrogate has a meaning.
 PANELS = (
     Panel("student-gradient", "Student: gradient norm", r"student/grad_norm", log=True,
@@ -142,16 +136,19 @@ PANELS = (
           caption="How far critic and teacher disagree, from t near 0 (dark) to t near 1 (light)."),
     Panel("std-drift", "Drift of the standard deviation", r"std_drift", reference=0.0,
           caption="Of the student's images against the teacher's. Above 0: over-saturated; below: washed out."),
-    Panel("high-frequency", "High-frequency ratio", r"high_frequency_ratio(/.+)?",
-          caption="Too little is blur, too much is grain."),
-    Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True),
-    Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss", log=True),
+    Panel(HIGH_FREQUENCY, "High-frequency share", r"high_frequency_ratio(/.+)?",
+          caption="Of the power of the student's images. Less than the data (dotted) is blur, more is grain."),
+    Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True, named=True),
+    Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss", log=True, named=True),
 )  # fmt: skip
 
 
-def training_plots(history: Sequence[Mapping[str, Any]]) -> dict[Panel, Figure]:
+def training_plots(
+    history: Sequence[Mapping[str, Any]], high_frequency_of_data: float | None = None
+) -> dict[Panel, Figure]:
     """The panels for which the log has at least two finite values, over `step`.
 
+    high_frequency_of_data: a dotted line beside the student's share of high frequencies.
     Records need not carry every key. Values that are not finite leave a gap and are counted in the title.
     """
     keys = list(dict.fromkeys(key for record in history for key in record))
@@ -160,7 +157,8 @@ def training_plots(history: Sequence[Mapping[str, Any]]) -> dict[Panel, Figure]:
         matching = sorted((key for key in keys if re.fullmatch(panel.keys, key)), key=_natural)
         lines = {key: line for key in matching if (line := _line(history, key)) is not None}
         if lines:
-            figures[panel] = _training_plot(panel, lines)
+            reference = high_frequency_of_data if panel.name == HIGH_FREQUENCY else panel.reference
+            figures[panel] = _training_plot(panel, lines, reference)
     return figures
 
 
@@ -181,7 +179,7 @@ def _line(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, n
     return (steps, values) if np.isfinite(values).sum() >= 2 else None
 
 
-def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], reference: float | None) -> Figure:
     figure = new_figure(3.7, 2.6)
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
@@ -194,8 +192,8 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
         label = re.sub(r"^x0_gap/(bin)?", "t bin " if "/bin" in key else "", key)
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
-    if panel.reference is not None:
-        ax.axhline(panel.reference, color=FAINT, linewidth=1.1, linestyle=":")
+    if reference is not None:
+        ax.axhline(reference, color=FAINT, linewidth=1.1, linestyle=":")
     if log:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -203,7 +201,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
         ax.yaxis.set_minor_locator(NullLocator())
     dress(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(lines) > 1:
+    if len(lines) > 1 or panel.named:
         figure.legend(frameon=False, fontsize=8, ncols=min(3, len(lines)), labelcolor=INK,
                       loc="outside lower center", handlelength=1, columnspacing=1)  # fmt: skip
     return figure

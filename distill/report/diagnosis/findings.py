@@ -228,15 +228,18 @@ def of_choice(model: ModelDiagnosis) -> str:
     )
 
 
-def of_variance(model: ModelDiagnosis) -> str:
+def of_variance(model: ModelDiagnosis, num_images: int, num_classes: int) -> str:
     if model.routing is None:
         return "no weights over depth."
     shares = explained(model)
     if shares is None:
         return "the weights are the same for every t, class, image and position."
     by_name = dict(zip(EFFECTS, shares, strict=True))
+    # Means of a few images differ even where their classes do not: see dar.diagnostics.variance.
+    by_chance = by_name["image"] * (num_classes - 1) / (num_images - num_classes)
     return (
         f"the timestep explains {percent(by_name['t'])} of the variance of the weights, the token's position "
-        f"{percent(by_name['position'])}, the class {percent(by_name['class'])}, the image within its class "
+        f"{percent(by_name['position'])}, the class {percent(by_name['class'])} ({percent(by_chance)} is what classes "
+        f"without any effect would show of {num_images // num_classes} images each), the image within its class "
         f"{percent(by_name['image'])}; the rest, {percent(by_name['rest'])}, is their interplay."
     )

@@ -166,10 +166,14 @@ def _routing(diagnosis: Diagnosis) -> list[Section]:
         f"Each class has {diagnosis.num_images // len(diagnosis.classes)} images, seen at every t. A timestep that "
         "explains little means that the routing hardly adapts to it."
     )
+
+    def of_variance(model: ModelDiagnosis) -> str:
+        return findings.of_variance(model, diagnosis.num_images, len(diagnosis.classes))
+
     return [
         Section("routing", title, text, findings.for_each(diagnosis, findings.of_choice), pictures),
         Section("variance", "What do the weights depend on?", variance,
-                findings.for_each(diagnosis, findings.of_variance),
+                findings.for_each(diagnosis, of_variance),
                 [_picture("variance", figures.variance_plot(diagnosis), "Variance of the weights by reader")]),
     ]  # fmt: skip
 
