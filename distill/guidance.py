@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class Denoiser:
         """The velocity field of fixed labels, as the ODE samplers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
-    def evaluations(self, num_steps: int) -> int:
-        """Forward passes per sample of an Euler sampler with `num_steps` (guidance doubles them)."""
-        return num_steps * (1 if self.cfg_scale == 1.0 else 2)
+    def evaluations(self, times: Sequence[float]) -> int:
+        """Forward passes per sample of a sampler that asks at these t; guidance takes two where it acts."""
+        low, high = self.interval
+        return sum(2 if self.cfg_scale != 1.0 and low <= t <= high else 1 for t in times)

@@ -34,9 +34,9 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
     model = starting_model(config)
     _check_data(data, model.config, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
-    accelerator = make_accelerator(config.train)
+    accelerator = make_accelerator(config)
     task = TeacherTask(config, model, data, accelerator)
-    folder = Path(config.output)
+    folder = Path(config.output).expanduser()
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             claim_folder(folder, config, resume=resume)
@@ -44,11 +44,11 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
                 print(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_model
+    accelerator.end_training()
     if accelerator.is_main_process:
         averaged = plain_model(averaged)
         write_folder(folder / "teacher", lambda path: averaged.save_pretrained(path))
         print(f"teacher: {folder / 'teacher'}")
-    accelerator.end_training()
 
 
 def _check_data(data: Dataset, model: SiTConfig, path: str) -> None:

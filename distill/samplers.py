@@ -79,9 +79,9 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
         description += f" for t in [{low:g}, {high:g}]"
     if channels is not None:
         description += f" on channels 0 to {channels - 1}"
-    per_step = 2 * num_steps - 1 if solver == "heun" else num_steps
+    asked = grid[:-1].tolist() + (grid[1:-1].tolist() if solver == "heun" else [])
     return Sampler(
-        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(per_step), t_list=torch.empty(0)
+        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(asked), t_list=torch.empty(0)
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.config import TrainConfig
-from distill.config_io import load_config, save_config
+from distill.config_io import config_to_yaml, load_config
 from distill.data import load_dataset
 from distill.data.base import Dataset
 from distill.devices import make_accelerator
@@ -144,7 +144,7 @@ def build_task(job: Job, data: Dataset) -> TeacherTask:
     """A new model of the job's seed: arms of one shape begin with the same weights but for the routing's."""
     config = job.config.train
     torch.manual_seed(config.train.seed)
-    return TeacherTask(config, SiT(job.model), data, make_accelerator(config.train))
+    return TeacherTask(config, SiT(job.model), data, make_accelerator(config))
 
 
 def num_trainable(model: nn.Module) -> int:
@@ -162,7 +162,7 @@ def train_job(job: Job, data: Dataset, samples: HeldOut) -> None:
 
 
 def _train_into(folder: Path, job: Job, data: Dataset, samples: HeldOut) -> None:
-    save_config(job.config, folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, config_to_yaml(job.config))
     task = build_task(job, data)
     run_loop(ValidatedTask(task, samples), job.config.train.train, task.accelerator, folder)
     curve = [
