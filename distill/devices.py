@@ -16,7 +16,7 @@ from distill.sharding import sharding_plugin, start_sharding
 
 
 def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
-    """Devices, ranks, precision and trackers of a training.
+    """Devices, ranks and precision of a training; its trackers are found here and begin with `start_trackers`.
 
     Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, FSDP is asked for
         as it is not supported, or a precision or a tracker is not to be had here.
@@ -32,7 +32,8 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise UserError(f"train.mixed_precision = fp16 needs a GPU, and this is {accelerator.device.type}; take bf16 or no")
+        device = accelerator.device.type
+        raise UserError(f"train.mixed_precision = fp16 needs a GPU, and this is {device}; take bf16 or no")
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started > accelerator.num_processes:
         raise UserError(
@@ -46,17 +47,17 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
         raise UserError(
             f"train.batch_size must be a multiple of processes x accumulation = {share}; got {config.batch_size}"
         )
-    if config.trackers:
-        _start_trackers(accelerator, run)
+    # accelerate passes over those that are not installed.
+    missing = set(config.trackers) - {"all", *map(str, accelerator.log_with)}
+    if missing:
+        raise UserError(f"train.trackers: {', '.join(sorted(missing))} is not installed")
     return accelerator
 
 
-def _start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
-    # accelerate passes over those that are not installed.
-    missing = set(run.train.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise UserError(f"train.trackers: {', '.join(sorted(missing))} is not installed")
-    accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
+def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
+    """Tell the trackers, where there are any, of a run and its configuration; some write into its folder."""
+    if run.train.trackers:
+        accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
 
 
 def default_device() -> torch.device:

@@ -17,7 +17,7 @@ from distill.dry_run import print_run_plan
 from distill.evaluation import Evaluator
 from distill.report import write_report
 from distill.roles import build_roles, write_student
-from distill.run_folder import claim_folder
+from distill.run_folder import open_run
 from distill.samplers import few_step_sampler, ode_sampler, read_class_names
 from distill.training.distillation import GRID_ROWS, DistillationTask
 from distill.training.loop import run_loop
@@ -40,10 +40,7 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
     evaluator.check(teacher)
     teacher_std = preflight(teacher, student, fake_score, config.teacher)
     task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std, evaluator.decoder)
-    folder = Path(config.output).expanduser()
-    if accelerator.is_main_process:
-        claim_folder(folder, config, resume=resume)
-    accelerator.wait_for_everyone()
+    folder = open_run(config, accelerator, resume=resume)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
     # Processes that would wait for the report would be ended by the time limit of their group.

@@ -7,12 +7,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
+from distill.config import RunConfig, TrainConfig
 from distill.config_io import config_to_yaml, flat_values, flattened, read_values
+from distill.devices import start_trackers
 from distill.errors import UserError
 from distill.files import write_text
 from distill.training.checkpoint import checkpoints
 
 CONFIG_FILE = "config.yaml"
+
+
+def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool) -> Path:
+    """The folder `config.output`, claimed for all processes, with the trackers on.
+
+    Raises: UserError as `claim_folder`.
+    """
+    folder = Path(config.output).expanduser()
+    if accelerator.is_main_process:
+        claim_folder(folder, config, resume=resume)
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
+    return folder
 
 
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:

@@ -29,6 +29,7 @@ MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 CLASSES_FILE = "classes.json"
 GRID_CLASSES = 10  # of a model with a thousand
+MAX_GRID = 200  # images of a report's grid
 
 
 M = TypeVar("M", bound=Backbone)
@@ -135,6 +136,11 @@ def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sa
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SAMPLER_FILE} is damaged: {error}") from error
     return few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+
+
+def num_in_grid(num_rows: int, num_classes: int, num_images: int) -> int:
+    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each class, as far as they go."""
+    return min(num_rows * num_classes, MAX_GRID, num_images)
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Tensor:

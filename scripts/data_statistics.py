@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from distill.data import load_dataset
+from distill.data.base import noise_of
 from distill.metrics import load_extractor, load_perceptual, reference_from_images
 from distill.seeds import generator_for
 
@@ -34,9 +35,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     data = load_dataset(args.name, args.path, args.split)
-    generator = generator_for(0, "statistics", args.split)
-    _, labels = data.batch(torch.arange(len(data)), generator)
-    images, labels = data.batch(class_balanced(labels, args.num_images, seed=0), generator)
+    noise = noise_of(generator_for(0, "statistics", args.split))
+    _, labels = data.batch(torch.arange(len(data)), noise)
+    images, labels = data.batch(class_balanced(labels, args.num_images, seed=0), noise)
     extractor = load_extractor(args.extractor)
     statistics = reference_from_images(
         images, labels, extractor, f"{args.source}, {len(images)} images", perceptual=load_perceptual(extractor)

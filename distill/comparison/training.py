@@ -16,7 +16,7 @@ from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.config import TrainConfig
 from distill.config_io import config_to_yaml, load_config
 from distill.data import load_dataset
-from distill.data.base import Dataset
+from distill.data.base import Dataset, noise_of
 from distill.devices import make_accelerator
 from distill.errors import UserError
 from distill.files import write_folder, write_text
@@ -95,7 +95,7 @@ def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut
         raise UserError(f"validation.num_images = {config.num_images}; there are {len(data)} held-out images")
     generator = generator_for(config.seed, "validation")
     indices = torch.randperm(len(data), generator=generator)[: config.num_images]
-    x0, y = data.batch(indices, generator)
+    x0, y = data.batch(indices, noise_of(generator))
     eps = torch.randn(x0.shape, generator=generator)
     return HeldOut(x0, eps, stratified_t(len(x0), t_sampler, generator), y)
 
