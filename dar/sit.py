@@ -171,8 +171,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         return sublayer(*inputs)
 
     def _head(self, h: Tensor, c: Tensor) -> Tensor:
-        """The final layer in its weights' own type: x0 from a DDPM network's output multiplies its rounding, by 158 at
-        the largest t."""
+        """The final layer in the type of its own weights: what a DDPM network's output is rounded by comes back in x0
+        as t / (1 - t) of it, 158 at most."""
         dtype = self.final_layer.linear.weight.dtype
         with torch.autocast(h.device.type, enabled=False):
             return self.final_layer(h.to(dtype), c.to(dtype))

@@ -28,6 +28,7 @@ from distill.config import (
     TeacherConfig,
     TrainConfig,
 )
+from distill.data.base import Noise
 from distill.losses import flow_matching_loss
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, kept
@@ -80,8 +81,8 @@ class Noise:
     def __len__(self) -> int:
         return 100
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return torch.randn(len(indices), *self.sample_shape, generator=generator), indices % self.num_classes
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return noise(torch.Size([len(indices), *self.sample_shape])), indices % self.num_classes
 
 
 def model_of(shape: SiTConfig, setting: Setting) -> SiT:
