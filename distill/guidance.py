@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,8 +41,7 @@ class Denoiser:
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Guided velocity at x_t (B, C, H, W), t (B), y (B)."""
-        low, high = self.interval
-        guided = (t >= low) & (t <= high)
+        guided = self._acts_at(t)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
             return self.model(x_t, t, y)
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)]))
@@ -61,7 +60,10 @@ class Denoiser:
         """The velocity field of fixed labels, as the ODE samplers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
-    def evaluations(self, times: Sequence[float]) -> int:
-        """Forward passes per sample of a sampler that asks at these t; guidance takes two where it acts."""
+    def evaluations(self, t: Tensor) -> int:
+        """Forward passes per sample of a sampler that asks at these t, (S); guidance takes two where it acts."""
+        return len(t) if self.cfg_scale == 1.0 else len(t) + int(self._acts_at(t).sum())
+
+    def _acts_at(self, t: Tensor) -> Tensor:
         low, high = self.interval
-        return sum(2 if self.cfg_scale != 1.0 and low <= t <= high else 1 for t in times)
+        return (t >= low) & (t <= high)

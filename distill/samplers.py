@@ -80,7 +80,7 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
         description += f" for t in [{low:g}, {high:g}]"
     if channels is not None:
         description += f" on channels 0 to {channels - 1}"
-    asked = grid[:-1].tolist() + (grid[1:-1].tolist() if solver == "heun" else [])
+    asked = torch.cat([grid[:-1], grid[1:-1]]) if solver == "heun" else grid[:-1]
     return Sampler(
         name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(asked), t_list=torch.empty(0)
     )

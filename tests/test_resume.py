@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dar import SiT
 from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig
-from distill.data.base import Dataset
+from distill.data.base import Dataset, Noise
 from distill.errors import NonFiniteError, UserError
 from distill.roles import build_roles
 from distill.run_folder import claim_folder
@@ -37,7 +37,7 @@ class Blobs:
     def __len__(self) -> int:
         return 8
 
-    def batch(self, indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 1, 8, 8)
         return images[indices].clone(), indices % 3
 
@@ -188,7 +188,7 @@ def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: Ru
     with torch.no_grad():
         next(task.student.module.parameters()).fill_(float("nan"))
     before = state_of(task.fake_score.module)
-    with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite at step 5"):
+    with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite in its update 6"):
         task.update(2)
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.fake_score.module), strict=True))
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]

@@ -79,9 +79,11 @@ def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
     """
     check_batch_size(num_samples, batch_size)
     first, last = step * batch_size, (step + 1) * batch_size
-    epochs = range(first // num_samples, (last - 1) // num_samples + 1)
-    starts = [(epoch, epoch * num_samples) for epoch in epochs]
-    return torch.cat([_order(num_samples, seed, e)[max(first - start, 0) : last - start] for e, start in starts])
+    parts = []
+    for epoch in range(first // num_samples, (last - 1) // num_samples + 1):
+        start = epoch * num_samples
+        parts.append(_order(num_samples, seed, epoch)[max(first - start, 0) : last - start])
+    return torch.cat(parts)
 
 
 @lru_cache(maxsize=2)  # a batch spans two epochs at most, and of a million samples an order takes its time

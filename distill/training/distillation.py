@@ -71,7 +71,7 @@ class DistillationTask:
             config.teacher.cfg_channels,
         )
         self.ema = Ema(self.student.module, config.student.ema_decay, self.student.blank)
-        self.gap = GapByTime()
+        self.gap = GapByTime(accelerator)
         accelerator.register_for_checkpointing(self.ema, self.gap)
 
     def update(self, step: int) -> dict[str, float]:
@@ -84,7 +84,7 @@ class DistillationTask:
             values |= self._update_critic(critic_step, with_lag=told and critic_step == last - 1)
         values |= self._update_student(step)
         self.ema.update(self.student.module)
-        return values | (self.gap.take(self.accelerator) if told else {})
+        return values | (self.gap.take() if told else {})
 
     def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
         """Flow matching of fake_score on fresh student samples, t over the whole range."""

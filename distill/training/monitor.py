@@ -14,21 +14,26 @@ NUM_BINS = 5
 class GapByTime:
     """mean |x0_fake - x0_teacher| by t bin, gathered over the updates and processes since the last look.
 
-    Where a checkpoint comes between two looks, the first process's share is in it.
+    All processes have to ask for values and for the state, in which all of them have their share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(NUM_BINS)
-        self._counts = torch.zeros(NUM_BINS)
+        self._sums, self._counts = torch.zeros(2, NUM_BINS)
+
+    def _whole(self) -> Tensor:
+        return summed(torch.stack([self._sums, self._counts]), self._accelerator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums, "counts": self._counts}
+        return {"gathered": self._whole()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums, self._counts = state["sums"], state["counts"]
+        self._reset()
+        if self._accelerator.is_main_process:  # once, as it will be added up again
+            self._sums, self._counts = state["gathered"]
 
     def add(self, t: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> None:
         """t (B) in [0, 1]; estimates (B, C, H, W)."""
@@ -37,9 +42,9 @@ class GapByTime:
         self._sums.index_add_(0, bins, gap)
         self._counts.index_add_(0, bins, torch.ones_like(gap))
 
-    def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all t and by bin, of bins that were met; starts anew. All processes have to ask for it."""
-        sums, counts = summed(torch.stack([self._sums, self._counts]), accelerator)
+    def take(self) -> dict[str, float]:
+        """Means over all t and by bin, of bins that were met; starts anew."""
+        sums, counts = self._whole()
         self._reset()
         values = {"x0_gap": float(sums.sum() / counts.sum().clamp(min=1))}
         for i in range(NUM_BINS):
