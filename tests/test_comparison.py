@@ -283,7 +283,7 @@ def test_a_diverging_job_does_not_stop_the_others(settings, capsys):
 
     def do(job):
         if job is jobs[0]:
-            raise NonFiniteError("teacher", 3, "the loss")
+            raise NonFiniteError("teacher: the loss is not finite")
         done.add(job.name)
 
     assert queue.run_queue(jobs, lambda job: job.name in done, do) == [jobs[0]]

@@ -74,7 +74,7 @@ ROUTINGS = {
 }
 
 
-class Noise:
+class NoData:
     """A data set without data."""
 
     sample_shape = (4, 16, 16)
@@ -157,7 +157,7 @@ def test_the_training_step_itself_keeps_no_more(accelerator) -> None:
         for checkpointing in (False, True):
             shape = replace(SHAPE, routing=routing)
             loop = LoopConfig(batch_size=ROWS, gradient_checkpointing=checkpointing)
-            task = TeacherTask(TrainConfig("out", shape, train=loop), SiT(shape), Noise(), accelerator)
+            task = TeacherTask(TrainConfig("out", shape, train=loop), SiT(shape), NoData(), accelerator)
             x0, eps, t, y = task._draw(0)
             found = saved_bytes(
                 lambda task=task, batch=(x0, eps, t, y): task._loss(*batch), task.learner.module.parameters()
@@ -248,7 +248,7 @@ def test_roles_weigh_what_the_real_ones_do(routing: RoutingConfig, trainable: st
 def test_a_training_weighs_what_the_real_one_does(trainable: str, accelerator, tmp_path: Path) -> None:
     shape = replace(SHAPE, routing=CHUNKED)
     config = TrainConfig("out", start=StartConfig(str(tmp_path), trainable, RANK), train=LoopConfig(batch_size=ROWS))
-    task = TeacherTask(config, model_of(shape, Setting(trainable=trainable, lora_rank=RANK)), Noise(), accelerator)
+    task = TeacherTask(config, model_of(shape, Setting(trainable=trainable, lora_rank=RANK)), NoData(), accelerator)
     task.update(0)
     teacher, ema = plan_train(config, shape, Launch()).roles
     assert [teacher.weights, ema.weights] == own_bytes(task.learner.module, task.ema.module)
