@@ -16,7 +16,7 @@ from distill.cli import main
 from distill.config import LoopConfig, RunConfig
 from distill.devices import make_accelerator
 from distill.errors import UserError
-from tests.test_cli import refused, run_config, train_config, write_idx
+from tests.test_cli import QUICK, refused, run_config, train_config, write_idx
 
 
 class Notebook(GeneralTracker):
@@ -76,7 +76,7 @@ def test_half_precision_with_a_loss_scale_needs_a_gpu(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        line = refused(capsys, "run", run_config(tmp_path), "train.mixed_precision=fp16")
+        line = refused(capsys, "run", run_config(tmp_path), *QUICK, "train.mixed_precision=fp16")
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert "train.mixed_precision = fp16 needs a GPU, and this is cpu; take bf16 or no" in line
