@@ -133,7 +133,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         Raises: ValueError where a t lies outside `t_range`.
         """
         stream, c = self._trunk(x_t, t, y)
-        output = self._unpatchify(self.final_layer(stream.read(), c))
+        output = self._unpatchify(self._head(stream.read(), c))
         return self.prediction.velocity(output, x_t, t)
 
     def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Stream, Tensor]:
@@ -169,6 +169,13 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(sublayer, *inputs, use_reentrant=False)
         return sublayer(*inputs)
+
+    def _head(self, h: Tensor, c: Tensor) -> Tensor:
+        """The final layer in the type of its own weights: what a DDPM network's output is rounded by comes back in x0
+        as t / (1 - t) of it, 158 at most."""
+        dtype = self.final_layer.linear.weight.dtype
+        with torch.autocast(h.device.type, enabled=False):
+            return self.final_layer(h.to(dtype), c.to(dtype))
 
     def _unpatchify(self, patches: Tensor) -> Tensor:
         channels, size, _ = self.sample_shape

@@ -17,7 +17,8 @@ def _at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         if not minimum <= value < math.inf:
-            raise UserError(f"{section}.{name} must be finite and at least {minimum:g}; got {value:g}")
+            limit = "finite" if value == math.inf else f"at least {minimum:g}"
+            raise UserError(f"{f'{section}.{name}'.lstrip('.')} must be {limit}; got {value:g}")
 
 
 def _within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
@@ -161,9 +162,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.start.path is None):
             raise UserError("give either a section model (a new model) or start.path (a folder to fine-tune)")
-        for name, minimum in (("grid_cfg_scale", 0), ("grid_steps", 1)):
-            if not minimum <= (value := getattr(self, name)) < math.inf:
-                raise UserError(f"{name} must be finite and at least {minimum}; got {value:g}")
+        _at_least(self, "", 0, "grid_cfg_scale")
+        _at_least(self, "", 1, "grid_steps")
         if self.model is not None and self.start.trainable != "all":
             raise UserError(f"start.trainable = {self.start.trainable} needs start.path, a folder to fine-tune")
 

@@ -76,13 +76,22 @@ def merge_values(base: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
     return result
 
 
-def save_config(config: Any, path: Path) -> None:
-    """Write the resolved configuration; `load_config` reads it back."""
-    path.write_text(config_to_yaml(config))
-
-
 def config_to_yaml(config: Any) -> str:
+    """The resolved configuration; `load_config` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """The resolved configuration by dotted name, {"train.steps": 1000, ..}."""
+    return flattened(_plain(config))
+
+
+def flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by section as values by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _plain(value: Any) -> Any:

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 
-from distill.config import LoopConfig
+from distill.config import RunConfig, TrainConfig
+from distill.config_io import flat_values
 from distill.errors import UserError
 from distill.sharding import sharding_plugin, start_sharding
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
-    """Devices, ranks and precision of a training.
+def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
+    """Devices, ranks and precision of a training; its trackers are found here and begin with `start_trackers`.
 
-    Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, or FSDP is asked
-        for as it is not supported.
+    Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, FSDP is asked for
+        as it is not supported, or a precision or a tracker is not to be had here.
     """
+    config = run.train
     plugin = sharding_plugin(config.mixed_precision)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=[*config.trackers] or None, fsdp_plugin=plugin
+        mixed_precision=config.mixed_precision,
+        log_with=[*config.trackers] or None,
+        project_dir=Path(run.output).expanduser(),
+        fsdp_plugin=plugin,
+        # Micro-batches are the learners' business, whatever the environment says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:
+        device = accelerator.device.type
+        raise UserError(f"train.mixed_precision = fp16 needs a GPU, and this is {device}; take bf16 or no")
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started > accelerator.num_processes:
         raise UserError(
@@ -35,9 +47,17 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         raise UserError(
             f"train.batch_size must be a multiple of processes x accumulation = {share}; got {config.batch_size}"
         )
-    if config.trackers:
-        accelerator.init_trackers("dar-distill")
+    # accelerate passes over those that are not installed.
+    missing = set(config.trackers) - {"all", *map(str, accelerator.log_with)}
+    if missing:
+        raise UserError(f"train.trackers: {', '.join(sorted(missing))} is not installed")
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
+    """Tell the trackers, where there are any, of a run and its configuration; some write into its folder."""
+    if run.train.trackers:
+        accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
 
 
 def default_device() -> torch.device:

@@ -19,7 +19,7 @@ NOTES = (
     "Estimates, not measurements. Peak: what the roles hold and the phase that adds most; not counted are data, the "
     "autoencoder and the feature extractor of the report.",
     f"Fits: with {MARGIN_GIB:g} GiB left for the device's context. Hours: {UTILISATION:.0%} of the maker's dense peak "
-    "in matrix products, drawing for the report included, processes that never wait.",
+    "in matrix products, drawing for the report, in float32, included, processes that never wait.",
 )
 
 
@@ -63,6 +63,7 @@ def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
         "rows": plan.rows,
         "sample_forwards_per_update": plan.forwards,
         "flops_per_update": plan.flops,
+        "flops_of_warmup": plan.warmup_flops,
         "flops_of_drawing": plan.drawing_flops,
         "devices": [
             {"name": name, "memory_gib": memory, "fits": fits, "hours": hours}
@@ -88,8 +89,8 @@ def _facts(plan: Plan) -> Table:
     table.add_row("processes", f"{launch.processes}{together}; {plan.rows} rows at once in each")
     table.add_row("updates", f"{loop.steps:,} of {loop.batch_size} samples, accumulation {loop.accumulation}")
     table.add_row("an update", f"{plan.forwards:,.0f} sample forwards, {_flops(plan.flops)}")
-    drawing = f", and {_flops(plan.drawing_flops)} to draw the report" if plan.drawing_flops else ""
-    table.add_row("all updates", f"{_flops(plan.flops * loop.steps)}{drawing}")
+    drawing = f", and {_flops(plan.drawing_flops)} in float32 to draw the report" if plan.drawing_flops else ""
+    table.add_row("all updates", f"{_flops(plan.training_flops)}{drawing}")
     return table
 
 
@@ -132,11 +133,11 @@ def _on_devices(plan: Plan, tflops: float | None) -> Sequence[tuple[str, float |
             device.name,
             device.memory_gib,
             needed <= device.memory_gib,
-            plan.hours(device.tflops(plan.loop.mixed_precision)),
+            plan.hours(device.tflops(plan.loop.mixed_precision), device.tflops("no")),
         )
         for device in DEVICES
     ]
-    return rows if tflops is None else [*rows, (f"at {tflops:g} TFLOP/s", None, None, plan.hours(tflops))]
+    return rows if tflops is None else [*rows, (f"at {tflops:g} TFLOP/s", None, None, plan.hours(tflops, tflops))]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -10,5 +10,5 @@ class NonFiniteError(RuntimeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what}. Lower the learning rate or the guidance scale and start anew; what checkpoints there are are intact"
+            f"{what}. Lower the learning rate or the guidance scale and start anew; earlier checkpoints are intact"
         )

@@ -26,16 +26,6 @@ def velocity_to_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return x_t - t_like(t, x_t) * velocity
 
 
-def velocity_to_eps(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """eps = x_t + (1 - t) velocity."""
-    return x_t + (1 - t_like(t, x_t)) * velocity
-
-
-def x0_to_velocity(x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """velocity = (x_t - x0) / t, for t > 0."""
-    return (x_t - x0) / t_like(t, x_t)
-
-
 def combine_cfg(cond: Tensor, uncond: Tensor, cfg_scale: float | Tensor) -> Tensor:
     """Classifier-free guidance, arXiv:2207.12598: uncond + cfg_scale (cond - uncond); 1.0 is none."""
     return uncond + cfg_scale * (cond - uncond)

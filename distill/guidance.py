@@ -41,8 +41,7 @@ class Denoiser:
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Guided velocity at x_t (B, C, H, W), t (B), y (B)."""
-        low, high = self.interval
-        guided = (t >= low) & (t <= high)
+        guided = self._acts_at(t)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
             return self.model(x_t, t, y)
         both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)]))
@@ -61,6 +60,10 @@ class Denoiser:
         """The velocity field of fixed labels, as the ODE samplers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
-    def evaluations(self, num_steps: int) -> int:
-        """Forward passes per sample of an Euler sampler with `num_steps` (guidance doubles them)."""
-        return num_steps * (1 if self.cfg_scale == 1.0 else 2)
+    def evaluations(self, t: Tensor) -> int:
+        """Forward passes per sample of a sampler that asks at these t, (S); guidance takes two where it acts."""
+        return len(t) if self.cfg_scale == 1.0 else len(t) + int(self._acts_at(t).sum())
+
+    def _acts_at(self, t: Tensor) -> Tensor:
+        low, high = self.interval
+        return (t >= low) & (t <= high)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from dar import SiT
 from distill import results
@@ -18,7 +17,7 @@ from distill.dry_run import print_run_plan
 from distill.evaluation import Evaluator
 from distill.report import write_report
 from distill.roles import build_roles, write_student
-from distill.run_folder import claim_folder
+from distill.run_folder import open_run
 from distill.samplers import Sampler, few_step_sampler, ode_sampler, read_class_names
 from distill.training.distillation import GRID_ROWS, DistillationTask
 from distill.training.loop import run_loop
@@ -32,7 +31,7 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
     if dry_run:
         print_run_plan(config)
         return
-    accelerator = make_accelerator(config.train)
+    accelerator = make_accelerator(config)
     torch.manual_seed(config.train.seed)
     roles = build_roles(config.teacher, config.roles)
     teacher, student, fake_score = (model.to(accelerator.device) for model in roles)
@@ -42,24 +41,17 @@ def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, 
     evaluator.use_teacher_reference(reference_sampler(config, teacher), config.teacher.path)
     teacher_std = preflight(teacher, student, fake_score, config.teacher)
     task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std, evaluator.decoder)
-    folder = Path(config.output)
-    if accelerator.is_main_process:
-        claim_folder(folder, config, resume=resume)
-    accelerator.wait_for_everyone()
+    folder = open_run(config, accelerator, resume=resume)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
+    # Processes that would wait for the report would be ended by the time limit of their group.
+    accelerator.end_training()
     if accelerator.is_main_process:
         finished = write_student(averaged, task.t_list, folder)
         print(f"student: {folder / 'student'}")
         teacher = SiT.from_pretrained(resolve(config.teacher.path, "teacher")).to(accelerator.device).eval()
         path = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
         print(f"report:  {path}")
-    _finish(accelerator)
-
-
-def _finish(accelerator: Accelerator) -> None:
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def reference_sampler(config: RunConfig, teacher: SiT) -> Sampler[SiT]:

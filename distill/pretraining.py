@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from distill.devices import make_accelerator
 from distill.dry_run import print_train_plan
 from distill.errors import UserError
 from distill.files import write_folder
-from distill.run_folder import claim_folder
+from distill.run_folder import open_run
 from distill.training.loop import run_loop
 from distill.training.start import starting_model
 from distill.training.teacher import TeacherTask
@@ -34,21 +33,18 @@ def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False
     model = starting_model(config)
     _check_data(data, model.config, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
-    accelerator = make_accelerator(config.train)
+    accelerator = make_accelerator(config)
     task = TeacherTask(config, model, data, accelerator)
-    folder = Path(config.output)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            claim_folder(folder, config, resume=resume)
-            if task.decoder.note:
-                print(f"grids: {task.decoder.note}")
+    folder = open_run(config, accelerator, resume=resume)
+    if accelerator.is_main_process and task.decoder.note:
+        print(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_model
+    accelerator.end_training()
     if accelerator.is_main_process:
         averaged = plain_model(averaged)
         write_folder(folder / "teacher", lambda path: averaged.save_pretrained(path))
         print(f"teacher: {folder / 'teacher'}")
-    accelerator.end_training()
 
 
 def _check_data(data: Dataset, model: SiTConfig, path: str) -> None:

@@ -26,13 +26,12 @@ from distill.metrics import (
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
 from distill.run_folder import versions
-from distill.samplers import Sampler, balanced_labels, ode_sampler
+from distill.samplers import MAX_GRID, Sampler, balanced_labels, ode_sampler
 from distill.seeds import generator_for
 
 EDGE_BINS = 16  # of the histogram's, in one of the plot's
 NUM_ROUTING_T = 9
 NUM_ROUTING_SAMPLES = 60
-MAX_GRID = 200  # images; a model may know a thousand classes
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 CLASSES_FILE = "classes.json"
 GRID_CLASSES = 10  # of a model with a thousand
+MAX_GRID = 200  # images of a report's grid
 
 
 M = TypeVar("M", bound=Backbone)
@@ -79,9 +80,9 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
         description += f" for t in [{low:g}, {high:g}]"
     if channels is not None:
         description += f" on channels 0 to {channels - 1}"
-    per_step = 2 * num_steps - 1 if solver == "heun" else num_steps
+    asked = torch.cat([grid[:-1], grid[1:-1]]) if solver == "heun" else grid[:-1]
     return Sampler(
-        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(per_step), t_list=torch.empty(0)
+        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(asked), t_list=torch.empty(0)
     )
 
 
@@ -135,6 +136,11 @@ def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sa
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SAMPLER_FILE} is damaged: {error}") from error
     return few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+
+
+def num_in_grid(num_rows: int, num_classes: int, num_images: int) -> int:
+    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each class, as far as they go."""
+    return min(num_rows * num_classes, MAX_GRID, num_images)
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from distill.data import load_dataset
+from distill.data.base import noise_of
 from distill.metrics import load_extractor, load_perceptual, reference_from_images
 from distill.seeds import generator_for
 
@@ -35,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     data = load_dataset(args.name, args.path, args.split)
     chosen = class_balanced(data.labels, args.num_images, seed=0)
-    images, labels = data.batch(chosen, generator_for(0, "statistics", args.split))
+    images, labels = data.batch(chosen, noise_of(generator_for(0, "statistics", args.split)))
     extractor = load_extractor(args.extractor)
     perceptual = load_perceptual(tuple(images.shape[1:]), extractor)
     if perceptual is None:

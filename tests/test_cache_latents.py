@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from distill.data import load_dataset
+from distill.data.base import noise_of
 from distill.data.caching import Cache, claim, fingerprint, write_latents
 from distill.errors import UserError
 from distill.seeds import generator_for
@@ -77,11 +78,11 @@ def test_a_file_that_changed_within_its_size_makes_another_set(photos: Path) -> 
 def test_what_is_read_back_is_what_the_autoencoder_says(tmp_path: Path, photos: Path, flip: bool) -> None:
     cache = make_cache(tmp_path / "out", photos, flip=flip)
     assert write(cache) == (10 if flip else 5)
-    images, labels = cache.images.batch(torch.arange(5), torch.Generator())
+    images, labels = cache.images.batch(torch.arange(5), torch.randn)
     if flip:
         images, labels = torch.cat([images, images.flip(-1)]), labels.repeat(2)
     dataset = load_dataset("latents", tmp_path / "out")
-    z, y = dataset.batch(torch.arange(len(labels)), generator_for(3))
+    z, y = dataset.batch(torch.arange(len(labels)), noise_of(generator_for(3)))
     mean, std = cache.vae.moments(images).chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=generator_for(3))
     torch.testing.assert_close(z, (mean + std * noise - 0.1) * 0.5)
@@ -98,7 +99,7 @@ def test_the_layout_is_repas(tmp_path: Path, photos: Path) -> None:
     assert sorted(contents(folder)) == [*names, "cache.json", "dataset.json"]
     listed = json.loads((folder / "dataset.json").read_text())
     assert listed["labels"] == [[name, label] for name, label in zip(names, LABELS, strict=True)]
-    images, _ = cache.images.batch(torch.tensor([3]), torch.Generator())
+    images, _ = cache.images.batch(torch.tensor([3]), torch.randn)
     with torch.no_grad():
         posterior = make_vae().encode(images).latent_dist
     stored = np.load(folder / names[3])

@@ -259,4 +259,4 @@ def test_divergence_ends_with_code_3_and_names_the_role(tmp_path: Path, capsys: 
     config = train_config(tmp_path, write_idx(tmp_path / "data"))
     assert main(["train", config, "optim.lr=1.0e+30", "train.steps=20"]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "teacher: the" in last and "is not finite at step" in last
+    assert "teacher: the" in last and "is not finite in its update" in last

@@ -16,7 +16,7 @@ from distill.config import (
     StudentConfig,
     TrainConfig,
 )
-from distill.config_io import config_to_yaml, load_config, save_config
+from distill.config_io import config_to_yaml, flat_values, load_config
 from distill.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -161,8 +161,11 @@ def test_wrong_types_are_named(tmp_path, text, message):
     ("text", "message"),
     [
         ("student: {steps: 0}", r"student\.steps must be at least 1; got 0"),
-        ("student: {shift: 0}", r"student\.shift must be above 0; got 0"),
-        ("student: {ema_decay: 1.5}", r"student\.ema_decay must lie in \[0, 1\]; got 1\.5"),
+        ("student: {shift: 0}", r"student\.shift must be finite and above 0; got 0"),
+        ("student: {shift: .inf}", r"student\.shift must be finite and above 0; got inf"),
+        ("student: {ema_decay: 1.0}", r"student\.ema_decay must lie in \[0, 1\); got 1$"),
+        ("student: {optim: {lr: .inf}}", r"student\.optim\.lr must be finite; got inf"),
+        ("teacher: {cfg_scale: .inf}", r"teacher\.cfg_scale must be finite; got inf"),
         ("student: {optim: {lr: -1}}", r"student\.optim\.lr must be at least 0; got -1"),
         ("fake_score: {optim: {betas: [0.9, 1.0]}}", r"fake_score\.optim\.betas must lie in \[0, 1\); got \[0\.9, 1"),
         ("fake_score: {optim: {clip_norm: 0}}", r"fake_score\.optim\.clip_norm must be above 0; got 0"),
@@ -179,7 +182,7 @@ def test_wrong_types_are_named(tmp_path, text, message):
         ("train: {batch_size: 0}", r"train\.batch_size must be at least 1; got 0"),
         ("train: {batch_size: 10, accumulation: 4}", r"train\.batch_size must be a multiple of .*= 4; got 10"),
         ("train: {mixed_precision: fp8}", r"train\.mixed_precision must be one of no, bf16, fp16; got 'fp8'"),
-        ("evaluate: {num_images: 1}", r"evaluate\.num_images must be at least 2; got 1"),
+        ("evaluate: {num_images: 3}", r"evaluate\.num_images must be at least 4; got 3"),
     ],
 )
 def test_bad_values_name_their_limit(tmp_path, text, message):
@@ -204,6 +207,9 @@ def test_bad_values_name_their_limit(tmp_path, text, message):
             r"unknown key model\.routing\.chunksize; did you mean model\.routing\.chunk_size",
         ),
         ("optim.lr=-1", r"optim\.lr must be at least 0; got -1"),
+        ("grid_cfg_scale=.inf", "grid_cfg_scale must be finite; got inf"),
+        ("grid_steps=0", "grid_steps must be at least 1; got 0"),
+        ("flow_matching.ema_decay=1", r"flow_matching\.ema_decay must lie in \[0, 1\); got 1$"),
         ("flow_matching.label_dropout=2", r"flow_matching\.label_dropout must lie in \[0, 1\]; got 2"),
     ],
 )
@@ -267,6 +273,12 @@ def test_configurations_survive_a_file(tmp_path):
     routing = RoutingConfig(query="dynamic", chunk_size=1, summary="last", scale="count", anchor=True, final=False)
     train = TrainConfig(output="y", model=replace(model, routing=routing), data=DataConfig("latents", "/data"))
     for config in (run, train):
-        save_config(config, tmp_path / "saved.yaml")
+        (tmp_path / "saved.yaml").write_text(config_to_yaml(config))
         assert load_config(type(config), tmp_path / "saved.yaml") == config
-        assert (tmp_path / "saved.yaml").read_text() == config_to_yaml(config)
+
+
+def test_values_by_dotted_name():
+    values = flat_values(RunConfig(output="x", student=StudentConfig(optim=OptimConfig(lr=1e-5, betas=(0.1, 0.2)))))
+    assert values["output"] == "x" and values["student.optim.lr"] == 1e-5
+    assert values["student.optim.betas"] == [0.1, 0.2] and values["evaluate.vae"] is None
+    assert not any(isinstance(value, dict) for value in values.values())

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from distill.data import DATASETS, load_dataset, read_idx, register
-from distill.data.base import shuffled_indices
+from distill.data.base import noise_of, shuffled_indices
 from distill.seeds import generator_for
 from distill.vae import LatentSpace
 
@@ -26,7 +26,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def everything(dataset, seed: int = 0):
-    return dataset.batch(torch.arange(len(dataset)), generator_for(seed))
+    return dataset.batch(torch.arange(len(dataset)), noise_of(generator_for(seed)))
 
 
 # idx
@@ -45,7 +45,7 @@ def idx_folder(request, tmp_path):
 
 def test_idx_round_trip(idx_folder):
     dataset = load_dataset("idx", idx_folder)
-    x0, y = dataset.batch(torch.tensor([3, 0]), generator_for(0))
+    x0, y = dataset.batch(torch.tensor([3, 0]), noise_of(generator_for(0)))
     assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (5, (1, 4, 4), 3)
     assert x0.dtype == torch.float32 and y.dtype == torch.int64
     np.testing.assert_array_equal(((x0[:, 0] + 1) * 127.5).round().numpy(), IMAGES[[3, 0]])
@@ -119,7 +119,7 @@ def test_colour_images(tmp_path, rgb):
     write_image(tmp_path / "b" / "0.png", rgb)
     write_image(tmp_path / "a" / "0.png", IMAGES[0])  # one grey file among colours becomes RGB
     dataset = load_dataset("images", tmp_path)
-    x0, y = dataset.batch(torch.tensor([1, 0]), generator_for(0))
+    x0, y = dataset.batch(torch.tensor([1, 0]), noise_of(generator_for(0)))
     assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (2, (3, 4, 4), 2)
     assert y.tolist() == [1, 0] and x0.dtype == torch.float32
     np.testing.assert_array_equal(((x0[0] + 1) * 127.5).round().numpy(), rgb.transpose(2, 0, 1))
@@ -146,9 +146,9 @@ def test_images_are_opened_lazily(tmp_path, rgb):
     write_image(tmp_path / "a" / "1.png", rgb)
     dataset = load_dataset("images", tmp_path)
     (tmp_path / "a" / "1.png").unlink()
-    dataset.batch(torch.tensor([0]), generator_for(0))
+    dataset.batch(torch.tensor([0]), noise_of(generator_for(0)))
     with pytest.raises(ValueError, match=r"a/1\.png"):
-        dataset.batch(torch.tensor([1]), generator_for(0))
+        dataset.batch(torch.tensor([1]), noise_of(generator_for(0)))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_npz_round_trip(tmp_path, names, channels):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(tmp_path / "set.npz", **dict(zip(names, (pixels, LABELS), strict=True)))
     dataset = load_dataset("npz", tmp_path / "set.npz")
-    x0, y = dataset.batch(torch.tensor([3, 0]), generator_for(0))
+    x0, y = dataset.batch(torch.tensor([3, 0]), noise_of(generator_for(0)))
     assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (5, (channels or 1, 4, 4), 3)
     assert y.tolist() == [2, 0] and x0.dtype == torch.float32
     expected = pixels.reshape(5, 4, 4, -1)[[3, 0]].transpose(0, 3, 1, 2)
@@ -304,7 +304,7 @@ def latents(request, tmp_path):
 def test_latents_are_drawn_from_the_posterior(latents):
     dataset = load_dataset("latents", latents)
     assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (3, (4, 2, 2), 5)
-    z, y = dataset.batch(torch.tensor([2, 0]), generator_for(7))
+    z, y = dataset.batch(torch.tensor([2, 0]), noise_of(generator_for(7)))
     noise = torch.randn(2, 4, 2, 2, generator=generator_for(7)).numpy()
     picked = MOMENTS[[2, 0]]
     np.testing.assert_allclose(z.numpy(), (picked[:, :4] + picked[:, 4:] * noise) * 0.18215, rtol=1e-6)
@@ -324,7 +324,7 @@ def test_latents_of_another_autoencoder_bring_their_space(tmp_path):
     listed["vae"] = {"channels": 3, "scale": 0.5, "shift": 0.1}
     (folder / "dataset.json").write_text(json.dumps(listed))
     dataset = load_dataset("latents", folder)
-    z, _ = dataset.batch(torch.tensor([1]), generator_for(7))
+    z, _ = dataset.batch(torch.tensor([1]), noise_of(generator_for(7)))
     noise = torch.randn(1, 3, 2, 2, generator=generator_for(7)).numpy()
     assert dataset.sample_shape == (3, 2, 2)
     np.testing.assert_allclose(z.numpy(), (moments[1, :3] + moments[1, 3:] * noise - 0.1) * 0.5, rtol=1e-5)
@@ -424,6 +424,19 @@ def test_any_step_can_be_asked_for_alone():
     backward = [shuffled_indices(10, 4, step, seed=1) for step in reversed(range(9))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
     assert not torch.equal(shuffled_indices(10, 10, 0, seed=1), shuffled_indices(10, 10, 0, seed=2))
+
+
+def test_an_epochs_order_is_made_once(monkeypatch):
+    def anew(step):
+        orders = [torch.randperm(10, generator=generator_for(6, "epoch", epoch)) for epoch in range(4)]
+        return torch.cat(orders)[4 * step : 4 * (step + 1)]
+
+    expected = [anew(step) for step in range(8)]
+    made, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: made.append(args) or randperm(*args, **kwargs))
+    found = [shuffled_indices(10, 4, step, seed=6) for step in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(made) == 4
 
 
 def test_batch_larger_than_the_data_names_both_numbers():

@@ -161,7 +161,7 @@ class TestImages:
         source = DataSource(load_dataset("idx", write_idx(tmp_path / "data")), "data")
         labels = balanced_classes(8, 2)
         images = images_of(source, labels, seed=3)
-        everything, classes = source.dataset.batch(torch.arange(8), torch.Generator())
+        everything, classes = source.dataset.batch(torch.arange(8), torch.randn)
         rows = [int((everything == image).flatten(1).all(1).nonzero()) for image in images]
         assert sorted(rows) == list(range(8)) and torch.equal(classes[rows], labels)
         with pytest.raises(UserError, match="class 0 has 4 samples; 5 are needed"):

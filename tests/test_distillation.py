@@ -83,7 +83,8 @@ def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) 
         before = snapshot(task.averaged_student)
         task.update(step)
         student = snapshot(task.student.module)
-        expected = student if step == 0 else decay * before + (1 - decay) * student
+        share = min(decay, (1 + step) / (10 + step))
+        expected = student if step == 0 else share * before + (1 - share) * student
         assert torch.allclose(snapshot(task.averaged_student), expected, atol=1e-7)
 
 
@@ -112,6 +113,19 @@ def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator,
     values = [make_task(config, tiny_model, accelerator)._update_student(0) for config in (whole, parts)]
     for name in ("student/loss", "student/grad_norm"):
         assert values[0][name] == pytest.approx(values[1][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("rollout", ["random_step", "every_step"])
+def test_drift_is_of_the_whole_batch_however_it_is_cut(run_config, tiny_model, accelerator, rollout) -> None:
+    config = replace(run_config, dmd=replace(run_config.dmd, rollout=rollout))
+    task = make_task(config, tiny_model, accelerator)
+    inputs, *_ = task._draw("student", 0, lambda n, g: torch.rand(n, generator=g))
+    with torch.no_grad():
+        x0_gen = velocity_to_x0(inputs.x_in, task.student.module(*inputs[:3]), inputs.t_in)
+    for accumulation in (1, 2, 4):
+        parts = replace(config, train=replace(config.train, accumulation=accumulation))
+        values = make_task(parts, tiny_model, accelerator)._update_student(0)
+        assert values["std_drift"] == pytest.approx(float(x0_gen.std()) - 1, abs=1e-6)
 
 
 def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerator) -> None:

@@ -12,9 +12,7 @@ from distill.flow import (
     combine_cfg,
     interpolate,
     t_like,
-    velocity_to_eps,
     velocity_to_x0,
-    x0_to_velocity,
 )
 from distill.guidance import Denoiser
 from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
@@ -31,11 +29,9 @@ T = torch.tensor([0.1, 0.4, 0.9, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("t", [T, torch.tensor(0.3, dtype=torch.float64)], ids=["per sample", "scalar"])
-def test_conversions_undo_the_interpolation(t):
+def test_the_velocity_undoes_the_interpolation(t):
     x_t, velocity = interpolate(X0, EPS, t), EPS - X0
     torch.testing.assert_close(velocity_to_x0(x_t, velocity, t), X0)
-    torch.testing.assert_close(velocity_to_eps(x_t, velocity, t), EPS)
-    torch.testing.assert_close(x0_to_velocity(x_t, X0, t), velocity)
 
 
 def test_zero_is_data_and_one_is_noise():
@@ -235,8 +231,10 @@ def test_outside_the_interval_the_null_class_is_not_run():
 
 
 def test_guided_evaluations_count_twice():
-    assert Denoiser(Counting(), NULL, 1.0).evaluations(4) == 4
-    assert Denoiser(Counting(), NULL, 1.5).evaluations(4) == 8
+    times = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    assert Denoiser(Counting(), NULL, 1.0).evaluations(times) == 4
+    assert Denoiser(Counting(), NULL, 1.5).evaluations(times) == 8
+    assert Denoiser(Counting(), NULL, 1.5, interval=(0.25, 0.6)).evaluations(times) == 6
 
 
 # few steps

@@ -18,6 +18,7 @@ from distill.adapters import add_adapters
 from distill.cli import main
 from distill.config import (
     DmdConfig,
+    EvalConfig,
     FakeScoreConfig,
     LoopConfig,
     OptimConfig,
@@ -28,6 +29,8 @@ from distill.config import (
     TeacherConfig,
     TrainConfig,
 )
+from distill.data.base import Noise
+from distill.dry_run import plan_to_json
 from distill.losses import flow_matching_loss
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, kept
@@ -71,7 +74,7 @@ ROUTINGS = {
 }
 
 
-class Noise:
+class NoData:
     """A data set without data."""
 
     sample_shape = (4, 16, 16)
@@ -80,8 +83,8 @@ class Noise:
     def __len__(self) -> int:
         return 100
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return torch.randn(len(indices), *self.sample_shape, generator=generator), indices % self.num_classes
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return noise(torch.Size([len(indices), *self.sample_shape])), indices % self.num_classes
 
 
 def model_of(shape: SiTConfig, setting: Setting) -> SiT:
@@ -154,7 +157,7 @@ def test_the_training_step_itself_keeps_no_more(accelerator) -> None:
         for checkpointing in (False, True):
             shape = replace(SHAPE, routing=routing)
             loop = LoopConfig(batch_size=ROWS, gradient_checkpointing=checkpointing)
-            task = TeacherTask(TrainConfig("out", shape, train=loop), SiT(shape), Noise(), accelerator)
+            task = TeacherTask(TrainConfig("out", shape, train=loop), SiT(shape), NoData(), accelerator)
             x0, eps, t, y = task._draw(0)
             found = saved_bytes(
                 lambda task=task, batch=(x0, eps, t, y): task._loss(*batch), task.learner.module.parameters()
@@ -245,7 +248,7 @@ def test_roles_weigh_what_the_real_ones_do(routing: RoutingConfig, trainable: st
 def test_a_training_weighs_what_the_real_one_does(trainable: str, accelerator, tmp_path: Path) -> None:
     shape = replace(SHAPE, routing=CHUNKED)
     config = TrainConfig("out", start=StartConfig(str(tmp_path), trainable, RANK), train=LoopConfig(batch_size=ROWS))
-    task = TeacherTask(config, model_of(shape, Setting(trainable=trainable, lora_rank=RANK)), Noise(), accelerator)
+    task = TeacherTask(config, model_of(shape, Setting(trainable=trainable, lora_rank=RANK)), NoData(), accelerator)
     task.update(0)
     teacher, ema = plan_train(config, shape, Launch()).roles
     assert [teacher.weights, ema.weights] == own_bytes(task.learner.module, task.ema.module)
@@ -292,7 +295,7 @@ def test_processes_share_or_repeat() -> None:
     for whole, share in zip(alone.roles, fsdp.roles, strict=True):
         assert share.weights == -(-whole.weights // 4) and share.optimizer == -(-whole.optimizer // 4)
     assert fsdp.held < alone.held < ddp.held
-    assert ddp.flops == alone.flops and ddp.hours(1.0) < alone.hours(1.0)
+    assert ddp.flops == alone.flops and ddp.hours(1.0, 1.0) < alone.hours(1.0, 1.0)
 
 
 def test_what_makes_a_plan_smaller() -> None:
@@ -329,6 +332,42 @@ def test_an_update_is_counted_turn_by_turn() -> None:
     assert every.forwards == 5 * (4 * 8 + 3 * 4 * 8) + 3 * 8 + (3 + 2 + 1) * 4 * 8
 
 
+def test_the_critics_warm_up_takes_its_time() -> None:
+    config = RunConfig("out", train=LoopConfig(steps=50, batch_size=8), fake_score=FakeScoreConfig(updates=5))
+    plan = plan_run(config, SHAPE, Launch())
+    warm = plan_run(replace(config, fake_score=FakeScoreConfig(updates=5, warmup_updates=100)), SHAPE, Launch(2))
+    flops = flops_of(SHAPE, Setting())
+    turn = 20 * flops.forward + 8 * flops.update(Setting())
+    assert warm.warmup_flops == pytest.approx(100 * turn) and plan.warmup_flops == 0
+    assert warm.flops == plan.flops and warm.training_flops == pytest.approx(50 * plan.flops + 100 * turn)
+    hours = (warm.training_flops / 2 / 3e12 + warm.drawing_flops / 1e12) / 3600
+    assert warm.hours(3.0, 1.0) == pytest.approx(hours)
+
+
+def test_a_report_draws_what_is_not_stored() -> None:
+    """4 steps of the student, 4 and 50 guided ones of the teacher; the last for a grid alone where they are stored."""
+
+    def drawn(path: str, reference: str | None, shape: SiTConfig = SHAPE, num_images: int = 2000) -> float:
+        evaluate = EvalConfig(num_images=num_images, teacher_reference=reference)
+        config = RunConfig("out", teacher=TeacherConfig(path=path), train=LoopConfig(batch_size=8), evaluate=evaluate)
+        return plan_run(config, shape, Launch()).drawing_flops / flops_of(shape, Setting()).forward
+
+    thousand = replace(SHAPE, num_classes=1000)
+    assert drawn("embedded", "embedded") == pytest.approx(12 * 2000 + 100 * 80)
+    assert drawn("embedded", "embedded", num_images=20) == pytest.approx(112 * 20)
+    assert drawn("models/own", "own.npz", thousand) == pytest.approx(12 * 2000 + 100 * 200)
+    for path, reference in (("embedded", None), ("models/own", None), ("models/own", "embedded")):
+        assert drawn(path, reference) == pytest.approx(112 * 2000)
+
+
+def test_a_report_is_drawn_at_the_rate_of_float32() -> None:
+    config = RunConfig("out", train=LoopConfig(batch_size=8, mixed_precision="bf16"))
+    plan = plan_run(config, SHAPE, Launch())
+    hours = {device["name"]: device["hours"] for device in json.loads(plan_to_json(plan))["devices"]}
+    expected = (plan.training_flops / 989e12 + plan.drawing_flops / 67e12) / 0.3 / 3600
+    assert hours["H100 SXM 80 GB"] == pytest.approx(expected)
+
+
 def test_nothing_is_built_in_memory() -> None:
     config = RunConfig("out", roles=RolesConfig("lora"), train=LoopConfig(batch_size=8))
     with Allocations("cpu") as found:
@@ -359,7 +398,8 @@ def test_json_holds_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["held"] == found["ddp_buckets"] + sum(role["weights"] + role["optimizer"] for role in found["roles"])
     assert found["peak"] == found["held"] + max(phase["total"] for phase in found["phases"])
     at_50 = found["devices"][-1]
-    work = found["flops_per_update"] * found["train"]["steps"] / 2 + found["flops_of_drawing"]
+    training = found["flops_per_update"] * found["train"]["steps"] + found["flops_of_warmup"]
+    work = training / 2 + found["flops_of_drawing"]
     assert at_50["hours"] == pytest.approx(work / 50e12 / 3600)
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from dar import SiT
 from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig
-from distill.data.base import Dataset
+from distill.config_io import load_config
+from distill.data.base import Dataset, Noise
 from distill.errors import NonFiniteError, UserError
 from distill.roles import build_roles
-from distill.run_folder import claim_folder
+from distill.run_folder import CONFIG_FILE, claim_folder, open_run
 from distill.sharing import learning
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -29,7 +30,7 @@ from tests.conftest import tiny_config
 
 
 class Blobs:
-    """Eight images, three classes."""
+    """Eight images, three classes, each time with a little noise."""
 
     sample_shape = (1, 8, 8)
     num_classes = 3
@@ -38,9 +39,10 @@ class Blobs:
     def __len__(self) -> int:
         return 8
 
-    def batch(self, indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 1, 8, 8)
-        return images[indices].clone(), self.labels[indices]
+        images = images[indices]
+        return images + 0.1 * noise(images.shape), self.labels[indices]
 
 
 def teacher_task(folder: Path, steps: int) -> tuple[TeacherTask, Accelerator, LoopConfig]:
@@ -99,6 +101,29 @@ def test_distillation_resumes_bit_exactly(tmp_path, run_config: RunConfig, tiny_
         states.append(state_of(task.student.module, task.fake_score.module, task.ema.module))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert without_time(tmp_path / "whole")[-1] == without_time(tmp_path / "parts")[-1]
+
+
+def test_what_was_gathered_for_the_log_is_resumed(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
+    loop = replace(run_config.train, log_every=4)
+    for name, stops in (("whole", [4]), ("parts", [3, 4])):
+        for i, stop in enumerate(stops):
+            task, accelerator = distillation_task(replace(run_config, train=loop), tiny_model)
+            (tmp_path / name).mkdir(exist_ok=True)
+            run_loop(task, replace(loop, steps=stop), accelerator, tmp_path / name, resume=i > 0)
+    whole, parts = (without_time(tmp_path / name)[-1] for name in ("whole", "parts"))
+    assert whole["step"] == 4 and whole == pytest.approx(parts, rel=1e-6)
+
+
+def test_the_last_line_of_the_log_has_every_figure(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
+    for steps, grid_every in ((5, 100), (6, 3)):
+        config = replace(run_config, train=replace(run_config.train, steps=steps, log_every=2, grid_every=grid_every))
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        task, accelerator = distillation_task(config, tiny_model)
+        run_loop(task, config.train, accelerator, folder)
+        records = read_log(folder)
+        assert [record["step"] for record in records] == ([1, 2, 4, 5] if steps == 5 else [1, 2, 3, 4, 6])
+        assert all({"fake_score/lag", "x0_gap", "std_drift"} <= set(record) for record in records)
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
@@ -189,10 +214,20 @@ def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: Ru
     with torch.no_grad():
         next(task.student.module.parameters()).fill_(float("nan"))
     before = state_of(task.fake_score.module)
-    with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite at step 5"):
+    with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite in its update 6"):
         task.update(2)
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.fake_score.module), strict=True))
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    task, accelerator, _ = teacher_task(tmp_path, 4)
+    save_checkpoint(accelerator, tmp_path, 1, keep=1)
+    with torch.no_grad():
+        next(iter(learning(task.learner.module).values()))[0] = float("inf")
+    with pytest.raises(NonFiniteError, match="the weights are not finite after step 2"):
+        save_checkpoint(accelerator, tmp_path, 2, keep=1)
+    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, run_config: RunConfig) -> None:
@@ -205,5 +240,20 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path, run_config: RunCon
     (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     claim_folder(folder, run_config, resume=True)
     changed = replace(run_config, student=replace(run_config.student, steps=8))
-    with pytest.raises(UserError, match=r"differs .*steps: 8"):
+    with pytest.raises(UserError, match=r"differs from .*config\.yaml: student\.steps is 2 there, 8 here$"):
         claim_folder(folder, changed, resume=True)
+
+
+def test_what_is_measured_may_change_between_parts(tmp_path: Path, run_config: RunConfig) -> None:
+    folder = tmp_path / "run"
+    claim_folder(folder, run_config, resume=False)
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    changed = replace(run_config, evaluate=replace(run_config.evaluate, num_images=50, reference="elsewhere.npz"))
+    claim_folder(folder, changed, resume=True)
+    assert load_config(RunConfig, folder / CONFIG_FILE) == changed
+
+
+def test_an_output_at_home(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = open_run(replace(run_config, output="~/x"), accelerator, resume=False)
+    assert folder == tmp_path / "home" / "x" and (folder / CONFIG_FILE).is_file()

@@ -213,12 +213,35 @@ def test_the_average_is_over_what_learns(teacher) -> None:
     ema.update(student)
     averaged = dict(ema.module.named_parameters())
     for name, parameter in learning(student).items():
-        torch.testing.assert_close(averaged[name], 0.75 * first[name] + 0.25 * parameter, msg=name)
+        torch.testing.assert_close(averaged[name], 2 / 11 * first[name] + 9 / 11 * parameter, msg=name)
     other = Ema(student, 0.75)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.module(*batch()), ema.module(*batch()))
     assert not torch.equal(ema.module(*batch()), student(*batch()))
     assert set(ema.state_dict()["averages"]) == set(learning(student))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.98, 0.9999])
+def test_the_average_warms_up(decay: float) -> None:
+    """n updates done, the next one keeps min(decay, (1 + n) / (10 + n)) of what is there."""
+    model = nn.Linear(1, 1, bias=False)
+    ema, expected = Ema(model, decay), 0.0
+    for n in range(200):
+        nn.init.constant_(model.weight, n % 7)
+        kept = min(decay, (1 + n) / (10 + n)) if n else 0.0
+        expected = kept * expected + (1 - kept) * (n % 7)
+        ema.update(model)
+        assert float(ema.module.weight.detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_short_training_is_not_the_average_of_its_start() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, 0.9999)
+    for n in range(101):
+        nn.init.constant_(model.weight, min(n / 50, 1.0))
+        ema.update(model)
+    assert float(ema.module.weight.detach()) > 0.95  # without warming up 0.008
 
 
 def test_the_average_computes_with_its_own_parameters_under_bf16(teacher, tmp_path, run_config) -> None:

@@ -19,6 +19,7 @@ from distill.samplers import (
     grid_labels,
     load_sampler,
     noise_for,
+    num_in_grid,
     ode_sampler,
     save_student,
 )
@@ -49,11 +50,14 @@ def test_evaluations_count_guidance_and_heun(tiny_model: SiT) -> None:
     assert few_step_sampler("s", tiny_model, t_grid(4)[:-1]).evaluations == 4
 
 
-@pytest.mark.parametrize(("solver", "cfg_scale"), [("euler", 1.0), ("euler", 2.0), ("heun", 1.0)])
-def test_evaluations_are_those_that_are_made(tiny_model: SiT, solver: str, cfg_scale: float) -> None:
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.85, 0.9), (0.6, 0.8)])
+@pytest.mark.parametrize(("solver", "cfg_scale"), [("euler", 1.0), ("euler", 2.0), ("heun", 1.0), ("heun", 2.0)])
+def test_evaluations_are_those_that_are_made(
+    tiny_model: SiT, solver: str, cfg_scale: float, interval: tuple[float, float]
+) -> None:
     rows = []
     tiny_model.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=cfg_scale), 5, solver)
+    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=cfg_scale, interval=interval), 5, solver)
     draw_images(sampler, balanced_labels(3, 3), seed=0, batch_size=3)
     assert sum(rows) == 3 * sampler.evaluations
 
@@ -126,6 +130,10 @@ def test_the_autoencoder_that_a_run_names(tmp_path: Path) -> None:
     assert configured_vae(str(tmp_path / "run")) is None
     (tmp_path / "bare").mkdir()
     assert configured_vae(str(tmp_path / "bare")) is None
+
+
+def test_a_reports_grid_goes_as_far_as_its_images() -> None:
+    assert [num_in_grid(8, *numbers) for numbers in ((10, 2000), (1000, 5000), (10, 20))] == [80, 200, 20]
 
 
 def test_labels_are_balanced() -> None:

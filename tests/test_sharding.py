@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.config import LoopConfig, OptimConfig
+from distill.config import OptimConfig, RunConfig
 from distill.devices import make_accelerator
 from distill.errors import UserError
 from distill.sharding import sharding_plugin
@@ -70,7 +70,7 @@ def test_processes_that_do_not_find_each_other_do_not_train(monkeypatch, acceler
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were started, and each would train alone"):
-        make_accelerator(LoopConfig())
+        make_accelerator(RunConfig("out"))
 
 
 def test_a_sharded_optimizer_is_adamw(accelerator, tiny_model, monkeypatch) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dar import SiT
+from dar import RoutingConfig, SiT
 from distill.cli import main
+from distill.flow import velocity_to_x0
 from distill.schedules import t_grid
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import QUICK, run_config, write_idx
@@ -28,6 +29,44 @@ def test_a_grid_within_a_range() -> None:
     grid = t_grid(4, t_range=(0.3, 0.9))
     torch.testing.assert_close(grid, torch.tensor([0.9, 0.75, 0.5, 0.3, 0.0]))
     assert torch.equal(t_grid(4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+
+
+def test_its_x0_is_not_that_of_a_rounded_head() -> None:
+    """x0 = (x_t - t eps) / (1 - t): at the largest t, what eps is rounded by comes back 158 times as large."""
+    torch.manual_seed(0)
+    model = SiT(tiny_config(prediction="ddpm_eps"))
+    perturbed(model)
+    x_t, t, y = torch.randn(64, 1, 8, 8), torch.full((64,), model.t_range[1]), torch.arange(64) % 3
+
+    @torch.no_grad()
+    def x0(low_precision: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            return velocity_to_x0(x_t, model(x_t, t, y), t)
+
+    exact, ours = x0(False), x0(True)
+    model._head = model.final_layer.forward  # as autocast would have it
+    rounded = x0(True)
+    assert ours.dtype == torch.float32
+    assert (ours - exact).square().mean() < 0.5 * (rounded - exact).square().mean()
+
+
+def test_the_head_is_compiled_in_one_graph_under_autocast() -> None:
+    model = SiT(tiny_config(routing=RoutingConfig(kind="residual")))
+    perturbed(model)
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.9]), torch.tensor([0, 3])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = compiled(*inputs), model(*inputs)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-3)
+
+
+def test_a_model_in_low_precision_has_its_head_in_it(tiny_model: SiT) -> None:
+    narrow = tiny_model.to(torch.bfloat16)
+    x_t, t, y = torch.randn(2, 1, 8, 8).bfloat16(), torch.tensor([0.2, 0.9]).bfloat16(), torch.tensor([0, 3])
+    assert narrow(x_t, t, y).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert narrow(x_t, t, y).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])

@@ -52,7 +52,6 @@ def base_model() -> SiT:
 
 
 def train(folder: Path, *, resume: bool = False) -> None:
-    accelerator = make_accelerator(LOOP)
     config = TrainConfig(
         str(folder),
         tiny_config(),
@@ -61,6 +60,7 @@ def train(folder: Path, *, resume: bool = False) -> None:
         train=LOOP,
         grid_steps=2,
     )
+    accelerator = make_accelerator(config)
     task = TeacherTask(config, base_model(), Blobs(), accelerator)
     run_loop(task, LOOP, accelerator, folder, resume=resume)
     check_parts(accelerator, task.learner.module)
@@ -70,7 +70,6 @@ def train(folder: Path, *, resume: bool = False) -> None:
 
 
 def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
-    accelerator = make_accelerator(LOOP)
     config = RunConfig(
         str(folder),
         teacher=TeacherConfig(path=str(folder.parent / BASE), cfg_scale=3.0),
@@ -79,6 +78,7 @@ def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
         roles=RolesConfig(trainable, lora_rank=4),
         train=LOOP,
     )
+    accelerator = make_accelerator(config)
     torch.manual_seed(1)
     task = DistillationTask(config, build_roles(config.teacher, config.roles), accelerator, 1.0)
     run_loop(task, LOOP, accelerator, folder, resume=resume)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.config import TrainConfig
-from distill.config_io import load_config, save_config
+from distill.config_io import config_to_yaml, load_config
 from distill.data import load_dataset
-from distill.data.base import Dataset
+from distill.data.base import Dataset, noise_of
 from distill.devices import make_accelerator
 from distill.errors import UserError
 from distill.files import write_folder, write_text
@@ -95,7 +95,7 @@ def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut
         raise UserError(f"validation.num_images = {config.num_images}; there are {len(data)} held-out images")
     generator = generator_for(config.seed, "validation")
     indices = torch.randperm(len(data), generator=generator)[: config.num_images]
-    x0, y = data.batch(indices, generator)
+    x0, y = data.batch(indices, noise_of(generator))
     eps = torch.randn(x0.shape, generator=generator)
     return HeldOut(x0, eps, stratified_t(len(x0), t_sampler, generator), y)
 
@@ -144,7 +144,7 @@ def build_task(job: Job, data: Dataset) -> TeacherTask:
     """A new model of the job's seed: arms of one shape begin with the same weights but for the routing's."""
     config = job.config.train
     torch.manual_seed(config.train.seed)
-    return TeacherTask(config, SiT(job.model), data, make_accelerator(config.train))
+    return TeacherTask(config, SiT(job.model), data, make_accelerator(config))
 
 
 def num_trainable(model: nn.Module) -> int:
@@ -162,7 +162,7 @@ def train_job(job: Job, data: Dataset, samples: HeldOut) -> None:
 
 
 def _train_into(folder: Path, job: Job, data: Dataset, samples: HeldOut) -> None:
-    save_config(job.config, folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, config_to_yaml(job.config))
     task = build_task(job, data)
     run_loop(ValidatedTask(task, samples), job.config.train.train, task.accelerator, folder)
     curve = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,14 @@ import torch
 from torch import Tensor
 
 from distill.seeds import generator_for
+
+Noise = Callable[[torch.Size], Tensor]
+"""Standard normal values of a shape (B, ...), a row for each sample that is asked for."""
+
+
+def noise_of(generator: torch.Generator) -> Noise:
+    """Drawn from `generator`, call by call."""
+    return lambda shape: torch.randn(shape, generator=generator)
 
 
 class Dataset(Protocol):
@@ -25,10 +34,10 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Samples (B, C, H, W) in float32, images in [-1, 1], and labels (B) in int64.
 
-        generator: for what a sample draws anew at each access (a latent's posterior noise, say).
+        noise: for what a sample draws anew at each access (a latent's posterior noise, say); asked once, or never.
         """
         ...
 
@@ -72,7 +81,13 @@ def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
     """
     check_batch_size(num_samples, batch_size)
     first, last = step * batch_size, (step + 1) * batch_size
-    epochs = range(first // num_samples, (last - 1) // num_samples + 1)
-    orders = [torch.randperm(num_samples, generator=generator_for(seed, "epoch", e)) for e in epochs]
-    offset = first - epochs[0] * num_samples
-    return torch.cat(orders)[offset : offset + batch_size]
+    parts = []
+    for epoch in range(first // num_samples, (last - 1) // num_samples + 1):
+        start = epoch * num_samples
+        parts.append(_order(num_samples, seed, epoch)[max(first - start, 0) : last - start])
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)  # a batch spans two epochs at most, and of a million samples an order takes its time
+def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(num_samples, generator=generator_for(seed, "epoch", epoch))

@@ -81,7 +81,7 @@ class Cache:
     def image(self, index: int) -> Tensor:
         """(C, H, W) in [-1, 1], from number N on mirrored, left to right."""
         copy, number = divmod(index, len(self.images))
-        images, _ = self.images.batch(torch.tensor([number]), torch.Generator())
+        images, _ = self.images.batch(torch.tensor([number]), torch.randn)
         return images[0].flip(-1) if copy else images[0]
 
 

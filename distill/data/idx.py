@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.base import register
+from distill.data.base import Noise, register
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
@@ -62,7 +62,7 @@ class IdxDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         images = self.images[indices].float().div_(127.5).sub_(1).unsqueeze(1)
         return images, self.labels[indices]
 

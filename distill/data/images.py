@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data.base import register
+from distill.data.base import Noise, register
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -53,7 +53,7 @@ class ImageFolderDataset:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         images = torch.stack([self._pixels(self._paths[i]) for i in indices.tolist()])
         return images.float().div_(127.5).sub_(1), self.labels[indices]
 

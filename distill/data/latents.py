@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.base import register
+from distill.data.base import Noise, register
 from distill.vae import LatentSpace
 
 FOLDER = "vae-sd"
@@ -42,11 +42,10 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self._names)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         moments = torch.stack([self._checked(self._names[i]) for i in indices.tolist()])
         mean, std = moments.chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator)
-        return self.space.latents(mean + std * noise), self.labels[indices]
+        return self.space.latents(mean + std * noise(mean.shape)), self.labels[indices]
 
     def _checked(self, name: str) -> Tensor:
         moments = self._moments(name)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.base import register
+from distill.data.base import Noise, register
 
 NAMES = (("images", "labels"), ("arr_0", "arr_1"))
 
@@ -38,7 +38,7 @@ class NpzDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         return self.images[indices].float().div_(127.5).sub_(1), self.labels[indices]
 
 

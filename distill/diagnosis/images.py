@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.data import Dataset, load_dataset
+from distill.data.base import noise_of
 from distill.errors import UserError
 from distill.samplers import Sampler, draw_images
 from distill.seeds import generator_for
@@ -85,7 +86,7 @@ def images_of(source: DataSource, labels: Tensor, seed: int) -> Tensor:
     per_class = len(labels) // len(wanted)
     order = torch.randperm(len(source.dataset), generator=generator_for(seed, "diagnosis", "order"))
     for indices in order.split(READ_AT_ONCE):
-        x, y = source.dataset.batch(indices, generator_for(seed, "diagnosis", "read", int(indices[0])))
+        x, y = source.dataset.batch(indices, noise_of(generator_for(seed, "diagnosis", "read", int(indices[0]))))
         for label, found in wanted.items():
             found += x[y == label][: per_class - len(found)].unbind()
         if all(len(found) == per_class for found in wanted.values()):

@@ -1,7 +1,7 @@
 """What a SiT keeps for its backward pass, and what it needs for a moment: the one place where that is written.
 
 Counted from the code in `dar`, tensor by tensor, and held to torch's own accounting in the tests. Under autocast
-matrix products are made in two bytes; LayerNorm, the running sum and mixtures stay in float32.
+matrix products are made in two bytes; LayerNorm, the running sum, mixtures and the head stay in float32.
 
 Legend: R rows of a batch, T tokens, d width, M width of the MLP, H heads, N sources of a reader.
 """
@@ -110,8 +110,8 @@ def _norm_and_gate(model: SiTConfig, setting: Setting) -> int:
 
 
 def _head(model: SiTConfig, setting: Setting) -> int:
-    d, w = model.hidden_size, setting.product_bytes
-    return 2 * FLOAT + (d * FLOAT + d * w if setting.trainable == "all" else 0)
+    """In float32 throughout: LayerNorm's statistics and output, and the modulated input of the product."""
+    return 2 * FLOAT + (2 * model.hidden_size * FLOAT if setting.trainable == "all" else 0)
 
 
 def _condition(model: SiTConfig, setting: Setting) -> int:
@@ -121,7 +121,7 @@ def _condition(model: SiTConfig, setting: Setting) -> int:
     once = d * FLOAT + d * w  # the head's 1 + scale; e(t)
     if setting.trainable == "all":
         per_block += d * w
-        once += FREQUENCIES * w + 2 * d * w + d * FLOAT
+        once += FREQUENCIES * w + d * w + 2 * d * FLOAT
     return model.depth * per_block + once
 
 
@@ -130,11 +130,11 @@ def weight_copies(model: SiTConfig, setting: Setting) -> int:
     if not setting.narrow or not setting.whole_copies:
         return 0
     d, wide, cells = model.hidden_size, mlp_width(model), model.in_channels * model.patch_size**2
-    count = d * cells + _routing_products(model)
+    count = _routing_products(model)
     if not setting.checkpointing:
         count += model.depth * (4 * d * d + 2 * d * wide + _adapters(model, setting))
     if setting.trainable == "all":
-        count += model.depth * 6 * d * d + d * cells + 3 * d * d
+        count += model.depth * 6 * d * d + d * cells + d * d
     return setting.product_bytes * count
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dar import SiTConfig, num_parameters
-from distill.config import LoopConfig, RunConfig, TrainConfig
+from distill.assets import EMBEDDED
+from distill.config import EvalConfig, LoopConfig, RunConfig, TrainConfig
 from distill.planning.activations import (
     COPIES,
     FLOAT,
@@ -24,7 +25,7 @@ from distill.planning.activations import (
 )
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.work import flops_of
-from distill.samplers import GRID_CLASSES
+from distill.samplers import GRID_CLASSES, num_in_grid
 from distill.training.distillation import GRID_ROWS
 from distill.training.preflight import NUM_SAMPLES
 
@@ -63,7 +64,8 @@ class Phase:
 class Plan:
     """rows: of a micro-batch, in one process. forwards: sample passes of an update, a backward pass counting as two.
 
-    flops: of an update, over all processes. drawing: of the report's images, in one process.
+    flops: of an update, over all processes. warmup_flops: of the critic's turns before the first one, likewise.
+    drawing_flops: of the report's images, in one process.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Plan:
     rows: int
     forwards: float
     flops: float
+    warmup_flops: float
     drawing_flops: float
 
     @property
@@ -88,9 +91,18 @@ class Plan:
     def peak(self) -> int:
         return self.held + max(phase.total for phase in self.phases)
 
-    def hours(self, tflops: float) -> float:
-        """At so many 10^12 operations a second in each process, all of them busy all the time."""
-        return (self.flops * self.loop.steps / self.launch.processes + self.drawing_flops) / (tflops * 1e12) / 3600
+    @property
+    def training_flops(self) -> float:
+        """Of all updates, over all processes."""
+        return self.warmup_flops + self.flops * self.loop.steps
+
+    def hours(self, tflops: float, drawing_tflops: float) -> float:
+        """At so many 10^12 operations a second in each process, all of them busy all the time.
+
+        drawing_tflops: in float32, in which the report's images are drawn whatever the training's precision.
+        """
+        training, drawing = self.training_flops / self.launch.processes / tflops, self.drawing_flops / drawing_tflops
+        return (training + drawing) / 1e12 / 3600
 
 
 def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
@@ -142,17 +154,24 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     every, updates, evaluate = config.dmd.rollout == "every_step", config.fake_score.updates, config.evaluate
     rows = batch * steps if every else batch
     rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
-    passes = updates * (rolled_out + batch) + rolled_out + (guided + 1) * rows
-    learned = (updates + 1) * rows
-    drawn = evaluate.num_images
-    slow = drawn if evaluate.teacher_reference is None else GRID_ROWS * min(shape.num_classes, GRID_CLASSES)
-    drawing = drawn * steps * (1 + guided) + slow * config.teacher.steps * guided
-    flops = flops_of(shape, setting)
+    flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
+    critic_passes, student_passes = rolled_out + batch, rolled_out + (guided + 1) * rows
+    critic_turn = critic_passes * flops.forward + rows * learned
+    student_turn = student_passes * flops.forward + rows * learned
+    drawn, stored = evaluate.num_images, _has_stored_teacher(evaluate, config.teacher.path)
+    slow = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
     return {
-        "forwards": passes + 3 * learned,
-        "flops": passes * flops.forward + learned * flops.update(setting),
-        "drawing_flops": drawing * flops.forward,
+        "forwards": updates * (critic_passes + 3 * rows) + student_passes + 3 * rows,
+        "flops": updates * critic_turn + student_turn,
+        "warmup_flops": config.fake_score.warmup_updates * critic_turn,
+        "drawing_flops": (drawn * steps * (1 + guided) + slow * config.teacher.steps * guided) * flops.forward,
     }
+
+
+def _has_stored_teacher(evaluate: EvalConfig, teacher_path: str) -> bool:
+    """Whether the teacher's measures are stored and, drawn as they were, only its grid is to be drawn."""
+    reference = evaluate.teacher_reference
+    return reference is not None and (reference != EMBEDDED or teacher_path == EMBEDDED)
 
 
 def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
@@ -180,6 +199,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         rows=rows,
         forwards=3 * loop.batch_size,
         flops=loop.batch_size * flops_of(shape, setting).update(setting),
+        warmup_flops=0,
         drawing_flops=0,
     )
 

@@ -28,7 +28,8 @@ from distill.seeds import generator_for
 from distill.sharding import shard_frozen
 from distill.training.batches import rank_slice
 from distill.training.learner import Learner
-from distill.training.monitor import GapByTime
+from distill.training.loop import is_logged
+from distill.training.monitor import GapByTime, Spread
 from distill.training.rollouts import ROLLOUTS, StudentInputs
 
 GRID_ROWS = 8
@@ -70,20 +71,20 @@ class DistillationTask:
             config.teacher.cfg_channels,
         )
         self.ema = Ema(self.student.module, config.student.ema_decay, self.student.blank)
-        accelerator.register_for_checkpointing(self.ema)
-        self.gap = GapByTime()
+        self.gap = GapByTime(accelerator)
+        accelerator.register_for_checkpointing(self.ema, self.gap)
 
     def update(self, step: int) -> dict[str, float]:
         critic = self.config.fake_score
         first = critic.warmup_updates + step * critic.updates if step else 0
         last = critic.warmup_updates + (step + 1) * critic.updates
-        is_logged = (step + 1) % self.config.train.log_every == 0 or step == 0
+        told = is_logged(step + 1, self.config.train)
         values: dict[str, float] = {}
         for critic_step in range(first, last):
-            values |= self._update_critic(critic_step, with_lag=is_logged and critic_step == last - 1)
+            values |= self._update_critic(critic_step, with_lag=told and critic_step == last - 1)
         values |= self._update_student(step)
         self.ema.update(self.student.module)
-        return values | (self.gap.take() if is_logged else {})
+        return values | (self.gap.take() if told else {})
 
     def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
         """Flow matching of fake_score on fresh student samples, t over the whole range."""
@@ -116,16 +117,16 @@ class DistillationTask:
     def _update_student(self, step: int) -> dict[str, float]:
         dmd = self.config.dmd
         inputs, t, eps = self._draw("student", step, partial(uniform_t, low=dmd.t_min, high=dmd.t_max))
-        stds: list[float] = []
+        spread = Spread()
 
         def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
             x0_gen, loss = self._student_loss(*batch)
-            stds.append(float(x0_gen.std()))
+            spread.add(x0_gen)
             return loss
 
         closures = [lambda batch=batch: loss_of(batch) for batch in self._micro_batches(*inputs[:3], t, eps)]
         values = self.student.update(step, closures)
-        drift = sum(stds) / len(stds) / self.teacher_std - 1
+        drift = spread.std(self.accelerator) / self.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
 
     def _student_loss(self, x_in: Tensor, t_in: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from distill.sharding import whole
 from distill.sharing import blank_copy, learning
 from distill.training.optimizers import OPTIMIZERS
 
-
 MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below it are not too large, but broken
 
 
@@ -97,7 +96,7 @@ class Learner:
         return {"loss": total, "grad_norm": float(norm)}
 
     def _may_overflow(self) -> bool:
-        """With fp16 it is expected now and then: the scaler skips the step and halves the scale, as long as that helps."""
+        """With fp16 it is expected now and then: the scaler skips the step and halves the scale, while that helps."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 

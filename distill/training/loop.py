@@ -70,11 +70,18 @@ class Pace:
         return f"{elapsed_s:.0f} s, {rate * (self._num_steps - step):.0f} s left"
 
 
-def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> float:
-    """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`.
+def is_logged(step: int, config: LoopConfig) -> bool:
+    """Whether the log has a line after so many updates."""
+    return step == 1 or step % config.log_every == 0 or has_grid(step, config)
 
-    Returns: seconds spent in this and earlier parts of the run.
-    """
+
+def has_grid(step: int, config: LoopConfig) -> bool:
+    """Whether the dearer look is taken after so many updates."""
+    return step % config.grid_every == 0 or step == config.steps
+
+
+def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> None:
+    """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`."""
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
     if resume:
@@ -90,11 +97,9 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
             time_words = pace.words(counter.step, counter.elapsed_s)
-            due = {name: counter.step % every == 0 for name, every in _intervals(config)}
-            last = counter.step == config.steps
-            if due["grid"] or last:
+            if has_grid(counter.step, config):
                 values |= task.probe(counter.step, folder / "grids")
-            if due["log"] or due["grid"] or last or counter.step == 1:
+            if is_logged(counter.step, config):
                 log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})
                 if not console.is_terminal and accelerator.is_main_process:
                     console.print(
@@ -103,13 +108,8 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
                         soft_wrap=True,
                     )
             progress.update(bar, completed=counter.step, description=task.headline(values))
-            if due["save"] or last:
+            if counter.step % config.save_every == 0 or counter.step == config.steps:
                 save_checkpoint(accelerator, folder, counter.step, config.keep)
-    return counter.elapsed_s
-
-
-def _intervals(config: LoopConfig) -> list[tuple[str, int]]:
-    return [("log", config.log_every), ("grid", config.grid_every), ("save", config.save_every)]
 
 
 def _progress(console: Console, accelerator: Accelerator) -> Progress:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 NUM_BINS = 5
 
 
 class GapByTime:
-    """mean |x0_fake - x0_teacher| by t bin, gathered over the updates since the last look."""
+    """mean |x0_fake - x0_teacher| by t bin, gathered over the updates and processes since the last look.
 
-    def __init__(self) -> None:
+    All processes have to ask for values and for the state, in which all of them have their share.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
         self._reset()
 
     def _reset(self) -> None:
-        self._sums = torch.zeros(NUM_BINS)
-        self._counts = torch.zeros(NUM_BINS)
+        self._sums, self._counts = torch.zeros(2, NUM_BINS)
+
+    def _whole(self) -> Tensor:
+        return summed(torch.stack([self._sums, self._counts]), self._accelerator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gathered": self._whole()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._reset()
+        if self._accelerator.is_main_process:  # once, as it will be added up again
+            self._sums, self._counts = state["gathered"]
 
     def add(self, t: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> None:
         """t (B) in [0, 1]; estimates (B, C, H, W)."""
@@ -27,10 +44,33 @@ class GapByTime:
 
     def take(self) -> dict[str, float]:
         """Means over all t and by bin, of bins that were met; starts anew."""
-        sums, counts = self._sums, self._counts
+        sums, counts = self._whole()
         self._reset()
         values = {"x0_gap": float(sums.sum() / counts.sum().clamp(min=1))}
         for i in range(NUM_BINS):
             if counts[i]:
                 values[f"x0_gap/t {i / NUM_BINS:.1f}-{(i + 1) / NUM_BINS:.1f}"] = float(sums[i] / counts[i])
         return values
+
+
+class Spread:
+    """The standard deviation of all values of a batch, however it is cut into micro-batches and over processes."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        wide = values.detach().double()
+        self._sums += torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()]).cpu()
+
+    def std(self, accelerator: Accelerator) -> float:
+        """All processes have to ask for it."""
+        count, total, squares = summed(self._sums, accelerator).tolist()
+        return max((squares - total**2 / count) / (count - 1), 0.0) ** 0.5
+
+
+def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Over all processes, on the CPU."""
+    result = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+    assert isinstance(result, Tensor)
+    return result.cpu()

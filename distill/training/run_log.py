@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from distill.files import write_text
+
 FILE = "metrics.jsonl"
 
 
@@ -18,7 +20,7 @@ class RunLog:
         self._accelerator = accelerator
         if accelerator.is_main_process:
             kept = [r for r in read_log(folder) if r["step"] <= resumed_step] if resumed_step else []
-            self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._accelerator.is_main_process:

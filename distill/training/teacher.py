@@ -21,7 +21,7 @@ from distill.samplers import grid_labels
 from distill.sampling import euler
 from distill.schedules import T_SAMPLERS, t_grid
 from distill.seeds import generator_for
-from distill.training.batches import rank_slice
+from distill.training.batches import own_rows, rank_noise, rank_slice
 from distill.training.learner import Learner
 
 
@@ -52,12 +52,15 @@ class TeacherTask:
         """x0, eps, t, y of one update: this process's share."""
         config, size, seed = self.config, self.config.train.batch_size, self.config.train.seed
         generator = generator_for(seed, "flow_matching", step)
-        x0, y = self.data.batch(shuffled_indices(len(self.data), size, step, seed), generator)
-        eps = torch.randn(x0.shape, generator=generator)
+        # Of the data a process reads its own rows; numbers are drawn for all, in the order of one alone.
+        indices = own_rows(shuffled_indices(len(self.data), size, step, seed), self.accelerator)
+        x0, y = self.data.batch(indices, rank_noise(generator, self.accelerator))
+        eps = torch.randn(size, *self.data.sample_shape, generator=generator)
         t = T_SAMPLERS[config.flow_matching.t_sampler](size, generator).clamp(*self.t_range)
         dropped = torch.rand(size, generator=generator) < config.flow_matching.label_dropout
-        y = torch.where(dropped, self.null_label, y)
-        return tuple(rank_slice(part, self.accelerator) for part in (x0, eps, t, y))
+        eps, t, dropped = (rank_slice(part, self.accelerator) for part in (eps, t, dropped))
+        x0, y = x0.to(self.accelerator.device), y.to(self.accelerator.device)
+        return x0, eps, t, torch.where(dropped, self.null_label, y)
 
     def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with self.accelerator.autocast():
