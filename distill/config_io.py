@@ -167,6 +167,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if not scalars:
         raise UserError(f"{name} is a section with keys of its own; got {value!r}")
     kind = next((kind for kind in scalars if type(value) is kind), scalars[0])
+    if kind is str and value is False:
+        value = "no"  # which YAML reads as false, and train.mixed_precision as a word
     acceptable = {bool: (bool,), int: (int,), float: (int, float, str), str: (str,)}[kind]
     if not isinstance(value, acceptable) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")

@@ -93,6 +93,7 @@ def sample(args: Namespace) -> None:
 
 def evaluate(args: Namespace) -> None:
     """measures.json and measures.npz: all measures, and the same images as a reference for others."""
+    folder = new_folder(args.output)
     device = default_device()
     sampler = _load(args, args.model, device)
     evaluator = _evaluator(args, sampler, _vae(args, [args.model]), device)
@@ -100,7 +101,6 @@ def evaluate(args: Namespace) -> None:
     ((images, rate),) = evaluator.draw([sampler], args.num_images)
     measured = evaluator.measure(sampler, images, rate)
     statistics = evaluator.statistics(sampler, images, measured.description)
-    folder = Path(args.output)
     measured.save(folder / "measures.json")
     statistics.save(folder / "measures.npz")
     print(f"{sampler.name} ({measured.description}), {len(images)} images, {rate:.1f} per second")
@@ -129,12 +129,14 @@ def compare(args: Namespace) -> None:
             )
         if sampler.model.sample_shape != slow.model.sample_shape:
             raise UserError(f"{path} makes {sampler.model.sample_shape}; the teacher {slow.model.sample_shape}")
+        if sampler.model.null_label != slow.model.null_label:
+            raise UserError(f"{path} knows {sampler.model.null_label} classes; the teacher {slow.model.null_label}")
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
     others = [*results.teachers_at((s.num_steps for s in students), slow, settings, args.solver), *students]
     check_columns([(sampler.name, sampler.role) for sampler in [slow, *others]])
     evaluator = _evaluator(args, slow, _vae(args, [*args.runs, args.teacher]), device)
     evaluator.use_teacher_reference(slow, args.teacher)
-    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS * slow.model.null_label)
+    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
     routing = [results.routing_of("teacher", slow.model)]
     routing += [results.routing_of(student.name, student.model) for student in students]
     report = results.page(

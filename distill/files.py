@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from distill.errors import UserError
 
 
@@ -37,8 +39,10 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     partial.mkdir(parents=True)
     try:
         fill(partial)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # what a full disk is to it
+            raise UserError(f"{folder} could not be written: {error}") from error
         raise
     if folder.exists():
         shutil.rmtree(folder)

@@ -67,7 +67,7 @@ def write_run_report(
     slow = reference_sampler(config, teacher)
     few = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
     others = [*results.teachers_at([num_steps], slow, settings), few]
-    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS * teacher.null_label)
+    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
     report = results.page(

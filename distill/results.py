@@ -26,7 +26,7 @@ from distill.metrics import (
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
 from distill.run_folder import versions
-from distill.samplers import MAX_GRID, Sampler, balanced_labels, ode_sampler
+from distill.samplers import Sampler, balanced_labels, num_in_grid, ode_sampler
 from distill.seeds import generator_for
 
 EDGE_BINS = 16  # of the histogram's, in one of the plot's
@@ -63,14 +63,15 @@ def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, 
     ]
 
 
-def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_grid: int) -> list[Entry]:
+def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_rows: int) -> list[Entry]:
     """Draw and measure the reference sampler and the others, all from the same noise and labels.
 
-    Where statistics of the reference sampler are stored, only its grid is drawn.
+    Where statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each class.
     """
-    num_images, num_grid = evaluator.config.num_images, min(num_grid, MAX_GRID)
+    num_images = evaluator.config.num_images
+    num_grid = num_in_grid(num_rows, slow.model.null_label, num_images)
     stored = evaluator.measured_teacher
-    ((slow_images, slow_rate),) = evaluator.draw([slow], min(num_grid, num_images) if stored else num_images)
+    ((slow_images, slow_rate),) = evaluator.draw([slow], num_grid if stored else num_images)
     if evaluator.teacher is None:
         evaluator.teacher = evaluator.statistics(slow, slow_images, evaluator.describe(slow))
     measured = stored or evaluator.measure(slow, slow_images, slow_rate)

@@ -260,3 +260,48 @@ def test_divergence_ends_with_code_3_and_names_the_role(tmp_path: Path, capsys: 
     assert main(["train", config, "optim.lr=1.0e+30", "train.steps=20"]) == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "teacher: the" in last and "is not finite in its update" in last
+
+
+def test_a_folders_weights_are_not_read_without_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """By their names they would pass for SiT's, whose velocity points the other way."""
+    file = asset("teacher") / "model.safetensors"
+    assert f"{file} is part of the folder {file.parent}" in refused(capsys, "inspect", str(file))
+
+
+def test_students_of_other_classes_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = SiT.from_pretrained(asset("teacher"))
+    save_student(SiT(dataclasses.replace(teacher.config, num_classes=5)), torch.tensor([1.0]), tmp_path / "five")
+    words = refused(capsys, "compare", str(tmp_path / "five"), "--output", str(tmp_path / "page"))
+    assert "knows 5 classes; the teacher 10" in words
+
+
+def test_a_measured_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "measures.json").write_text("{}")
+    assert "is not empty" in refused(capsys, "evaluate", "embedded", "--output", str(tmp_path))
+    assert (tmp_path / "measures.json").read_text() == "{}"
+
+
+def test_no_as_yaml_reads_it_is_a_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", run_config(tmp_path), "train.mixed_precision=no", "--dry-run"]) == 0
+    assert "mixed: no" in capsys.readouterr().out
+    assert "must be one of no, bf16, fp16" in refused(capsys, "run", run_config(tmp_path), "train.mixed_precision=half")
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--steps"])
+def test_a_number_that_is_none_is_named(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "embedded", "--output", "x", option, "0"])
+    assert ended.value.code == 2
+    assert f"argument {option}: must be a whole number of at least 1; got '0'" in capsys.readouterr().err
+
+
+def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distill.drawing.sample", interrupt)
+    monkeypatch.setattr("distill.pipeline.distil", interrupt)
+    assert main(["sample", "embedded", "--output", "x"]) == 130
+    assert "--resume" not in capsys.readouterr().err
+    assert main(["run", "configs/quickstart.yaml"]) == 130
+    assert "--resume continues from the newest checkpoint" in capsys.readouterr().err

@@ -257,3 +257,13 @@ def test_an_output_at_home(tmp_path: Path, run_config: RunConfig, accelerator: A
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = open_run(replace(run_config, output="~/x"), accelerator, resume=False)
     assert folder == tmp_path / "home" / "x" and (folder / CONFIG_FILE).is_file()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 2)
+    run_loop(task, loop, accelerator, tmp_path)
+    path = checkpoints(tmp_path)[-1] / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"step_00000002 is damaged: .*; remove it to go on from the one before"):
+        load_checkpoint(teacher_task(tmp_path, 2)[1], tmp_path)

@@ -23,6 +23,7 @@ VERBS = {
     "convert": convert,
     "inspect": inspect,
 }
+RESUMABLE = ("run", "train")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         return _fail(error, 3, args.traceback)
     except KeyboardInterrupt:
-        print("\nstopped; --resume continues from the last checkpoint", file=sys.stderr)
+        words = "; --resume continues from the newest checkpoint, if there is one" if args.verb in RESUMABLE else ""
+        print(f"\nstopped{words}", file=sys.stderr)
         return 130
     return 0
 

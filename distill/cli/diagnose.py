@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vs", metavar="MODEL", help="one more, that the others are compared with")
     parser.add_argument("--output", required=True, help="a new folder for diagnosis.html, its pictures and JSON")
-    parser.add_argument("--num-images", type=int, default=200, metavar="N", help="as many of each class (200)")
+    parser.add_argument("--num-images", type=int, default=200, metavar="N", help="in all, as many of each class (200)")
     parser.add_argument(
         "--data",
         metavar="NAME:PATH",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -19,8 +20,8 @@ STRATEGIES = {"MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp", "NO": "ddp
 
 def plan(args: Namespace) -> None:
     """Print the plan of a `run` or a `train` configuration."""
-    if args.tflops is not None and args.tflops <= 0:
-        raise UserError(f"--tflops must be above 0; got {args.tflops:g}")
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise UserError(f"--tflops must be finite and above 0; got {args.tflops:g}")
     found = plan_of(
         read_values(args.config, args.overrides), named_shape(args.model) if args.model else None, _launch(args)
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
         accelerator.load_state(str(path), strict=False)  # not strict: what is frozen is not in it
     except _of_sharded() as error:
         raise UserError(f"--resume: {path} does not fit this run: {_reason(error)}") from error
+    except (SafetensorError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise UserError(f"--resume: {path} is damaged: {error}; remove it to go on from the one before") from error
     finally:
         hook.remove()
     return path
