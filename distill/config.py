@@ -203,7 +203,7 @@ class TeacherConfig:
 class StudentConfig:
     """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise.
 
-    ema_decay: of the average that is saved, once it has warmed up: after n updates it is (1 + n) / (10 + n) at most.
+    ema_decay: of the average that is saved; at most 0.05^(1 / train.steps), or it would still be where it began.
     """
 
     steps: int = 4

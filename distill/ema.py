@@ -12,6 +12,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from distill.sharding import cut_like, own_part, whole
 from distill.sharing import M, blank_copy, filled, frozen, learning
 
+FIRST_SHARE = 0.05  # of the average that the first weights may be when training is over
+
+
+def decay_within(decay: float, num_updates: int) -> float:
+    """`decay`, or as much less as leaves the first of so many updates a twentieth of the average."""
+    return min(decay, FIRST_SHARE ** (1 / num_updates))
+
 
 class Ema(Generic[M]):
     """The average of what learns in a model; what is frozen is the model's own, not a copy.
@@ -26,7 +33,7 @@ class Ema(Generic[M]):
         self._blank = blank_copy(model) if blank is None else blank
         self._frozen = frozen(model)
         self._averages = {name: parameter.detach().clone() for name, parameter in learning(model).items()}
-        self._decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
         self._num_updates = 0
 
     @property
@@ -39,16 +46,12 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move by (1 - decay) towards `model`; the first update copies.
-
-        While n updates are few, decay is (1 + n) / (10 + n): a short training is not an average with where it began.
-        """
+        """Move by (1 - decay) towards `model`; the first update copies."""
         current = learning(model)
         if self._num_updates:
             averages: list[Tensor] = [own_part(average) for average in self._averages.values()]
             values: list[Tensor] = [own_part(current[name]) for name in self._averages]
-            decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
-            get_ema_multi_avg_fn(decay)(averages, values, self._num_updates)
+            self._average(averages, values, self._num_updates)
         else:
             self._copy(current)
         self._num_updates += 1

@@ -283,7 +283,7 @@ def text_of(found: list[Measured], notes: list[str], size: Size, bandwidth: floa
         *notes,
     ]
     if not is_cuda(args.device):
-        parts.append("The fused kernels need a GPU: not measured.")
+        parts.append("The fused kernels need a GPU: not measured here.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -160,7 +160,7 @@ def main() -> None:
         f"the plan.\n\n{table(header, rows)}\n"
     )
     if not is_cuda(args.device):
-        text += "\nThe fused kernels need a GPU: not measured.\n"
+        text += "\nThe fused kernels need a GPU: not measured here.\n"
     print(text)
     if args.output:
         write_text(args.output, text)

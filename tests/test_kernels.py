@@ -18,8 +18,6 @@ from dar import depth_route, depth_route_reference
 from dar.kernels import MAX_SOURCES, choose_backend
 
 pytest.importorskip("triton")
-from dar.kernels.table import written_table
-
 QUERY_SHAPES = {"static": (-1,), "per sample": (0, -1), "per token": (0, 1, -1)}
 # N and tokens to walk over, d odd, below and above a power of two. (N, B, T, d)
 SHAPES = [
@@ -197,17 +195,6 @@ def test_forward_mode_is_refused() -> None:
     tangents = (torch.ones(1, 2, 8), torch.ones(1, 2, 8))
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(lambda *v: depth_route(list(v), torch.ones(8), backend="triton"), sources, tangents)
-
-
-@pytest.mark.parametrize("query", QUERY_SHAPES)
-def test_addresses_written_by_a_kernel(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inside a CUDA graph."""
-    given = problem((33, 2, 3, 8), query)
-    expected = results(fused, given)
-    for module in ("forward", "backward"):
-        monkeypatch.setattr(f"dar.kernels.{module}.address_table", written_table)
-    found = results(fused, given)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_what_it_cannot_take_is_said() -> None:

@@ -25,17 +25,10 @@ def _fill(table, first, end, tensors):
 
 
 def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors' addresses, (N) int64, on their device; nothing is waited for."""
-    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return written_table(tensors)
-    addresses = torch.tensor([tensor.data_ptr() for tensor in tensors], pin_memory=tensors[0].is_cuda)
-    return addresses.to(tensors[0].device, non_blocking=True)
+    """The tensors' addresses, (N) int64, on their device.
 
-
-def written_table(tensors: Sequence[Tensor]) -> Tensor:
-    """The same by a kernel, which a CUDA graph can hold: a copy from the host would copy whatever is there by then.
-
-    A fixed number of addresses a launch is one binary for every N.
+    Written there by a kernel: nothing is copied from the host and nothing waited for, so it may be captured
+    in a CUDA graph. A fixed number of addresses a launch is one binary for every N.
     """
     table = torch.empty(len(tensors), dtype=torch.int64, device=tensors[0].device)
     for first in range(0, len(tensors), PER_LAUNCH):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dar import SiT
 from distill.config import RunConfig
 from distill.decoding import PIXELS, Decoder
-from distill.ema import Ema
+from distill.ema import Ema, decay_within
 from distill.flow import interpolate, velocity_to_x0
 from distill.guidance import Denoiser
 from distill.losses import dmd_loss, flow_matching_loss
@@ -70,7 +70,7 @@ class DistillationTask:
             config.teacher.interval,
             config.teacher.cfg_channels,
         )
-        self.ema = Ema(self.student.module, config.student.ema_decay, self.student.blank)
+        self.ema = Ema(self.student.module, decay_within(config.student.ema_decay, steps), self.student.blank)
         self.gap = GapByTime(accelerator)
         accelerator.register_for_checkpointing(self.ema, self.gap)
 

@@ -12,7 +12,7 @@ from dar import SiT
 from distill.config import TrainConfig
 from distill.data.base import Dataset, shuffled_indices
 from distill.decoding import training_decoder
-from distill.ema import Ema
+from distill.ema import Ema, decay_within
 from distill.flow import interpolate
 from distill.guidance import Denoiser
 from distill.losses import flow_matching_loss
@@ -38,7 +38,8 @@ class TeacherTask:
         self.decoder = training_decoder(config.data.vae, data, accelerator.device)
         model.gradient_checkpointing = config.train.gradient_checkpointing
         self.learner = Learner("teacher", model, config.optim, config.train.steps, accelerator)
-        self.ema = Ema(self.learner.module, config.flow_matching.ema_decay, self.learner.blank)
+        decay = decay_within(config.flow_matching.ema_decay, config.train.steps)
+        self.ema = Ema(self.learner.module, decay, self.learner.blank)
         accelerator.register_for_checkpointing(self.ema)
 
     def update(self, step: int) -> dict[str, float]:
