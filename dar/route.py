@@ -84,7 +84,14 @@ class _Mix(torch.autograd.Function):
 
 def mix(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
     """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the sources' dtype."""
+    if not _is_watched(weights, *sources):
+        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype)
     return _Mix.apply(weights, *sources)
+
+
+def _is_watched(*tensors: Tensor) -> bool:
+    """Whether autograd has to be told: torch.compile loses the inputs of a node that nothing goes back through."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class _Route(torch.autograd.Function):
@@ -92,15 +99,10 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, scale: float, count: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        sources, inv_rms = _halves(tensors)
-        with torch.autocast(sources[0].device.type, enabled=False):
-            u = at_least_float32(query) * scale
-            scores = [_inner(at_least_float32(v), u).mul_(r) for v, r in zip(sources, inv_rms, strict=True)]
-        logits = torch.stack(scores)
-        weights = softmax_of(logits, count)
+        mixture, logits, weights = _routed(*_halves(tensors), query, scale, count)
         ctx.save_for_backward(query, logits, weights, *tensors)
         ctx.scale, ctx.count = scale, count
-        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype), weights
+        return mixture, weights
 
     @staticmethod
     @once_differentiable
@@ -122,6 +124,18 @@ class _Route(torch.autograd.Function):
             _add_weighted(d_query, c, wide)
             d_sources.append((dh * a).addcmul_(u, c).addcmul_(wide, e).to(v.dtype) if needed else None)
         return (d_query.mul_(ctx.scale).to(query.dtype), None, None, *d_sources, *[None] * len(inv_rms))
+
+
+def _routed(
+    sources: Sequence[Tensor], inv_rms: Sequence[Tensor], query: Tensor, scale: float, count: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixture, logits and weights."""
+    with torch.autocast(sources[0].device.type, enabled=False):
+        u = at_least_float32(query) * scale
+        scores = [_inner(at_least_float32(v), u).mul_(r) for v, r in zip(sources, inv_rms, strict=True)]
+    logits = torch.stack(scores)
+    weights = softmax_of(logits, count)
+    return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype), logits, weights
 
 
 def _halves(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -152,7 +166,11 @@ def route(
     Args:
         sources: N tensors (B, T, d). query: (d), (B, d) or (B, T, d). inv_rms: of each source (`inverse_rms`).
     """
-    return _Route.apply(query_per_token(query, sources[0]), scale, count, *sources, *inv_rms)
+    query = query_per_token(query, sources[0])
+    if not _is_watched(query, *sources):
+        mixture, _, weights = _routed(sources, inv_rms, query, scale, count)
+        return mixture, weights
+    return _Route.apply(query, scale, count, *sources, *inv_rms)
 
 
 @overload

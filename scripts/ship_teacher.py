@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from distill.config import EvalConfig, TeacherConfig, TrainConfig
 from distill.config_io import load_config
 from distill.evaluation import Evaluator, Measured
 from distill.files import write_folder, write_text
-from distill.metrics import MEASURES
+from distill.metrics import MEASURES, Interval
 from distill.samplers import CLASSES_FILE, ode_sampler
 from distill.training.run_log import read_log
 
@@ -56,10 +57,15 @@ teacher.json; the features are those of the shipped classifier and compare with 
 """
 
 
+def limits(value: Interval) -> str:
+    """Nothing where none are known."""
+    return "" if math.isnan(value.low) else f"{value.low:.4f} to {value.high:.4f}"
+
+
 def card(config: TrainConfig, model: SiT, measured: Measured, elapsed_s: float, device: str) -> str:
     shape, routing = model.config, model.config.routing
     rows = [
-        f"| {MEASURES[name].title} | {value.value:.4f} {MEASURES[name].unit} | {value.low:.4f} to {value.high:.4f} |"
+        f"| {MEASURES[name].title} | {value.value:.4f} {MEASURES[name].unit} | {limits(value)} |"
         for name, value in measured.measures.items()
     ]
     return CARD.format(

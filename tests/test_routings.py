@@ -363,6 +363,10 @@ def test_one_graph_under_compile(name):
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     for parameter, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][parameter], gradient, msg=parameter)
+    with torch.no_grad():  # as a student is compiled to be sampled
+        torch.testing.assert_close(compiled(*inputs(config)), model(*inputs(config)))
+    model.requires_grad_(False)  # as a teacher is
+    torch.testing.assert_close(compiled(*inputs(config)), model(*inputs(config)))
 
 
 @pytest.mark.parametrize("name", ["residual", "dar, count", "densenet", "unet_skip", "hyper", "mhc"])
