@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dar import (
     RoutingConfig,
@@ -371,7 +372,8 @@ def test_one_graph_under_compile(name):
 
 @pytest.mark.parametrize("name", ["residual", "dar, count", "densenet", "unet_skip", "hyper", "mhc"])
 def test_no_value_is_looked_at(name):
-    """Meta tensors have none: on a GPU nothing is waited for, and a CUDA graph can hold the model."""
+    """Fake tensors have none: on a GPU nothing is waited for, and a CUDA graph can hold the model."""
     config = replace(SMALL, depth=2, routing=KINDS[name])
-    model = SiT(config).double().to("meta")
-    assert model(*(tensor.to("meta") for tensor in inputs(config))).device.type == "meta"
+    with FakeTensorMode():
+        x_t, t, y = inputs(config)
+        assert SiT(config).double()(x_t, t, y).shape == x_t.shape
