@@ -13,7 +13,7 @@ from distill.errors import UserError
 
 def new_folder(path: str, name: str = "--output") -> Path:
     """`path` as a folder to be written. Raises: UserError naming the argument where something is there."""
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().resolve()  # of "new/.." it would be found out too late that it is not new
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{name} {folder} is not empty; choose another or remove it")
     return folder

@@ -19,7 +19,9 @@ from PIL import Image
 from dar import SiT
 from distill.assets import asset
 from distill.cli import main
+from distill.errors import UserError
 from distill.evaluation import Evaluator
+from distill.files import new_folder
 from distill.metrics import ReferenceStatistics
 from distill.samplers import save_student
 from distill.training.run_log import read_log
@@ -305,3 +307,11 @@ def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "--resume" not in capsys.readouterr().err
     assert main(["run", "configs/quickstart.yaml"]) == 130
     assert "--resume continues from the newest checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_beside_one_that_is_not_there_yet_is_not_emptied(tmp_path: Path) -> None:
+    """`new/..` does not exist, and is this folder as soon as `new` is made."""
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="is not empty"):
+        new_folder(str(tmp_path / "new" / ".."))
+    assert (tmp_path / "precious.txt").exists() and not (tmp_path / "new").exists()

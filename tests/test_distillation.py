@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.ema import decay_within
 from distill.errors import UserError
 from distill.flow import interpolate, t_like, velocity_to_x0
 from distill.guidance import Denoiser
@@ -78,13 +79,12 @@ def test_student_update_leaves_the_critic_and_its_gradients_alone(run_config, ti
 
 def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    decay = run_config.student.ema_decay
+    decay = decay_within(run_config.student.ema_decay, run_config.train.steps)
     for step in range(3):
         before = snapshot(task.averaged_student)
         task.update(step)
         student = snapshot(task.student.module)
-        share = min(decay, (1 + step) / (10 + step))
-        expected = student if step == 0 else share * before + (1 - share) * student
+        expected = student if step == 0 else decay * before + (1 - decay) * student
         assert torch.allclose(snapshot(task.averaged_student), expected, atol=1e-7)
 
 

@@ -435,7 +435,7 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     message = refused(capsys, "plan", config, "train.batch_size=6", "--processes", "4")
     assert "must be a multiple of processes x accumulation = 4; got 6" in message
     assert "--processes must be at least 1; got 0" in refused(capsys, "plan", config, "--processes", "0")
-    assert "--tflops must be above 0" in refused(capsys, "plan", config, "--tflops", "0")
+    assert "--tflops must be finite and above 0" in refused(capsys, "plan", config, "--tflops", "0")
     assert "teacher.path = gone holds no config.json" in refused(capsys, "plan", config, "teacher.path=gone")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text("{}")

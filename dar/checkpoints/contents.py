@@ -16,7 +16,7 @@ from dar.checkpoints.pickles import read_pickle
 from dar.checkpoints.words import few, shown
 
 ONLY = "only"  # the name of the one set of weights in a file that does not name it
-FOLDER_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+OWN_WEIGHTS = "model.safetensors"
 SETS = ("ema", "model")
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
@@ -75,10 +75,10 @@ def read_contents(path: str | Path) -> Contents:
         config, pipeline = (read_json(path / name) for name in ("config.json", "model_index.json"))
         return Contents(path, config=config, pipeline=pipeline, files=tuple(sorted(p.name for p in path.iterdir())))
     if path.is_file() and _is_safetensors(path):
-        if path.name in FOLDER_WEIGHTS and (path.parent / "config.json").is_file():
-            # By its names alone it would pass for a file of another convention.
+        if path.name == OWN_WEIGHTS and "routing" in read_json(path.parent / "config.json"):
+            # By its names alone one of ours would pass for a file of SiT's, whose velocity points the other way.
             raise ValueError(
-                f"{path} is part of the folder {path.parent}, whose config.json says what it is; give that"
+                f"{path} is part of the folder {path.parent}, whose config.json is needed; give the folder"
             )
         return Contents(path, weights={ONLY: stripped(path, read_safetensors(path))})
     return _from_top_level(path, read_pickle(path))

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dar.checkpoints.pickles import read_pickle
 from distill.metrics.classifier import Classifier, check_classifier_images
 from distill.metrics.spectrum import check_images
 
@@ -114,12 +115,13 @@ def _load_inception(path: Path | None, device: torch.device | str) -> Extractor:
         raise FileNotFoundError(
             f"Inception weights are not at {weights}; get {INCEPTION_URL}, or use the extractor 'embedded'"
         )
-    # The file is a pickle, which may run code when read: only the published one is.
+    # The file is a pickle: only the published one is read, and never one that asks to run code.
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if not digest.startswith(_INCEPTION_SHA256):
         raise ValueError(
             f"{weights} is damaged or another file: its SHA-256 begins {digest[:8]}, not {_INCEPTION_SHA256}"
         )
+    read_pickle(weights)  # or raises: torch-fidelity would run what it is asked to
     return InceptionExtractor(weights, device)
 
 
