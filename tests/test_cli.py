@@ -267,7 +267,7 @@ def test_divergence_ends_with_code_3_and_names_the_role(tmp_path: Path, capsys: 
 def test_a_folders_weights_are_not_read_without_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     """By their names they would pass for SiT's, whose velocity points the other way."""
     file = asset("teacher") / "model.safetensors"
-    assert f"{file} is part of the folder {file.parent}" in refused(capsys, "inspect", str(file))
+    assert f"{file} is part of the model folder {file.parent}" in refused(capsys, "inspect", str(file))
 
 
 def test_students_of_other_classes_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,9 +77,7 @@ def read_contents(path: str | Path) -> Contents:
     if path.is_file() and _is_safetensors(path):
         if path.name == OWN_WEIGHTS and "routing" in read_json(path.parent / "config.json"):
             # By its names alone one of ours would pass for a file of SiT's, whose velocity points the other way.
-            raise ValueError(
-                f"{path} is part of the folder {path.parent}, whose config.json is needed; give the folder"
-            )
+            raise ValueError(f"{path} is part of the model folder {path.parent}; give the folder")
         return Contents(path, weights={ONLY: stripped(path, read_safetensors(path))})
     return _from_top_level(path, read_pickle(path))
 
