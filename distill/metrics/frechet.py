@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.metrics.bootstrap import Interval, interval_from_resamples, resample_counts, share_interval
 
 MAX_BOOTSTRAP_DIM = 256  # above, each resample's eigenvalues take seconds
-_CHUNK = 1000  # rows of a kernel matrix at once
+_CHUNK = 250  # rows of a kernel matrix at once
 NEIGHBOURHOOD = 3  # k of the k-th nearest neighbour, as in arXiv:1904.06991
 MIN_IMAGES = NEIGHBOURHOOD + 1
 
