@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dar import RoutingConfig, SiTConfig
+from distill.assets import EMBEDDED
 from distill.errors import UserError
 
 
@@ -293,6 +294,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
         _at_least(self, "evaluate", 1, "batch_size", "bootstrap")
+
+    def reference_for(self, teacher_path: str) -> str | None:
+        """`teacher_reference`, or None where that would be the embedded teacher's for another teacher."""
+        return None if self.teacher_reference == EMBEDDED != teacher_path else self.teacher_reference
 
 
 @dataclass

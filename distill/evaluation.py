@@ -138,8 +138,8 @@ class Evaluator:
         They are not where the teacher, its steps or its guidance differ from what they were drawn with. To be called
         before any compute, as `check`. Raises: as `use_teacher_statistics`; UserError for damaged measures.
         """
-        reference = self.config.teacher_reference
-        if reference is None or (reference == EMBEDDED and teacher_path != EMBEDDED):
+        reference = self.config.reference_for(teacher_path)
+        if reference is None:
             return
         path = resolve(reference, "teacher.npz")
         measured = Measured.load(path.with_suffix(".json"))

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dar import SiTConfig, num_parameters
-from distill.assets import EMBEDDED
-from distill.config import EvalConfig, LoopConfig, RunConfig, TrainConfig
+from distill.config import LoopConfig, RunConfig, TrainConfig
 from distill.planning.activations import (
     COPIES,
     FLOAT,
@@ -158,7 +157,7 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     critic_passes, student_passes = rolled_out + batch, rolled_out + (guided + 1) * rows
     critic_turn = critic_passes * flops.forward + rows * learned
     student_turn = student_passes * flops.forward + rows * learned
-    drawn, stored = evaluate.num_images, _has_stored_teacher(evaluate, config.teacher.path)
+    drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None
     slow = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
     return {
         "forwards": updates * (critic_passes + 3 * rows) + student_passes + 3 * rows,
@@ -166,12 +165,6 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
         "warmup_flops": config.fake_score.warmup_updates * critic_turn,
         "drawing_flops": (drawn * steps * (1 + guided) + slow * config.teacher.steps * guided) * flops.forward,
     }
-
-
-def _has_stored_teacher(evaluate: EvalConfig, teacher_path: str) -> bool:
-    """Whether the teacher's measures are stored and, drawn as they were, only its grid is to be drawn."""
-    reference = evaluate.teacher_reference
-    return reference is not None and (reference != EMBEDDED or teacher_path == EMBEDDED)
 
 
 def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:

@@ -86,8 +86,8 @@ def _check_finite(accelerator: Accelerator, step: int) -> None:
 def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     """Load the newest checkpoint into everything that was prepared or registered.
 
-    Raises: UserError where there is none, or it holds other parameters than those that learn, or was written with
-        FSDP and is loaded without, or the other way round; ValueError where a file of it asks to run code.
+    Raises: UserError where there is none, or it is damaged, or holds other parameters than those that learn, or was
+        written with FSDP and is loaded without, or the other way round; ValueError where a file of it asks to run code.
     """
     found = checkpoints(run_folder)
     if not found:
