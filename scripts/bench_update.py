@@ -28,13 +28,13 @@ from torch import Tensor
 from dar import SiT, SiTConfig, preset
 from distill.config import FakeScoreConfig, LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.files import write_text
-from distill.flow import interpolate, velocity_to_x0
-from distill.guidance import Denoiser
-from distill.losses import dmd_loss, flow_matching_loss
-from distill.roles import build_roles
+from distill.models.roles import build_roles
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.sampling import rollout
-from distill.schedules import t_grid
-from distill.training.distillation import DistillationTask
+from distill.sampling.flow import interpolate, velocity_to_x0
+from distill.sampling.guidance import Denoiser
+from distill.sampling.schedules import t_grid
 
 REFERENCE = "published order"
 SHAPES = {"cpu": SiTConfig(28, 7, 1, 96, 16, 3, 10, gelu="none"), "cuda": preset("SiT-XL/2")}

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from dar import FoldedTimestep, fold_routing
 from distill.config import EvalConfig, TeacherConfig
-from distill.devices import default_device
-from distill.evaluation import Evaluator
+from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
-from distill.guidance import Denoiser
-from distill.samplers import Sampler, balanced_labels, draw_images, few_step_sampler, load_sampler, noise_for
 from distill.sampling.few_step import rollout
+from distill.sampling.guidance import Denoiser
+from distill.sampling.samplers import Sampler, balanced_labels, draw_images, few_step_sampler, load_sampler, noise_for
+from distill.training.devices import default_device
 
 CALIBRATION_SEED = 7
 TIMED_BATCH = 50

@@ -18,12 +18,11 @@ import torch
 
 from dar import SiT
 from distill.assets import FOLDER
-from distill.config import EvalConfig, TeacherConfig, TrainConfig
-from distill.config_io import load_config
-from distill.evaluation import Evaluator, Measured
+from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
+from distill.evaluation.evaluator import Evaluator, Measured
 from distill.files import write_folder, write_text
 from distill.metrics import MEASURES, Interval
-from distill.samplers import CLASSES_FILE, ode_sampler
+from distill.sampling.samplers import CLASSES_FILE, ode_sampler
 from distill.training.run_log import read_log
 
 CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]

@@ -11,7 +11,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from distill.allocator import keep_freed_memory
+from distill.cli.allocator import keep_freed_memory
 {setting}
 def touch():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

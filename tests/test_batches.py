@@ -13,10 +13,10 @@ from torch import Tensor
 from dar import SiT
 from distill.config import LoopConfig, TrainConfig
 from distill.data.base import Noise, shuffled_indices
-from distill.schedules import T_SAMPLERS
+from distill.objectives.flow_matching import TeacherTask
+from distill.sampling.schedules import T_SAMPLERS
 from distill.seeds import generator_for
 from distill.training.batches import rank_noise
-from distill.training.teacher import TeacherTask
 from tests.conftest import tiny_config
 
 

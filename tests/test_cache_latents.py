@@ -18,8 +18,8 @@ from distill.data import load_dataset
 from distill.data.base import noise_of
 from distill.data.caching import Cache, claim, fingerprint, write_latents
 from distill.errors import UserError
+from distill.latents.vae import Vae
 from distill.seeds import generator_for
-from distill.vae import Vae
 from tests.vae_files import make_vae, save_vae
 
 ROOT = Path(__file__).parents[1]

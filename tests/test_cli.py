@@ -20,10 +20,10 @@ from dar import SiT
 from distill.assets import asset
 from distill.cli import main
 from distill.errors import UserError
-from distill.evaluation import Evaluator
+from distill.evaluation.evaluator import Evaluator
 from distill.files import new_folder
 from distill.metrics import ReferenceStatistics
-from distill.samplers import save_student
+from distill.sampling.samplers import save_student
 from distill.training.run_log import read_log
 
 TINY_TRAIN = """
@@ -301,8 +301,8 @@ def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distill.drawing.sample", interrupt)
-    monkeypatch.setattr("distill.pipeline.distil", interrupt)
+    monkeypatch.setattr("distill.verbs.sample.sample", interrupt)
+    monkeypatch.setattr("distill.verbs.run.distil", interrupt)
     assert main(["sample", "embedded", "--output", "x"]) == 130
     assert "--resume" not in capsys.readouterr().err
     assert main(["run", "configs/quickstart.yaml"]) == 130

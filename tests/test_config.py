@@ -15,8 +15,10 @@ from distill.config import (
     SiTConfig,
     StudentConfig,
     TrainConfig,
+    config_to_yaml,
+    flat_values,
+    load_config,
 )
-from distill.config_io import config_to_yaml, flat_values, load_config
 from distill.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -14,8 +14,8 @@ from accelerate.utils import LoggerType
 
 from distill.cli import main
 from distill.config import LoopConfig, RunConfig
-from distill.devices import make_accelerator
 from distill.errors import UserError
+from distill.training.devices import make_accelerator
 from tests.test_cli import QUICK, refused, run_config, train_config, write_idx
 
 

@@ -17,7 +17,9 @@ from dar.diagnostics.depth import depth_measure
 from dar.diagnostics.profile import Pass, interpolated, source_similarity
 from distill.cli import main
 from distill.data import load_dataset
-from distill.diagnosis.content import (
+from distill.diagnosis.images import DataSource, balanced_classes, images_of
+from distill.diagnosis.measuring import Design, diagnose_model, num_forwards
+from distill.diagnosis.results import (
     LOSS,
     REMOVAL_COST,
     Diagnosis,
@@ -27,12 +29,10 @@ from distill.diagnosis.content import (
     WeightsOverDepth,
     to_json,
 )
-from distill.diagnosis.images import DataSource, balanced_classes, images_of
-from distill.diagnosis.measuring import Design, diagnose_model, num_forwards
 from distill.diagnosis.summaries import SUMMARIES, Summary, difference, estimate
-from distill.diagnosis.verb import short_names
 from distill.errors import UserError
 from distill.report.diagnosis import findings, write_diagnosis
+from distill.verbs.diagnose import short_names
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import refused, write_idx
 
@@ -326,8 +326,8 @@ class TestVerb:
         def never(*_: object) -> None:
             raise AssertionError("nothing may be measured before all is checked")
 
-        monkeypatch.setattr("distill.diagnosis.verb.diagnose_model", never)
-        monkeypatch.setattr("distill.diagnosis.verb.images_by", never)
+        monkeypatch.setattr("distill.verbs.diagnose.diagnose_model", never)
+        monkeypatch.setattr("distill.verbs.diagnose.images_by", never)
         write_idx(tmp_path / "data")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "mine.txt").write_text("keep me")

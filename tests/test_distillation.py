@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
-from distill.ema import decay_within
 from distill.errors import UserError
-from distill.flow import interpolate, t_like, velocity_to_x0
-from distill.guidance import Denoiser
-from distill.losses import dmd_loss, flow_matching_loss
-from distill.roles import build_roles
+from distill.models.ema import decay_within
+from distill.models.roles import build_roles
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.sampling import few_step_sample
-from distill.schedules import t_grid
+from distill.sampling.flow import interpolate, t_like, velocity_to_x0
+from distill.sampling.guidance import Denoiser
+from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
-from distill.training.distillation import DistillationTask
 from distill.training.preflight import preflight
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dar import RoutingConfig, SiT, SiTConfig
-from distill import results
 from distill.assets import asset
 from distill.config import EvalConfig, TeacherConfig
-from distill.evaluation import Evaluator, Measured
+from distill.evaluation import results
+from distill.evaluation.evaluator import Evaluator, Measured
 from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
-from distill.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
+from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
 
 
 def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
@@ -50,7 +50,7 @@ def test_diversity_of_another_perceptual_distance_is_left_out(
     other: bool, stored_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if other:
-        monkeypatch.setattr("distill.evaluation.load_perceptual", lambda *_, **__: OtherDistance())
+        monkeypatch.setattr("distill.evaluation.evaluator.load_perceptual", lambda *_, **__: OtherDistance())
     teacher = load_sampler("embedded", TeacherConfig())
     evaluator = Evaluator(EvalConfig(teacher_reference=str(stored_teacher)), torch.device("cpu"))
     evaluator.use_teacher_reference(teacher, "embedded")
@@ -119,7 +119,7 @@ def test_photographs_are_measured_without_a_perceptual_distance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.metrics.perceptual.find_alexnet", lambda: None)
-    monkeypatch.setattr("distill.evaluation.load_extractor", lambda *_, **__: Colours())
+    monkeypatch.setattr("distill.evaluation.evaluator.load_extractor", lambda *_, **__: Colours())
     torch.manual_seed(0)
     model = SiT(SiTConfig(64, 16, 3, 16, 1, 2, num_classes=10, routing=RoutingConfig(kind="residual")))
     images = torch.rand(20, 3, 64, 64) * 2 - 1

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dar import RoutingConfig, SiT, function_error
-from distill.adapters import plain_model
 from distill.cli import main
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
+from distill.models.lora import plain_model
 from distill.training.start import starting_model
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import refused, write_idx

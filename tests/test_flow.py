@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.flow import (
+from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
+from distill.sampling.flow import (
     combine_cfg,
     interpolate,
     t_like,
     velocity_to_x0,
 )
-from distill.guidance import Denoiser
-from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
-from distill.schedules import T_SAMPLERS, shift_t, t_grid
+from distill.sampling.guidance import Denoiser
+from distill.sampling.schedules import T_SAMPLERS, shift_t, t_grid
 from distill.seeds import generator_for
 
 

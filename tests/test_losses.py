@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.flow import interpolate, velocity_to_x0
-from distill.losses import dmd_loss, flow_matching_loss
+from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.sampling.flow import interpolate, velocity_to_x0
 
 SHAPE = (3, 2, 4, 4)
 

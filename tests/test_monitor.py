@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.training.monitor import GapByTime, Spread, summed
+from distill.objectives.monitor import GapByTime, Spread, summed
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, 8).view(8, 1, 1, 1)
 

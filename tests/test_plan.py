@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dar import RoutingConfig, SiT, SiTConfig
 from dar.routing import DepthRouting
-from distill.adapters import add_adapters
 from distill.cli import main
 from distill.config import (
     DmdConfig,
@@ -30,16 +29,17 @@ from distill.config import (
     TrainConfig,
 )
 from distill.data.base import Noise
-from distill.dry_run import plan_to_json
-from distill.losses import flow_matching_loss
+from distill.models.lora import add_adapters
+from distill.models.roles import LEARNING
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.losses import flow_matching_loss
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, kept
 from distill.planning.roles import optimizer_bytes
+from distill.planning.tables import plan_to_json
 from distill.planning.work import flops_of
-from distill.roles import LEARNING
-from distill.training.distillation import DistillationTask
 from distill.training.start import TRAINABLE
-from distill.training.teacher import TeacherTask
 from tests.conftest import perturbed
 from tests.memory import Allocations, cuda_autocast, on_cuda, saved_bytes
 from tests.test_cli import refused, run_config, train_config

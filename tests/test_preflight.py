@@ -13,9 +13,9 @@ from dar import SiT
 from dar.predictions import PREDICTIONS
 from distill.assets import asset
 from distill.config import TeacherConfig
-from distill.conventions import SLOPE_RANGE, convention_of
+from distill.conformance.conventions import SLOPE_RANGE, convention_of
 from distill.errors import UserError
-from distill.flow import t_like
+from distill.sampling.flow import t_like
 from distill.training.preflight import preflight
 from tests.test_protocol import Reread
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dar import RoutingConfig, SiT, SiTConfig, load_pretrained
-from distill.conformance import check_backbone, violations
-from distill.conventions import convention_of
-from distill.guidance import Denoiser
-from distill.toy import GaussianClasses
-from distill.training.distillation import DistillationTask
+from distill.conformance.check import check_backbone, violations
+from distill.conformance.conventions import convention_of
+from distill.conformance.gaussian import GaussianClasses
+from distill.objectives.dmd import DistillationTask
+from distill.sampling.guidance import Denoiser
 from tests.conftest import perturbed, tiny_config
 
 STRIPES = torch.tensor([[1.0, 1.0, -1.0, -1.0]] * 4)

@@ -17,10 +17,10 @@ from accelerate.utils.dataclasses import get_module_class_from_name
 
 from dar import SiT
 from distill.cli import main
-from distill.config_io import read_values
-from distill.dry_run import plan_to_json
+from distill.config import read_values
 from distill.planning import Launch, named_shape
-from distill.planning.verb import plan_of
+from distill.planning.tables import plan_to_json
+from distill.verbs.plan import plan_of
 from tests.checkpoint_files import official_state, projectors, training_file
 from tests.conftest import tiny_config
 from tests.test_cli import refused

@@ -26,9 +26,9 @@ from distill.report import (
     check_report,
     write_report,
 )
-from distill.report.content import MAX_PER_ROLE
 from distill.report.grids import grid, one_of_each_class, overview, pixels
 from distill.report.heatmaps import embedding_shares
+from distill.report.page_data import MAX_PER_ROLE
 from distill.report.plots import spectra_plot, training_plots
 from distill.report.style import sampler_colours
 from distill.report.table import MISSING, compare, format_cell, format_number, table_rows, verdicts

@@ -13,19 +13,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dar import SiT
-from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig
-from distill.config_io import load_config
+from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
 from distill.data.base import Dataset, Noise
 from distill.errors import NonFiniteError, UserError
-from distill.roles import build_roles
-from distill.run_folder import CONFIG_FILE, claim_folder, open_run
-from distill.sharing import learning
+from distill.models.parameters import learning
+from distill.models.roles import build_roles
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.flow_matching import TeacherTask
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from distill.training.distillation import DistillationTask
 from distill.training.loop import Pace, run_loop
+from distill.training.run_folder import CONFIG_FILE, claim_folder, open_run
 from distill.training.run_log import read_log
-from distill.training.teacher import TeacherTask
 from tests.conftest import tiny_config
 
 

@@ -20,13 +20,13 @@ from dar import RoutingConfig, SiT
 from distill.assets import asset
 from distill.cli import main
 from distill.config import RolesConfig, RunConfig, TeacherConfig
-from distill.ema import Ema, decay_within
 from distill.errors import UserError
-from distill.flow import combine_cfg, interpolate, velocity_to_x0
-from distill.losses import dmd_loss, flow_matching_loss
-from distill.roles import build_roles, write_student
-from distill.sharing import frozen, learning, sharing_copy
-from distill.training.distillation import DistillationTask
+from distill.models.ema import Ema, decay_within
+from distill.models.parameters import frozen, learning, sharing_copy
+from distill.models.roles import build_roles, write_student
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.sampling.flow import combine_cfg, interpolate, velocity_to_x0
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import QUICK
 from tests.test_cli import run_config as cli_config

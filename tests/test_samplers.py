@@ -11,7 +11,7 @@ import torch
 from dar import SiT
 from distill.config import TeacherConfig
 from distill.errors import UserError
-from distill.samplers import (
+from distill.sampling.samplers import (
     balanced_labels,
     configured_vae,
     draw_images,
@@ -23,7 +23,7 @@ from distill.samplers import (
     ode_sampler,
     save_student,
 )
-from distill.schedules import t_grid
+from distill.sampling.schedules import t_grid
 from tests.conftest import perturbed, tiny_config
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from distill.config import OptimConfig, RunConfig
-from distill.devices import make_accelerator
 from distill.errors import UserError
-from distill.sharding import sharding_plugin
-from distill.sharing import blank_copy, filled
+from distill.models.parameters import blank_copy, filled
+from distill.models.sharding import sharding_plugin
 from distill.training.checkpoint import load_checkpoint, save_checkpoint
+from distill.training.devices import make_accelerator
 from distill.training.learner import Learner
 from tests.test_cli import refused, train_config, write_idx
 

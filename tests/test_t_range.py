@@ -10,8 +10,8 @@ import torch
 
 from dar import RoutingConfig, SiT
 from distill.cli import main
-from distill.flow import velocity_to_x0
-from distill.schedules import t_grid
+from distill.sampling.flow import velocity_to_x0
+from distill.sampling.schedules import t_grid
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import QUICK, run_config, write_idx
 
@@ -77,7 +77,7 @@ def test_it_is_sampled_within_its_range(ddpm: Path, tmp_path: Path, solver: str)
 
 def test_it_is_distilled_within_its_range(ddpm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A made-up network fails the preflight, as it should; everything behind that must know the range."""
-    monkeypatch.setattr("distill.pipeline.preflight", lambda *_: 1.0)
+    monkeypatch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)
     config = run_config(tmp_path, f"teacher: {{path: {ddpm}}}\ndmd: {{t_min: 0.0, t_max: 1.0}}")
     assert main(["run", config, *QUICK, "train.batch_size=64", "student.optim.lr=1e-9"]) == 0
     t_list = json.loads((tmp_path / "run" / "student" / "sampler.json").read_text())["t_list"]

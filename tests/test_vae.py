@@ -22,17 +22,17 @@ from dar import SiT
 from distill.cli import main
 from distill.config import EvalConfig, TeacherConfig
 from distill.data import Dataset, load_dataset
-from distill.decoding import PIXELS, LatentPreview, load_decoder, training_decoder
 from distill.errors import UserError
-from distill.evaluation import Evaluator
-from distill.guidance import Denoiser
+from distill.evaluation.evaluator import Evaluator
+from distill.latents.decoding import PIXELS, LatentPreview, load_decoder, training_decoder
+from distill.latents.vae import LatentSpace, Vae, load_vae
 from distill.metrics import measure
-from distill.pictures import class_grid, save_image, to_uint8
-from distill.samplers import balanced_labels, draw_images, load_sampler, ode_sampler
+from distill.render import class_grid, save_image, to_uint8
 from distill.sampling import euler
-from distill.schedules import t_grid
+from distill.sampling.guidance import Denoiser
+from distill.sampling.samplers import balanced_labels, draw_images, load_sampler, ode_sampler
+from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
-from distill.vae import LatentSpace, Vae, load_vae
 from tests.conftest import perturbed, tiny_config
 from tests.test_cli import QUICK, refused, run_config
 from tests.vae_files import make_vae, save_vae
@@ -88,7 +88,7 @@ def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     model = make_vae()
     vae, sizes = Vae(model, "tiny"), []
     whole = vae.moments(images(5)), vae.decode(latents(5))
-    monkeypatch.setattr("distill.vae.PIXELS_AT_ONCE", 2 * 64 + 1)
+    monkeypatch.setattr("distill.latents.vae.PIXELS_AT_ONCE", 2 * 64 + 1)
     for part in (model.encoder, model.decoder):
         part.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
     for a, b in zip(whole, (vae.moments(images(5)), vae.decode(latents(5))), strict=True):
@@ -385,7 +385,7 @@ def test_a_model_of_latents_through_the_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoded once wherever images are drawn; the autoencoder is found in the runs' own configurations."""
-    monkeypatch.setattr("distill.pipeline.preflight", lambda *_: 1.0)  # an untrained teacher fails it, as it should
+    monkeypatch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)  # an untrained teacher fails it, as it should
     grey = {"in_channels": 1, "out_channels": 1}
     folder = save_vae(tmp_path / "vae", **grey)
     vae = Vae(make_vae(**grey), "tiny")

@@ -25,13 +25,13 @@ from distill.config import (
     TeacherConfig,
     TrainConfig,
 )
-from distill.devices import make_accelerator
-from distill.roles import build_roles, write_student
-from distill.sharding import is_sharded, own_part
+from distill.models.roles import build_roles, write_student
+from distill.models.sharding import is_sharded, own_part
+from distill.objectives.dmd import DistillationTask
+from distill.objectives.flow_matching import TeacherTask
 from distill.training.checkpoint import checkpoints
-from distill.training.distillation import DistillationTask
+from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
-from distill.training.teacher import TeacherTask
 from tests.conftest import perturbed, tiny_config
 from tests.test_resume import Blobs
 
@@ -131,7 +131,7 @@ def distil(folder: Path) -> None:
         assert all(model(*inputs).isfinite().all() for model in (teacher, student))
         return path
 
-    with patch("distill.pipeline.write_run_report", report):
+    with patch("distill.verbs.run.write_run_report", report):
         assert main(["run", str(config), "train.steps=1", "train.batch_size=2"]) == 0
 
 

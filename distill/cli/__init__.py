@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distill.allocator import keep_freed_memory
 from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, retrofit, run, sample, train
+from distill.cli.allocator import keep_freed_memory
 from distill.errors import NonFiniteError
 
 VERBS = {

@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.drawing import compare
+    from distill.verbs.sample import compare
 
     compare(args)

@@ -20,6 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.converting import convert
+    from distill.verbs.convert import convert
 
     convert(args)

@@ -21,6 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.diagnosis.verb import diagnose
+    from distill.verbs.diagnose import diagnose
 
     diagnose(args)

@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.drawing import evaluate
+    from distill.verbs.sample import evaluate
 
     evaluate(args)

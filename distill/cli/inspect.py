@@ -10,6 +10,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.converting import inspect
+    from distill.verbs.convert import inspect
 
     inspect(args)

@@ -22,6 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.planning.verb import plan
+    from distill.verbs.plan import plan
 
     plan(args)

@@ -15,6 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.retrofitting import retrofit_folder
+    from distill.verbs.retrofit import retrofit_folder
 
     retrofit_folder(args)

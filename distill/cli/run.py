@@ -12,6 +12,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.pipeline import distil
+    from distill.verbs.run import distil
 
     distil(args.config, args.overrides, resume=args.resume, dry_run=args.dry_run)

@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.drawing import sample
+    from distill.verbs.sample import sample
 
     sample(args)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.config import EvalConfig, SiTConfig, TrainConfig
-from distill.config_io import build_config, merge_values, read_values
+from distill.config import EvalConfig, SiTConfig, TrainConfig, build_config, merge_values, read_values
 from distill.errors import UserError
 
 GRID = ("base", "sizes", "arms")

@@ -14,9 +14,9 @@ from rich.console import Console
 from distill.comparison.config import Comparison, Job
 from distill.comparison.measuring import MEASURES_FILE, is_measured, measure_job
 from distill.comparison.training import held_out, is_trained, load_data, train_job
-from distill.devices import default_device
 from distill.errors import NonFiniteError
-from distill.evaluation import Evaluator
+from distill.evaluation.evaluator import Evaluator
+from distill.training.devices import default_device
 
 
 @contextlib.contextmanager

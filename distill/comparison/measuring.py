@@ -11,13 +11,12 @@ from dar import SiT
 from dar.diagnostics import symptoms
 from distill.comparison.config import Job, MeasuringConfig
 from distill.comparison.training import MODEL_FOLDER, HeldOut
-from distill.config import TeacherConfig
-from distill.config_io import merge_values
-from distill.devices import default_device
-from distill.evaluation import Evaluator
+from distill.config import TeacherConfig, merge_values
+from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
 from distill.metrics import Interval
-from distill.samplers import ode_sampler
+from distill.sampling.samplers import ode_sampler
+from distill.training.devices import default_device
 
 MEASURES_FILE = "measures.json"
 

@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
-from distill.config import TrainConfig
-from distill.config_io import config_to_yaml, load_config
+from distill.config import TrainConfig, config_to_yaml, load_config
 from distill.data import load_dataset
 from distill.data.base import Dataset, noise_of
-from distill.devices import make_accelerator
 from distill.errors import UserError
 from distill.files import write_folder, write_text
-from distill.flow import interpolate
-from distill.losses import flow_matching_loss
+from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.losses import flow_matching_loss
+from distill.sampling.flow import interpolate
 from distill.seeds import generator_for
 from distill.training.checkpoint import FOLDER as CHECKPOINTS
+from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_log import read_log
-from distill.training.teacher import TeacherTask
 
 CONFIG_FILE = "config.yaml"
 TRAINING_FILE = "training.json"

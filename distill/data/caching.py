@@ -28,7 +28,7 @@ from distill.data.latents import FOLDER, LABELS_FILE, listing
 from distill.data.npz import NpzDataset
 from distill.errors import UserError
 from distill.files import write_bytes, write_text
-from distill.vae import Vae
+from distill.latents.vae import Vae
 
 SETTINGS_FILE = "cache.json"
 LabelledImages = ImageFolderDataset | NpzDataset

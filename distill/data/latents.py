@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.data.base import Noise, register
-from distill.vae import LatentSpace
+from distill.latents.vae import LatentSpace
 
 FOLDER = "vae-sd"
 LABELS_FILE = "dataset.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.data import Dataset, load_dataset
 from distill.data.base import noise_of
 from distill.errors import UserError
-from distill.samplers import Sampler, draw_images
+from distill.sampling.samplers import Sampler, draw_images
 from distill.seeds import generator_for
 
 DEFAULT_DATA = "idx:/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist

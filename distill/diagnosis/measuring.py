@@ -31,7 +31,7 @@ from dar.diagnostics import (
 )
 from dar.diagnostics.variance import Marginals
 from dar.routing import DepthRouting, Routing
-from distill.diagnosis.content import LOSS, REMOVAL_COST, ModelDiagnosis, Probe, Profile, WeightsOverDepth
+from distill.diagnosis.results import LOSS, REMOVAL_COST, ModelDiagnosis, Probe, Profile, WeightsOverDepth
 from distill.errors import UserError
 from distill.seeds import generator_for
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.diagnosis.content import LOSS, REMOVAL_COST, ModelDiagnosis
+from distill.diagnosis.results import LOSS, REMOVAL_COST, ModelDiagnosis
 
 PerSample = Callable[[ModelDiagnosis], np.ndarray | None]
 

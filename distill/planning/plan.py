@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from dar import SiTConfig, num_parameters
 from distill.config import LoopConfig, RunConfig, TrainConfig
+from distill.objectives.dmd import GRID_ROWS
 from distill.planning.activations import (
     COPIES,
     FLOAT,
@@ -24,8 +25,7 @@ from distill.planning.activations import (
 )
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.work import flops_of
-from distill.samplers import GRID_CLASSES, num_in_grid
-from distill.training.distillation import GRID_ROWS
+from distill.sampling.samplers import GRID_CLASSES, num_in_grid
 from distill.training.preflight import NUM_SAMPLES
 
 TRAIN_GRID_ROWS = 4

@@ -10,9 +10,9 @@ from torch import nn
 
 from dar import SiT, SiTConfig
 from distill.config import OptimConfig, RunConfig, TrainConfig
-from distill.ema import Ema
-from distill.roles import LEARNING
-from distill.sharing import learning
+from distill.models.ema import Ema
+from distill.models.parameters import learning
+from distill.models.roles import LEARNING
 from distill.training.start import TRAINABLE
 
 EMA = "EMA"

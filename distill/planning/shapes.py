@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from dar import RoutingConfig, SiTConfig, preset
 from dar.folder import CONFIG_FILE
 from distill.assets import resolve
-from distill.config_io import build_config, merge_values
+from distill.config import build_config, merge_values
 from distill.errors import UserError
 
 

@@ -1,6 +1,7 @@
 """Before and after on one page: arrays and figures in, a self-contained HTML file out."""
 
-from distill.report.content import (
+from distill.report.page import write_report
+from distill.report.page_data import (
     DATA,
     Cell,
     Edges,
@@ -13,7 +14,6 @@ from distill.report.content import (
     check_columns,
     check_report,
 )
-from distill.report.page import write_report
 
 __all__ = [
     "DATA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from distill.report.content import Report
+from distill.report.page_data import Report
 from distill.report.style import FAINT, INK, new_figure, sampler_colours
 
 ROW_WIDTH = 1480  # pixels; with 28 x 28 images ten columns at five-fold size

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from distill.report.content import Report, Routing
+from distill.report.page_data import Report, Routing
 from distill.report.style import FAINT, INK, dress, new_figure, role_colour, sampler_colours
 
 MAX_TIMES = 3

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from distill.report.content import DATA, Report, check_report
 from distill.report.grids import grid, overview
 from distill.report.heatmaps import embedding_shares, routing_plot, shares_plot
+from distill.report.page_data import DATA, Report, check_report
 from distill.report.plots import edges_plot, spectra_plot, training_plots, training_span
 from distill.report.style import png, sampler_colours
 from distill.report.table import format_number, table_columns, table_rows, verdicts

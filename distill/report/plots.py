@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from distill.metrics.spectrum import DETAIL_BAND
-from distill.report.content import DATA, Edges, Report, Spectrum
+from distill.report.page_data import DATA, Edges, Report, Spectrum
 from distill.report.style import BAND, FAINT, INK, dress, new_figure, sampler_colours
 
 SINGLE = "#3b4a63"  # of a line that is alone in its panel

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distill.report.content import DATA, Sampler
+from distill.report.page_data import DATA, Sampler
 
 INK = "#1c1e21"
 FAINT = "#6b7078"

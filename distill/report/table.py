@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.report.content import DATA, Cell, Measure, Report, Sampler
+from distill.report.page_data import DATA, Cell, Measure, Report, Sampler
 
 MISSING = "–"  # an en dash
 

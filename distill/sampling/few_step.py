@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill.flow import interpolate
-from distill.guidance import Denoiser
+from distill.sampling.flow import interpolate
+from distill.sampling.guidance import Denoiser
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distill.guidance import Velocity
+from distill.sampling.guidance import Velocity
 
 OdeSolver = Callable[[Velocity, Tensor, Tensor], Tensor]
 

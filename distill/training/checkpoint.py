@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from dar.checkpoints.pickles import read_pickle
 from distill.errors import NonFiniteError, UserError
-from distill.sharding import own_part
-from distill.sharing import frozen, learning
+from distill.models.parameters import frozen, learning
+from distill.models.sharding import own_part
 
 FOLDER = "checkpoints"
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from distill.config import OptimConfig
 from distill.errors import NonFiniteError, UserError
-from distill.sharding import whole
-from distill.sharing import blank_copy, learning
+from distill.models.parameters import blank_copy, learning
+from distill.models.sharding import whole
 from distill.training.optimizers import OPTIMIZERS
 
 MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below it are not too large, but broken

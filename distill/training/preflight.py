@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from distill.backbone import Backbone
 from distill.config import TeacherConfig
-from distill.conventions import convention_of
+from distill.conformance.conventions import convention_of
 from distill.errors import UserError
-from distill.samplers import balanced_labels, draw_images, ode_sampler
+from distill.models.backbone import Backbone
+from distill.sampling.samplers import balanced_labels, draw_images, ode_sampler
 from distill.seeds import generator_for
 
 STD_RANGE = (0.1, 3.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dar import SiT
-from distill.adapters import add_adapters
 from distill.assets import resolve
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
+from distill.models.lora import add_adapters
 
 
 def _all(model: SiT, start: StartConfig) -> None:

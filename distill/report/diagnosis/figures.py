@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from dar.diagnostics import EFFECTS
-from distill.diagnosis.content import Diagnosis, ModelDiagnosis, Profile
-from distill.report.content import Routing
+from distill.diagnosis.results import Diagnosis, ModelDiagnosis, Profile
 from distill.report.diagnosis.findings import NUM_ERRORS, relative_cost
 from distill.report.heatmaps import NOT_A_SOURCE, chosen_times, routing_plot
+from distill.report.page_data import Routing
 from distill.report.style import FAINT, INK, dress, new_figure
 
 MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dar.diagnostics import EFFECTS, variance_shares
-from distill.diagnosis.content import LOSS, REMOVAL_COST, Diagnosis, ModelDiagnosis
+from distill.diagnosis.results import LOSS, REMOVAL_COST, Diagnosis, ModelDiagnosis
 from distill.diagnosis.summaries import SUMMARIES, Estimate, Summary, difference, estimate
 from distill.report.table import MISSING, Cell, format_cell, format_number
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dar.diagnostics import DEPTH_MEASURES
-from distill.diagnosis.content import Diagnosis, ModelDiagnosis, to_json
+from distill.diagnosis.results import Diagnosis, ModelDiagnosis, to_json
 from distill.files import write_folder
 from distill.report.diagnosis import figures, findings
 from distill.report.diagnosis.findings import capitalised

@@ -1,0 +1,62 @@
+"""What a user can set: dataclasses with their limits, and YAML with overrides that becomes one of them.
+
+May import dar, assets and errors.
+"""
+
+from distill.config.load import (
+    CONFIG_FILE,
+    build_config,
+    config_from_overrides,
+    config_to_yaml,
+    flat_values,
+    flattened,
+    load_config,
+    merge_values,
+    read_values,
+)
+from distill.config.schema import (
+    DataConfig,
+    DmdConfig,
+    EvalConfig,
+    FakeScoreConfig,
+    FlowMatchingConfig,
+    LoopConfig,
+    OptimConfig,
+    RetrofitConfig,
+    RolesConfig,
+    RoutingConfig,
+    RunConfig,
+    SiTConfig,
+    StartConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "DataConfig",
+    "DmdConfig",
+    "EvalConfig",
+    "FakeScoreConfig",
+    "FlowMatchingConfig",
+    "LoopConfig",
+    "OptimConfig",
+    "RetrofitConfig",
+    "RolesConfig",
+    "RoutingConfig",
+    "RunConfig",
+    "SiTConfig",
+    "StartConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "build_config",
+    "config_from_overrides",
+    "config_to_yaml",
+    "flat_values",
+    "flattened",
+    "load_config",
+    "merge_values",
+    "read_values",
+]

@@ -1,0 +1,191 @@
+"""YAML and dotted overrides to a typed configuration; whatever does not fit is named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration in the folder of a run."""
+
+T = TypeVar("T")
+
+
+def load_config(config_type: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read `path`, apply `overrides` ("student.steps=2") and build a `config_type`.
+
+    Raises: UserError for a missing or malformed file, an unknown key (with the nearest known one),
+        a wrong type, a missing or bad value.
+    """
+    return build_config(config_type, read_values(path, overrides))
+
+
+def config_from_overrides(config_type: type[T], overrides: Sequence[str]) -> T:
+    """As `load_config`, from defaults instead of a file."""
+    return build_config(config_type, _overridden(OmegaConf.create({}), overrides, ""))
+
+
+def build_config(config_type: type[T], values: dict[Any, Any]) -> T:
+    """A `config_type` from plain values by section. Raises: UserError as `load_config`."""
+    return _build(config_type, values, "")
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+    """The plain values in `path`, with `overrides`; what they mean is not looked at.
+
+    Raises: UserError where the file is missing, is not YAML or holds no mapping, or an override cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no configuration file {path}")
+    try:
+        given = OmegaConf.load(path)
+    except Exception as error:  # yaml raises a family of its own
+        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(given, DictConfig):
+        raise UserError(f"{path} must hold a mapping of sections; it holds a list")
+    return _overridden(given, overrides, f"{path}: ")
+
+
+def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict[Any, Any]:
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise UserError(f"override {override!r} must look like section.key=value")
+        try:
+            given.merge_with_dotlist([override])
+        except Exception as error:
+            raise UserError(f"override {override!r} cannot be read: {_one_line(error)}") from error
+    try:
+        values: Any = OmegaConf.to_container(given, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{where}{_one_line(error)}") from error
+    return values
+
+
+def merge_values(base: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
+    """`base` with what `given` says, section by section."""
+    result: dict[Any, Any] = dict(base)
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge_values(result[key], value) if both else value
+    return result
+
+
+def config_to_yaml(config: Any) -> str:
+    """The resolved configuration; `load_config` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """The resolved configuration by dotted name, {"train.steps": 1000, ..}."""
+    return flattened(_plain(config))
+
+
+def flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by section as values by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
+    """Fill a dataclass from a dictionary, section by section; `prefix` is where we are, "train." say."""
+    hints = get_type_hints(config_type)
+    known = {field.name: field for field in fields(config_type)}
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+            raise UserError(f"unknown key {prefix}{key}; {hint}")
+    built: dict[str, Any] = {}
+    for name, field in known.items():
+        if name not in values:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise UserError(f"{prefix}{name} is required and has no default")
+            continue
+        value = values[name]
+        section = _section_type(hints[name])
+        if section is not None and value is not None:
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{name} is a section with keys of its own; got {value!r}")
+            # A partial section keeps this field's own defaults, which may differ from its type's.
+            if field.default_factory is not MISSING:
+                value = merge_values(_plain(field.default_factory()), value)
+            built[name] = _build(section, value, f"{prefix}{name}.")
+        else:
+            built[name] = _convert(hints[name], value, f"{prefix}{name}")
+    try:
+        return config_type(**built)
+    except ValueError as error:  # UserError is one
+        raise UserError(_with_prefix(str(error), prefix)) from error
+
+
+def _section_type(hint: Any) -> type | None:
+    """The dataclass of a field that is a section, required or not."""
+    kinds = getattr(hint, "__args__", (hint,))
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def _with_prefix(message: str, prefix: str) -> str:
+    """ "optim.lr must ..." said from within "student.optim." becomes "student.optim.lr must ..."."""
+    section = prefix.rstrip(".").rpartition(".")
+    if section[0] and message.startswith(f"{section[2]}."):
+        return f"{section[0]}.{message}"
+    return message
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """OmegaConf's own conversion to one field's type ("1e-4" to 1e-4, but no "four" to 4)."""
+    origin = getattr(hint, "__origin__", None)
+    if origin is tuple and hint.__args__[-1] is not ...:
+        length = len(hint.__args__)
+        if not isinstance(value, (list, tuple)) or len(value) != length:
+            raise UserError(f"{name} must be a list of {length} numbers; got {value!r}")
+        return tuple(_convert(kind, item, name) for kind, item in zip(hint.__args__, value, strict=True))
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{name} must be a list; got {value!r}")
+        return origin(_convert(hint.__args__[0], item, name) for item in value)
+    kinds = getattr(hint, "__args__", (hint,))
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, list) and (lists := [kind for kind in kinds if getattr(kind, "__origin__", None) is tuple]):
+        return _convert(lists[0], value, name)
+    scalars = [kind for kind in kinds if kind in _ARTICLES]
+    if not scalars:
+        raise UserError(f"{name} is a section with keys of its own; got {value!r}")
+    kind = next((kind for kind in scalars if type(value) is kind), scalars[0])
+    if kind is str and value is False:
+        value = "no"  # which YAML reads as false, and train.mixed_precision as a word
+    acceptable = {bool: (bool,), int: (int,), float: (int, float, str), str: (str,)}[kind]
+    if not isinstance(value, acceptable) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
+    try:
+        converted = kind(value)
+    except ValueError as error:
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}") from error
+    if converted != converted:  # NaN would pass every check of a limit
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
+    return converted
+
+
+_ARTICLES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,314 @@
+"""Everything a user can set, as dataclasses; defaults are the sane ones, values are checked here.
+
+`TrainConfig` is what `train` takes, `RunConfig` what `run` takes. Errors name field, value and limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from dar import RoutingConfig, SiTConfig
+from distill.assets import EMBEDDED
+from distill.errors import UserError
+
+
+def _at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not minimum <= value < math.inf:
+            limit = "finite" if value == math.inf else f"at least {minimum:g}"
+            raise UserError(f"{f'{section}.{name}'.lstrip('.')} must be {limit}; got {value:g}")
+
+
+def _within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not low <= value <= high:
+            raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
+def _decay(owner: Any, section: str) -> None:
+    if not 0 <= owner.ema_decay < 1:  # at 1 the average would never move
+        raise UserError(f"{section}.ema_decay must lie in [0, 1); got {owner.ema_decay:g}")
+
+
+def _one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    if value not in allowed:
+        raise UserError(f"{section}.{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; the rate warms up linearly, stays, and falls linearly to zero over the last `decay_fraction`.
+
+    name: `adamw`, or `adamw_8bit`, its moments in 8 bits (bitsandbytes, on a CUDA device).
+    routing_lr_factor: the rate of the routing's own parameters over that of all others.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-4
+    routing_lr_factor: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of(self, "optim", "name", ("adamw", "adamw_8bit"))
+        _at_least(self, "optim", 0, "lr", "routing_lr_factor", "weight_decay", "warmup_steps")
+        _within(self, "optim", 0, 1, "decay_fraction")
+        if self.clip_norm <= 0:
+            raise UserError(f"optim.clip_norm must be above 0; got {self.clip_norm:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas must lie in [0, 1); got {list(self.betas)}")
+
+
+@dataclass
+class DataConfig:
+    """name: a registered data set (`idx`, `images`, `npz`, `latents`); path: its folder or file.
+
+    vae: the autoencoder that latents were made with, a folder or a hub name in the local cache, for the sample grids;
+        without it they show the latents' first three channels. null for pixels.
+    """
+
+    name: str = "idx"
+    path: str = "/usr/share/datasets/fashion-mnist"
+    vae: str | None = None
+
+
+@dataclass
+class LoopConfig:
+    """What every training has.
+
+    batch_size: samples per update over all processes and accumulation steps.
+    accumulation: micro-batches per update; k x B/k gives the gradient of B.
+    *_every: in updates. keep: checkpoints kept, the newest ones.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    accumulation: int = 1
+    seed: int = 0
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    log_every: int = 20
+    grid_every: int = 200
+    save_every: int = 500
+    keep: int = 2
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
+        _at_least(self, "train", 1, "save_every", "keep")
+        _one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"train.batch_size must be a multiple of train.accumulation = {self.accumulation}; "
+                f"got {self.batch_size}"
+            )
+
+
+@dataclass
+class FlowMatchingConfig:
+    """Flow matching with label dropout for classifier-free guidance; the average as in `StudentConfig`."""
+
+    t_sampler: str = "logit_normal"
+    label_dropout: float = 0.1
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
+        _within(self, "flow_matching", 0, 1, "label_dropout")
+        _decay(self, "flow_matching")
+
+
+@dataclass
+class StartConfig:
+    """Fine-tuning: path is the model folder to start from (or `embedded`), in place of a section `model`.
+
+    trainable: `all`, `routing` (its parameters only) or `lora` (the routing, and adapters of rank
+        `lora_rank` on the linear layers of all blocks, merged into the weights at the end).
+    """
+
+    path: str | None = None
+    trainable: str = "all"
+    lora_rank: int = 16
+
+    def __post_init__(self) -> None:
+        _one_of(self, "start", "trainable", ("all", "routing", "lora"))
+        _at_least(self, "start", 1, "lora_rank")
+
+
+@dataclass
+class TrainConfig:
+    """`dar-distill train`: a teacher from data, new (`model`) or from a folder (`start`).
+
+    grid_*: guidance and Euler steps of the sample grids on the way.
+    """
+
+    output: str
+    model: SiTConfig | None = None
+    start: StartConfig = field(default_factory=StartConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    grid_cfg_scale: float = 1.5
+    grid_steps: int = 25
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.start.path is None):
+            raise UserError("give either a section model (a new model) or start.path (a folder to fine-tune)")
+        _at_least(self, "", 0, "grid_cfg_scale")
+        _at_least(self, "", 1, "grid_steps")
+        if self.model is not None and self.start.trainable != "all":
+            raise UserError(f"start.trainable = {self.start.trainable} needs start.path, a folder to fine-tune")
+
+
+@dataclass
+class RetrofitConfig:
+    """`dar-distill retrofit`: the routing that a plain model is given."""
+
+    routing: RoutingConfig = field(default_factory=lambda: RoutingConfig(scale="count"))
+
+
+@dataclass
+class TeacherConfig:
+    """path: a model folder, or `embedded` for the shipped Fashion-MNIST teacher.
+
+    cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none.
+    interval: guidance acts for t within it only.
+    cfg_channels: guidance acts on the first so many channels; null is all, 3 what DiT's and SiT's samplers do.
+    steps: Euler steps of the reference sampler.
+    """
+
+    path: str = "embedded"
+    cfg_scale: float = 1.5
+    interval: tuple[float, float] = (0.0, 1.0)
+    cfg_channels: int | None = None
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        _at_least(self, "teacher", 0, "cfg_scale")
+        _at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
+
+
+@dataclass
+class StudentConfig:
+    """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise.
+
+    ema_decay: of the average that is saved; at most 0.05^(1 / train.steps), or it would still be where it began.
+    """
+
+    steps: int = 4
+    shift: float = 1.0
+    ema_decay: float = 0.98
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
+
+    def __post_init__(self) -> None:
+        _at_least(self, "student", 1, "steps")
+        _decay(self, "student")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"student.shift must be finite and above 0; got {self.shift:g}")
+
+
+@dataclass
+class RolesConfig:
+    """What of student and fake_score learns.
+
+    trainable: `all`, or `lora`: the routing, and adapters of rank `lora_rank` on the linear layers of all blocks,
+        over the teacher's own weights, which then are in memory once.
+    """
+
+    trainable: str = "all"
+    lora_rank: int = 64
+
+    def __post_init__(self) -> None:
+        _one_of(self, "roles", "trainable", ("all", "lora"))
+        _at_least(self, "roles", 1, "lora_rank")
+
+
+@dataclass
+class FakeScoreConfig:
+    """updates: critic updates per student update; warmup_updates: critic-only updates at the start."""
+
+    updates: int = 5
+    warmup_updates: int = 0
+    t_sampler: str = "uniform"
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, betas=(0.0, 0.95)))
+
+    def __post_init__(self) -> None:
+        _at_least(self, "fake_score", 1, "updates")
+        _at_least(self, "fake_score", 0, "warmup_updates")
+        _one_of(self, "fake_score", "t_sampler", ("uniform", "logit_normal"))
+
+
+@dataclass
+class DmdConfig:
+    """t of the distribution-matching loss is drawn uniformly from [t_min, t_max], per sample.
+
+    rollout: `random_step` takes the loss at one step of the student's list, the same for the whole batch;
+        `every_step` at all of them, train.batch_size then counting trajectories (small models: more
+        gradient per rollout).
+    """
+
+    t_min: float = 0.02
+    t_max: float = 0.98
+    rollout: str = "random_step"
+
+    def __post_init__(self) -> None:
+        _one_of(self, "dmd", "rollout", ("random_step", "every_step"))
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise UserError(f"dmd needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
+
+
+@dataclass
+class EvalConfig:
+    """What is drawn and measured at the end.
+
+    num_images: per sampler; the teacher's reference sampler draws only the grid where its statistics
+        are at hand. reference: statistics of the data, `embedded` or a file of scripts/data_statistics.py.
+    teacher_reference: statistics of the teacher's reference sampler, `embedded`, a measures.npz that `evaluate`
+        wrote (its measures.json beside it), or null: then the teacher draws as many images as the others.
+    vae: the autoencoder that decodes the samples of a model of latents, for grids too: a folder or a hub name in the
+        local cache; null for pixels.
+    """
+
+    num_images: int = 2000
+    batch_size: int = 250
+    extractor: str = "embedded"
+    extractor_path: str | None = None
+    reference: str = "embedded"
+    teacher_reference: str | None = "embedded"
+    vae: str | None = None
+    bootstrap: int = 200
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
+        _at_least(self, "evaluate", 1, "batch_size", "bootstrap")
+
+    def reference_for(self, teacher_path: str) -> str | None:
+        """`teacher_reference`, or None where that would be the embedded teacher's for another teacher."""
+        return None if self.teacher_reference == EMBEDDED != teacher_path else self.teacher_reference
+
+
+@dataclass
+class RunConfig:
+    """`dar-distill run`: a few-step student from a teacher, data-free, and its report."""
+
+    output: str
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+    roles: RolesConfig = field(default_factory=RolesConfig)
+    dmd: DmdConfig = field(default_factory=DmdConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)

@@ -1,0 +1,249 @@
+"""From measured samplers to the page: gathers what `distill.report` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dar import SiT
+from dar.diagnostics import readers_of
+from dar.diagnostics.measures import weight_shares
+from dar.routing import DepthRouting
+from distill import report
+from distill.config import TeacherConfig
+from distill.evaluation.evaluator import Evaluator, Measured
+from distill.metrics import (
+    MEASURES,
+    Interval,
+    ReferenceStatistics,
+    data_values,
+    gradient_histogram,
+    radial_spectrum,
+)
+from distill.metrics.edges import BIN_WIDTH, NUM_BINS
+from distill.sampling.samplers import Sampler, balanced_labels, num_in_grid, ode_sampler
+from distill.seeds import generator_for
+from distill.training.run_folder import versions
+
+EDGE_BINS = 16  # of the histogram's, in one of the plot's
+NUM_ROUTING_T = 9
+NUM_ROUTING_SAMPLES = 60
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sampler of a report.
+
+    grid: its images of the first labels, (n, C, H, W).
+    spectrum: frequency and power, (K) each. gradients: histogram of gradient magnitude. Both of as many images
+        as there are statistics of.
+    """
+
+    sampler: Sampler
+    grid: Tensor
+    images_per_second: float
+    measured: Measured
+    spectrum: tuple[Tensor, Tensor]
+    gradients: Tensor
+
+
+def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
+
+
+def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, solver: str = "euler") -> list[Sampler]:
+    """The reference sampler's model at each of these numbers of steps, but for its own, at which it stands already."""
+    return [
+        ode_sampler(f"teacher, {number} steps", slow.model, settings, number, solver)
+        for number in sorted(set(numbers) - {slow.num_steps})
+    ]
+
+
+def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_rows: int) -> list[Entry]:
+    """Draw and measure the reference sampler and the others, all from the same noise and labels.
+
+    Where statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each class.
+    """
+    num_images = evaluator.config.num_images
+    num_grid = num_in_grid(num_rows, slow.model.null_label, num_images)
+    stored = evaluator.measured_teacher
+    ((slow_images, slow_rate),) = evaluator.draw([slow], num_grid if stored else num_images)
+    if evaluator.teacher is None:
+        evaluator.teacher = evaluator.statistics(slow, slow_images, evaluator.describe(slow))
+    measured = stored or evaluator.measure(slow, slow_images, slow_rate)
+    histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
+    entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher), histogram)]
+    for sampler, (images, rate) in zip(others, evaluator.draw(others, num_images), strict=True):
+        measured = evaluator.measure(sampler, images, rate, paired_to=slow_images)
+        spectrum, histogram = radial_spectrum(images), gradient_histogram(images).mean(0)
+        entries.append(Entry(sampler, images[:num_grid], rate, measured, spectrum, histogram))
+    return entries
+
+
+@torch.no_grad()
+def routing_of(role: str, model: SiT) -> report.Routing | None:
+    """Mean routing weights over depth and t on noise mixed into the model's own one-step estimates.
+
+    None for a model without depth routing.
+    """
+    if not isinstance(model.routing, DepthRouting):
+        return None
+    generator = generator_for(0, "routing")
+    device = next(model.parameters()).device
+    eps = torch.randn(NUM_ROUTING_SAMPLES, *model.sample_shape, generator=generator).to(device)
+    y = balanced_labels(NUM_ROUTING_SAMPLES, model.null_label).to(device)
+    noisiest = model.t_range[1]
+    x0 = noisiest * (eps - model(noisiest * eps, torch.full((len(y),), noisiest, device=device), y))
+    t_values = torch.linspace(0.02, 0.98, NUM_ROUTING_T)
+    by_t = []
+    for t in t_values.tolist():
+        x_t = (1 - t) * x0 + t * eps
+        weights = model.routing_weights(x_t, torch.full((len(y),), t, device=device), y)
+        # As shares: weights that count add up to the number of sources, fixed scalars to anything.
+        by_t.append([weight_shares(w.mean((1, 2))).cpu().numpy() for w in weights])
+    readers = readers_of(model.routing)
+    return report.Routing(
+        role=role,
+        t_values=t_values.numpy(),
+        weights=[np.stack([column[i] for column in by_t], axis=1) for i in range(len(readers))],
+        reader_names=[reader.name for reader in readers],
+        source_names=[reader.sources for reader in readers],
+    )
+
+
+def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
+    """cells[measure][column] for every sampler and for the data, which has `of_data`."""
+    cells: dict[str, dict[str, report.Cell | None]] = {}
+    for name in MEASURES:
+        row: dict[str, report.Cell | None] = {}
+        for e in entries:
+            interval = e.measured.measures.get(name)
+            row[e.sampler.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
+        row[report.DATA] = report.Cell(of_data[name]) if name in of_data else None
+        cells[name] = row
+    return cells
+
+
+def _cell(interval: Interval, has_interval: bool) -> report.Cell:
+    known = has_interval and interval.low == interval.low and interval.high == interval.high
+    return report.Cell(interval.value, interval.low if known else None, interval.high if known else None)
+
+
+def measures() -> list[report.Measure]:
+    return [report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in MEASURES.values()]
+
+
+def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
+    return [
+        report.Sampler(
+            name=e.sampler.name,
+            role=e.sampler.role,
+            images=e.grid.numpy(),
+            num_steps=e.sampler.num_steps,
+            nfe=e.sampler.evaluations,
+            images_per_second=e.images_per_second,
+            note=e.sampler.description,
+        )
+        for e in entries
+    ]
+
+
+def spectra(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Spectrum]:
+    curves = [(e.sampler.name, *e.spectrum) for e in entries] + [(report.DATA, *spectrum_of(data))]
+    return [report.Spectrum(name, frequency.numpy(), power.numpy()) for name, frequency, power in curves]
+
+
+def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Edges]:
+    """Densities of gradient magnitude, in bins coarse enough to be read."""
+    histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries] + [(report.DATA, data.gradient_histogram)]
+    width = BIN_WIDTH * EDGE_BINS
+    centres = (np.arange(NUM_BINS // EDGE_BINS) + 0.5) * width
+    return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
+
+
+def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
+    """The student against the teacher at many steps and at as many, in the figures a person asks for first.
+
+    Nothing where there are several students: their table is what compares them.
+    """
+    student, *more = (e for e in entries if e.sampler.role == "student")
+    if more:
+        return []
+    teachers = [e for e in entries if e.sampler.role == "teacher"]
+    lines = []
+    slow = max(teachers, key=lambda e: e.sampler.num_steps)
+    lines.append(
+        (
+            "speed",
+            f"{student.images_per_second / slow.images_per_second:.1f} x",
+            f"images per second of {student.sampler.name} against {slow.sampler.name} "
+            f"({student.images_per_second:.0f} against {slow.images_per_second:.1f})",
+        )
+    )
+    for name, label in (("frechet", "Fréchet distance"), ("class_agreement", "class agreement")):
+        lines += _compared(name, label, student, teachers)
+    hf = _value(student, "high_frequency_ratio")
+    real = of_data.get("high_frequency_ratio")
+    if hf is not None and real:
+        others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
+        beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
+        comment = (
+            f"{student.sampler.name}; high frequencies' share of the power against real data's ({beside}); zero is as "
+            "real, both signs are a fault"
+        )
+        lines.append(("detail", f"{hf / real - 1:+.0%}", comment))
+    return lines
+
+
+def _value(e: Entry, name: str) -> float | None:
+    interval = e.measured.measures.get(name)
+    return interval.value if interval else None
+
+
+def _compared(name: str, label: str, student: Entry, teachers: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    value = _value(student, name)
+    if value is None:
+        return []
+    others = [(e.sampler.name, _value(e, name)) for e in teachers]
+    beside = ", ".join(f"{other} {v:.3f}" for other, v in others if v is not None)
+    return [(label, f"{value:.3f}", f"{student.sampler.name}; {beside}")]
+
+
+def page(
+    title: str,
+    subtitle: str,
+    entries: Sequence[Entry],
+    evaluator: Evaluator,
+    *,
+    history: Sequence[dict[str, float]] = (),
+    routing: Sequence[report.Routing | None] = (),
+    config_yaml: str = "",
+    seeds: dict[str, int],
+    class_names: Sequence[str] | None = None,
+) -> report.Report:
+    """Everything for `report.write_report`."""
+    num_grid = min(len(e.grid) for e in entries)
+    labels = balanced_labels(num_grid, entries[0].sampler.model.null_label)
+    of_data = data_values(evaluator.data, evaluator.patch_size(entries[0].sampler.model))
+    return report.Report(
+        title=title,
+        subtitle=subtitle,
+        labels=labels.numpy(),
+        samplers=samplers(entries),
+        class_names=class_names,
+        headline=headline(entries, of_data),
+        spectra=spectra(entries, evaluator.data),
+        edges=edges(entries, evaluator.data),
+        measures=measures(),
+        cells=table(entries, of_data),
+        history=history,
+        routing=[r for r in routing if r is not None],
+        notes=evaluator.notes,
+        config_yaml=config_yaml,
+        versions=versions(),
+        seeds=seeds,
+    )

@@ -1,0 +1,191 @@
+"""Models with the sampler they were made for, drawn by seed: image i is the same whatever the batch size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from dar import SiT
+from distill.assets import resolve
+from distill.config import CONFIG_FILE, TeacherConfig, read_values
+from distill.errors import UserError
+from distill.latents.decoding import PIXELS, Decoder
+from distill.models.backbone import Backbone
+from distill.sampling import ODE_SOLVERS, few_step_sample
+from distill.sampling.guidance import Denoiser
+from distill.sampling.schedules import t_grid
+from distill.seeds import generator_for
+
+MODEL_FOLDERS = ("student", "teacher")
+SAMPLER_FILE = "sampler.json"
+CLASSES_FILE = "classes.json"
+GRID_CLASSES = 10  # of a model with a thousand
+MAX_GRID = 200  # images of a report's grid
+
+
+M = TypeVar("M", bound=Backbone)
+
+
+@dataclass
+class Sampler(Generic[M]):
+    """One way to draw from one model.
+
+    description: what defines it beside the weights; equal descriptions draw equal images.
+    draw: noise (K, B, C, H, W), y (B) -> samples (B, C, H, W).
+    num_noises: K, independent noises a sample needs: one for an ODE, one per step for a student.
+    evaluations: forward passes of the network per sample, guidance included.
+    t_list: a student's own timesteps, descending (S); empty for an ODE, which takes any.
+    """
+
+    name: str
+    role: Literal["teacher", "student"]
+    description: str
+    model: M
+    draw: Callable[[Tensor, Tensor], Tensor]
+    num_steps: int
+    num_noises: int
+    evaluations: int
+    t_list: Tensor
+
+
+def read_class_names(path: str) -> list[str] | None:
+    """Names of the classes, from `classes.json` in a model folder (or `embedded`) that has one."""
+    file = resolve(path, "teacher") / CLASSES_FILE
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler[M]:
+    """A model with guidance under an ODE solver. Raises: UserError where more channels are to be guided than it has."""
+    channels = teacher.cfg_channels
+    if channels is not None and channels > model.sample_shape[0]:
+        raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
+    denoiser = Denoiser(model, model.null_label, teacher.cfg_scale, teacher.interval, channels)
+    grid = t_grid(num_steps, t_range=model.t_range)
+
+    def draw(noise: Tensor, y: Tensor) -> Tensor:
+        return ODE_SOLVERS[solver](denoiser.given(y), grid[0] * noise[0], grid)
+
+    low, high = teacher.interval
+    description = f"{num_steps} {solver} steps, cfg_scale {teacher.cfg_scale:g}"
+    if teacher.interval != (0.0, 1.0):
+        description += f" for t in [{low:g}, {high:g}]"
+    if channels is not None:
+        description += f" on channels 0 to {channels - 1}"
+    asked = torch.cat([grid[:-1], grid[1:-1]]) if solver == "heun" else grid[:-1]
+    return Sampler(
+        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(asked), t_list=torch.empty(0)
+    )
+
+
+def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
+    """A student with its list of t."""
+    denoiser = Denoiser(model, model.null_label)
+
+    def draw(noise: Tensor, y: Tensor) -> Tensor:
+        return few_step_sample(denoiser, noise, y, t_list)
+
+    description = f"few-step, fresh noise, t = {', '.join(f'{t:.3g}' for t in t_list.tolist())}"
+    return Sampler(name, "student", description, model, draw, len(t_list), len(t_list), len(t_list), t_list)
+
+
+def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
+    """The student as a folder that `load_sampler` reads: a model and its list of t."""
+    model.save_pretrained(folder)
+    (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
+
+
+def model_folder(path: str) -> Path:
+    """The folder that `path` means: itself, a run's student, a training's teacher, or the shipped teacher's."""
+    folder = resolve(path, "teacher")
+    return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
+
+
+def configured_vae(path: str) -> str | None:
+    """The autoencoder that the configuration of a run or a training names; None where it or that names none.
+
+    path: as `model_folder`.
+    """
+    folder = model_folder(path)
+    file = folder.parent / CONFIG_FILE
+    if folder.name not in MODEL_FOLDERS or not file.is_file():
+        return None
+    values = read_values(file)
+    return next((vae for name in ("evaluate", "data") if (vae := (values.get(name) or {}).get("vae"))), None)
+
+
+def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[SiT]:
+    """A folder's model with its own sampler: few-step where it says so, else the teacher's ODE.
+
+    path: as `model_folder`.
+    """
+    folder = model_folder(path)
+    model = SiT.from_pretrained(folder)
+    if not (folder / SAMPLER_FILE).is_file():
+        return ode_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps, solver)
+    try:
+        t_list = torch.tensor(json.loads((folder / SAMPLER_FILE).read_text())["t_list"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SAMPLER_FILE} is damaged: {error}") from error
+    return few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+
+
+def num_in_grid(num_rows: int, num_classes: int, num_images: int) -> int:
+    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each class, as far as they go."""
+    return min(num_rows * num_classes, MAX_GRID, num_images)
+
+
+def balanced_labels(num_images: int, num_classes: int) -> Tensor:
+    """0, 1, .., K-1, 0, 1, ..: every class as often as every other, to within one."""
+    return torch.arange(num_images) % num_classes
+
+
+def grid_labels(num_classes: int, num_rows: int) -> Tensor:
+    """`num_rows` of every class, class-major; of 10 classes, evenly spaced, where there are more."""
+    classes = torch.linspace(0, num_classes - 1, min(num_classes, GRID_CLASSES)).round().long()
+    return classes.repeat_interleave(num_rows)
+
+
+def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """(K, B, *shape): noise k of image i is a function of (seed, i, k) alone."""
+    rows = [
+        [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices] for k in range(num_noises)
+    ]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+@torch.no_grad()
+def draw_images(
+    sampler: Sampler,
+    labels: Tensor,
+    *,
+    seed: int,
+    batch_size: int,
+    decoder: Decoder = PIXELS,
+    advance: Callable[[int], object] = lambda _: None,
+) -> tuple[Tensor, float]:
+    """Images 0..len(labels)-1 of a seed, not clamped; with `PIXELS` the model's own samples, whatever they are.
+
+    Args:
+        advance: told the number of images after each batch (a progress bar's advance).
+
+    Returns: images (N, C, H, W) on the CPU and images per second, decoding counted, noise drawing not.
+    """
+    device = next(sampler.model.parameters()).device
+    images: list[Tensor] = []
+    seconds = 0.0
+    for first in range(0, len(labels), batch_size):
+        y = labels[first : first + batch_size]
+        noise = noise_for(range(first, first + len(y)), sampler.num_noises, sampler.model.sample_shape, seed)
+        noise, y = noise.to(device), y.to(device)
+        started = time.perf_counter()
+        images.append(decoder.decode(sampler.draw(noise, y).float()).cpu())
+        seconds += time.perf_counter() - started
+        advance(len(y))
+    return torch.cat(images), len(labels) / seconds

@@ -1,0 +1,66 @@
+"""The one place that asks accelerate for devices and processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
+
+from distill.config import RunConfig, TrainConfig, flat_values
+from distill.errors import UserError
+from distill.models.sharding import sharding_plugin, start_sharding
+
+
+def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
+    """Devices, ranks and precision of a training; its trackers are found here and begin with `start_trackers`.
+
+    Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, FSDP is asked for
+        as it is not supported, or a precision or a tracker is not to be had here.
+    """
+    config = run.train
+    plugin = sharding_plugin(config.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=[*config.trackers] or None,
+        project_dir=Path(run.output).expanduser(),
+        fsdp_plugin=plugin,
+        # Micro-batches are the learners' business, whatever the environment says.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:
+        device = accelerator.device.type
+        raise UserError(f"train.mixed_precision = fp16 needs a GPU, and this is {device}; take bf16 or no")
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > accelerator.num_processes:
+        raise UserError(
+            f"{started} processes were started, and each would train alone: accelerate finds no GPU; on CPUs set "
+            "ACCELERATE_USE_CPU=true"
+        )
+    if plugin is not None:
+        start_sharding(accelerator, plugin)
+    share = accelerator.num_processes * config.accumulation
+    if config.batch_size % share:
+        raise UserError(
+            f"train.batch_size must be a multiple of processes x accumulation = {share}; got {config.batch_size}"
+        )
+    # accelerate passes over those that are not installed.
+    missing = set(config.trackers) - {"all", *map(str, accelerator.log_with)}
+    if missing:
+        raise UserError(f"train.trackers: {', '.join(sorted(missing))} is not installed")
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
+    """Tell the trackers, where there are any, of a run and its configuration; some write into its folder."""
+    if run.train.trackers:
+        accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
+
+
+def default_device() -> torch.device:
+    """The device of a single process, as accelerate picks it."""
+    device = PartialState().device
+    assert device is not None
+    return device

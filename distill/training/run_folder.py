@@ -1,0 +1,64 @@
+"""The folder of a run: who may write into it, and what it was started with."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from distill.config import CONFIG_FILE, RunConfig, TrainConfig, config_to_yaml, flat_values, flattened, read_values
+from distill.errors import UserError
+from distill.files import write_text
+from distill.training.checkpoint import checkpoints
+from distill.training.devices import start_trackers
+
+
+def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool) -> Path:
+    """The folder `config.output`, claimed for all processes, with the trackers on.
+
+    Raises: UserError as `claim_folder`.
+    """
+    folder = Path(config.output).expanduser()
+    if accelerator.is_main_process:
+        claim_folder(folder, config, resume=resume)
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, config)
+    return folder
+
+
+def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
+    """Save the resolved configuration into a new folder, or see that a resumed run is the same run.
+
+    What is measured when a run is over may be changed between its parts.
+
+    Raises: UserError where the folder holds another run, or `resume` finds none or a different configuration.
+    """
+    saved = folder / CONFIG_FILE
+    if resume:
+        if not saved.is_file():
+            raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
+        different = _differences(flattened(read_values(saved)), flat_values(config))
+        if different:
+            raise UserError(f"--resume: the configuration differs from {saved}: {'; '.join(different[:3])}")
+        if not checkpoints(folder):
+            raise UserError(f"--resume: {folder} holds no checkpoint yet; remove it and start anew")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"output = {folder} is not empty; choose another, remove it, or continue the run in it with --resume"
+        )
+    write_text(saved, config_to_yaml(config))
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    names = [name for name in {**there, **here} if not name.startswith("evaluate.")]
+    pairs = [(name, there.get(name, "not set"), here.get(name, "not set")) for name in names]
+    return [f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new]
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that figures depend on."""
+    names = ("dar-distill", "torch", "accelerate", "torch-fidelity", "lpips", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

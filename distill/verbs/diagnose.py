@@ -1,0 +1,141 @@
+"""`dar-distill diagnose`: check everything, then measure, then write."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from distill.assets import EMBEDDED
+from distill.config import TeacherConfig
+from distill.diagnosis.images import balanced_classes, find_data, images_by, images_of
+from distill.diagnosis.measuring import BATCH_SIZE, Design, diagnose_model, num_forwards
+from distill.diagnosis.results import Diagnosis
+from distill.errors import UserError
+from distill.files import new_folder
+from distill.report.diagnosis import MAX_MODELS, write_diagnosis
+from distill.sampling.samplers import Sampler, load_sampler
+from distill.training.devices import default_device
+from distill.training.run_folder import versions
+
+NUM_T, FIRST_T, LAST_T = 9, 0.05, 0.95
+STAND_IN_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to diagnose: what it is called, where it lies, and how it would draw."""
+
+    name: str
+    path: str
+    sampler: Sampler
+
+
+def diagnose(args: Namespace) -> None:
+    """Measure models along depth and t, and write page, pictures and JSON into a new folder."""
+    folder = new_folder(args.output)
+    paths = [*([args.vs] if args.vs else []), *args.models]
+    device = default_device()
+    subjects = load_subjects(paths, device)
+    model = subjects[0].sampler.model
+    labels = balanced_classes(args.num_images, model.null_label)
+    data = find_data(args.data, model.sample_shape, model.null_label)
+    images = data and images_of(data, labels, args.seed)
+
+    started = time.perf_counter()
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        notes = []
+        if images is None:
+            painter = next((subject for subject in subjects if subject.sampler.role == "teacher"), subjects[0])
+            bar = progress.add_task(f"images by {painter.name}", total=len(labels))
+            images = images_by(painter.sampler, labels, args.seed, BATCH_SIZE, lambda n: progress.advance(bar, n))
+            notes.append(_stand_in(painter))
+        t_values = torch.linspace(FIRST_T, LAST_T, NUM_T)
+        design = Design.of(images, labels, t_values, args.seed)
+        bars = [progress.add_task(s.name, total=num_forwards(s.sampler.model, design)) for s in subjects]
+        models = [
+            diagnose_model(s.name, s.path, s.sampler.model, design, lambda n, bar=bar: progress.advance(bar, n))
+            for s, bar in zip(subjects, bars, strict=True)
+        ]
+    diagnosis = Diagnosis(
+        models=models,
+        t_values=t_values.numpy(),
+        num_images=len(labels),
+        classes=labels.unique().tolist(),
+        images=data.name if data else "drawn by a model (stand-in)",
+        seed=args.seed,
+        reference=subjects[0].name if args.vs else None,
+        notes=[*notes, *_limits(subjects)],
+        elapsed_s=time.perf_counter() - started,
+        versions=versions(),
+    )
+    print(f"diagnosis: {write_diagnosis(diagnosis, folder)}")
+    for note in diagnosis.notes:
+        print(f"note: {note}")
+
+
+def load_subjects(paths: Sequence[str], device: torch.device) -> list[Subject]:
+    """The models, in evaluation mode.
+
+    Raises: UserError where they are too many, one is given twice, or they do not take the same samples and classes;
+        FileNotFoundError and ValueError as `SiT.from_pretrained`.
+    """
+    if len(paths) > MAX_MODELS:
+        raise UserError(f"{len(paths)} models were given; at most {MAX_MODELS} can be told apart on one page")
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice")
+    subjects = []
+    for path, name in zip(paths, short_names(paths), strict=True):
+        sampler = load_sampler(path, TeacherConfig(path=path, steps=STAND_IN_STEPS))
+        sampler.model.to(device).eval()
+        subjects.append(Subject(name, path, sampler))
+    first = subjects[0].sampler.model
+    for subject in subjects[1:]:
+        model = subject.sampler.model
+        if model.sample_shape != first.sample_shape:
+            raise UserError(f"{subject.path} makes {model.sample_shape}; {paths[0]} makes {first.sample_shape}")
+        if model.null_label != first.null_label:
+            raise UserError(f"{subject.path} knows {model.null_label} classes; {paths[0]} knows {first.null_label}")
+    return subjects
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with the one before where that says little; whole paths where names are alike."""
+
+    def short(path: str) -> str:
+        if path == EMBEDDED:
+            return "embedded teacher"
+        parts = Path(path).resolve().parts
+        return "/".join(parts[-2:] if parts[-1] in ("teacher", "student") else parts[-1:])
+
+    names = [short(path) for path in paths]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+
+
+def _stand_in(painter: Subject) -> str:
+    return (
+        f"No data set that fits was at hand: the images are a stand-in, drawn by {painter.name} itself "
+        f"({painter.sampler.description}). A model is more at home on its own samples than on data."
+    )
+
+
+def _limits(subjects: Sequence[Subject]) -> list[str]:
+    return [
+        f"{s.name} is a student and was trained at few t only ({s.sampler.description}); "
+        "what it does at others was never asked of it."
+        for s in subjects
+        if s.sampler.role == "student"
+    ]
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    times = TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    return Progress(*columns, *times, console=console, disable=not console.is_terminal)
