@@ -1,4 +1,4 @@
-"""Samples as PNG files, for a look during training."""
+"""Samples as pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def class_grid(images: Tensor, num_rows: int) -> Tensor:
     return columns.permute(2, 1, 3, 0, 4).reshape(channels, num_rows * height, -1)
 
 
-def as_seen(images: Tensor) -> Tensor:
+def clamp_images(images: Tensor) -> Tensor:
     """Images clamped to [-1, 1]: what a file or a screen holds, and so what is measured.
 
     A sampler's raw output leaves the range, most of all where the data is saturated, and so does a decoder's.
@@ -32,18 +32,31 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
 
+def grid_image(images: Tensor, num_rows: int) -> Image.Image:
+    """`class_grid` as a picture, small images enlarged."""
+    return to_image(class_grid(images, num_rows), scale=max(1, GRID_CELL // images.shape[-1]))
+
+
 def save_grid(images: Tensor, num_rows: int, path: Path) -> None:
-    """Write `class_grid` as PNG, small images enlarged."""
-    save_image(class_grid(images, num_rows), path, scale=max(1, GRID_CELL // images.shape[-1]))
+    """Write `grid_image` as PNG, whole or not at all."""
+    _save(grid_image(images, num_rows), path)
 
 
-def save_image(image: Tensor, path: Path, scale: int = 1) -> None:
-    """Write one picture (C, H, W), C 1 or 3, in [-1, 1] as PNG, pixels as blocks of `scale`; whole or not at all."""
+def save_image(image: Tensor, path: Path) -> None:
+    """Write one picture (C, H, W), C 1 or 3, in [-1, 1] as PNG, whole or not at all."""
+    _save(to_image(image), path)
+
+
+def to_image(image: Tensor, scale: int = 1) -> Image.Image:
+    """One picture (C, H, W), C 1 or 3, in [-1, 1], pixels as blocks of `scale`."""
     if len(image) not in (1, 3):
         raise ValueError(f"an image has 1 or 3 channels; this has {len(image)}")
     pixels = np.ascontiguousarray(to_uint8(image).permute(1, 2, 0).numpy())
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     picture.save(partial, format="PNG")

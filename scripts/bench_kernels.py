@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_tools import copy_bandwidth, facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
+from bench_tools import copy_bandwidth, is_cuda, milliseconds, parsed, parser_of, setup, table, time_in_turn
 from torch import Tensor
 
 from dar.kernels import table as settings
@@ -104,7 +104,7 @@ def main() -> None:
             share = units * unit / statistics.median(seconds) / bandwidth
             rows.append([name, milliseconds(seconds), f"{share:.2f}"])
     text = (
-        f"# Each kernel by itself\n\n{facts(args.device)}; {args.repeats} repeats; median [quartiles]. {SAMPLES} x "
+        f"# Each kernel by itself\n\n{setup(args.device)}; {args.repeats} repeats; median [quartiles]. {SAMPLES} x "
         f"{TOKENS} tokens, d = {DIM}, bfloat16; copy bandwidth in the same run {bandwidth / 1e9:.0f} GB/s.\n\n"
         f"{table(['kernel', 'ms', 'of copy'], rows)}\n"
     )

@@ -25,11 +25,11 @@ import torch
 from bench_tools import (
     TOLERANCE,
     copy_bandwidth,
-    facts,
     is_cuda,
     milliseconds,
     parsed,
     parser_of,
+    setup,
     table,
     time_in_turn,
     unless_out_of_memory,
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from dar import depth_route, depth_route_reference
 from distill.files import write_bytes, write_text
-from distill.report.style import dress, new_figure, png
+from distill.report.style import new_figure, png, style_axes
 
 GATE_TOKENS = 256
 Router = Callable[[list[Tensor], Tensor], Tensor]
@@ -123,17 +123,17 @@ def routers(device: str) -> dict[str, Router]:
 
 def gate(route: Router, sources: list[Tensor], query: Tensor) -> str | None:
     """What is wrong with an arm on the first tokens; None where it is right."""
-    few = [source.detach()[:, :GATE_TOKENS].clone().requires_grad_() for source in sources]
+    gated = [source.detach()[:, :GATE_TOKENS].clone().requires_grad_() for source in sources]
     of_query = query.detach().clone().requires_grad_()
-    wide = [source.detach().double().requires_grad_() for source in few]
+    wide = [source.detach().double().requires_grad_() for source in gated]
     of_query_wide = query.detach().double().requires_grad_()
-    mixture = route(few, of_query)
+    mixture = route(gated, of_query)
     expected, _ = depth_route_reference(wide, of_query_wide)
     upstream = torch.linspace(-1, 1, expected.numel(), device=expected.device).view_as(expected)
     mixture.backward(upstream.to(mixture.dtype))
     expected.backward(upstream.double())
     pairs = {"h": (mixture, expected), "dq": (of_query.grad, of_query_wide.grad)}
-    pairs |= {f"dv_{i}": (a.grad, b.grad) for i, (a, b) in enumerate(zip(few, wide, strict=True))}
+    pairs |= {f"dv_{i}": (a.grad, b.grad) for i, (a, b) in enumerate(zip(gated, wide, strict=True))}
     for name, (got, right) in pairs.items():
         assert got is not None and right is not None
         error = float((got.detach().double() - right.detach()).norm() / right.detach().norm())
@@ -266,7 +266,7 @@ def draw(found: list[Measured], path: Path) -> None:
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(numbers, [str(num) for num in numbers])
         axis.minorticks_off()
-        dress(axis, x=f"sources N, of {tokens} tokens", title=title)
+        style_axes(axis, x=f"sources N, of {tokens} tokens", title=title)
     figure.axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
     write_bytes(path, png(figure))
@@ -275,7 +275,7 @@ def draw(found: list[Measured], path: Path) -> None:
 def text_of(found: list[Measured], notes: list[str], size: Size, bandwidth: float, args: argparse.Namespace) -> str:
     parts = [
         "# One router",
-        f"{facts(args.device)}; {args.repeats} repeats, arms in turn; median [quartiles]. "
+        f"{setup(args.device)}; {args.repeats} repeats, arms in turn; median [quartiles]. "
         f"d = {size.dim}, {str(size.dtype).removeprefix('torch.')}. "
         f'Copy bandwidth measured in the same run: {bandwidth / 1e9:.1f} GB/s; "of copy": the least bytes that an '
         "arm could move, over its time, over that bandwidth.",

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_tools import facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn, unless_out_of_memory
+from bench_tools import is_cuda, milliseconds, parsed, parser_of, setup, table, time_in_turn, unless_out_of_memory
 
 from dar import RoutingConfig, SiT, SiTConfig
 from dar.presets import preset
@@ -176,7 +176,7 @@ def main() -> None:
 
     def text_of(rows: list[list[str]]) -> str:
         return (
-            f"# Routing in a model\n\n{facts(args.device)}; batch {args.batch_size or 64}, {args.repeats} repeats; "
+            f"# Routing in a model\n\n{setup(args.device)}; batch {args.batch_size or 64}, {args.repeats} repeats; "
             "median [quartiles]. A training step is forward, backward and AdamW; a sample is four evaluations of the "
             f"batch.\n\n{table(header, rows)}\n"
         )

@@ -123,7 +123,7 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def facts(device: str) -> str:
+def setup(device: str) -> str:
     """The command, the date, the machine and the versions, as one line."""
     machine = torch.cuda.get_device_name() if is_cuda(device) else f"{processor()}, {torch.get_num_threads()} thread(s)"
     command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_tools import TOLERANCE, facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
+from bench_tools import TOLERANCE, is_cuda, milliseconds, parsed, parser_of, setup, table, time_in_turn
 from torch import Tensor
 
 from dar import RoutingConfig
@@ -154,7 +154,7 @@ def main() -> None:
     header = ["routing", "forward, ms", "forward and backward, ms", "U, forward + backward"]
     graphs = ", of CUDA graphs" if is_cuda(args.device) else ""
     text = (
-        f"# The routing of a model alone\n\n{facts(args.device)}; {args.repeats} repeats; median [quartiles]{graphs}. "
+        f"# The routing of a model alone\n\n{setup(args.device)}; {args.repeats} repeats; median [quartiles]{graphs}. "
         f"{size.sublayers} sublayers that give back what they read, {size.batch} x {size.tokens} tokens, "
         f"d = {size.dim}, {str(size.dtype).removeprefix('torch.')}. U: reads and writes of one (B, T, d) tensor, from "
         f"the plan.\n\n{table(header, rows)}\n"

@@ -22,15 +22,15 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from bench_tools import facts, is_cuda, milliseconds, parsed, parser_of, table, time_in_turn
+from bench_tools import is_cuda, milliseconds, parsed, parser_of, setup, table, time_in_turn
 from torch import Tensor
 
 from dar import SiT, SiTConfig, preset
-from distill.config import FakeScoreConfig, LoopConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.conditions import condition_of
+from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.files import write_text
-from distill.models.roles import build_roles
-from distill.objectives.dmd import DistillationTask
-from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.objectives import dmd_loss, flow_matching_loss
+from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import rollout
 from distill.sampling.flow import interpolate, velocity_to_x0
 from distill.sampling.guidance import Denoiser
@@ -55,9 +55,8 @@ class Ours:
     """An update of `run`."""
 
     def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
-        roles = build_roles(config.teacher, config.roles)
-        roles = tuple(model.to(accelerator.device) for model in roles)
-        self.task = DistillationTask(config, (roles[0], roles[1], roles[2]), accelerator, 1.0)
+        models = build_models(config).to(accelerator.device)
+        self.task = DistillationTask(config, models, accelerator, 1.0)
         self.step = 0
 
     def update(self) -> None:
@@ -73,7 +72,8 @@ class PublishedOrder:
         self.teacher = SiT.from_pretrained(config.teacher.path).to(accelerator.device)
         self.student, self.fake_score = copy.deepcopy(self.teacher), copy.deepcopy(self.teacher)
         self.teacher.eval().requires_grad_(False)
-        self.guided = Denoiser(self.teacher, self.teacher.null_label, config.teacher.cfg_scale)
+        self.condition = condition_of(self.teacher)
+        self.guided = Denoiser(self.teacher, self.condition, config.teacher.cfg_scale)
         self.t_list = t_grid(config.student.steps, config.student.shift)[:-1]
         self.optimizers = {
             role: torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
@@ -81,7 +81,7 @@ class PublishedOrder:
         }
 
     def update(self) -> None:
-        for i in range(self.config.fake_score.updates):
+        for i in range(self.config.objective.fake_score.updates):
             learns = i == 0
             with torch.set_grad_enabled(learns), self.accelerator.autocast():
                 x0, y = self._sample()
@@ -94,7 +94,7 @@ class PublishedOrder:
         y = torch.randint(self.teacher.null_label, (size,), device=device)
         noise = torch.randn(len(self.t_list), size, *self.teacher.sample_shape, device=device)
         index = int(torch.randint(len(self.t_list), (1,)))
-        x_in = rollout(Denoiser(self.student, self.teacher.null_label), noise, y, self.t_list, index)
+        x_in = rollout(Denoiser(self.student, self.condition), noise, y, self.t_list, index)
         t_in = self.t_list[index].to(noise).expand(size)
         return velocity_to_x0(x_in, self.student(x_in, t_in, y), t_in), y
 
@@ -126,8 +126,8 @@ class PublishedOrder:
 def shares(arm: Ours, repeats: int) -> dict[str, float]:
     """Of an update's time: critic updates, the student's update, the average."""
     parts = {
-        "critic updates": (arm.task, "_update_critic"),
-        "student update": (arm.task, "_update_student"),
+        "critic updates": (arm.task.objective, "_update_critic"),
+        "student update": (arm.task.objective, "_update_student"),
         "EMA": (arm.task.ema, "update"),
     }
     spent = dict.fromkeys(parts, 0.0)
@@ -190,7 +190,6 @@ def main() -> None:
         config = RunConfig(
             output="unused",
             teacher=TeacherConfig(path=folder, cfg_scale=1.5),
-            fake_score=FakeScoreConfig(updates=5),
             train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
         )
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
@@ -214,7 +213,7 @@ def main() -> None:
     shape = SHAPES[args.device]
     text = (
         "# One distillation update\n\n"
-        f"{facts(args.device)}; {shape.depth} blocks x {shape.hidden_size}, batch {args.batch_size}, 5 critic updates "
+        f"{setup(args.device)}; {shape.depth} blocks x {shape.hidden_size}, batch {args.batch_size}, 5 critic updates "
         f"to one of the student, {args.repeats} repeats; median [quartiles].\n\n{table(header, rows)}\n"
     )
     print(text)

@@ -36,13 +36,13 @@ def main() -> None:
     args = parser.parse_args()
     data = load_dataset(args.name, args.path, args.split)
     chosen = class_balanced(data.labels, args.num_images, seed=0)
-    images, labels = data.batch(chosen, noise_of(generator_for(0, "statistics", args.split)))
+    images, y = data.batch(chosen, noise_of(generator_for(0, "statistics", args.split)))
     extractor = load_extractor(args.extractor)
     perceptual = load_perceptual(tuple(images.shape[1:]), extractor)
     if perceptual is None:
         print(f"no diversity: nothing on this machine measures LPIPS of images {list(images.shape[1:])}")
     statistics = reference_from_images(
-        images, labels, extractor, f"{args.source}, {len(images)} images", perceptual=perceptual
+        images, data.condition.groups(y), extractor, f"{args.source}, {len(images)} images", perceptual=perceptual
     )
     statistics.save(args.output)
     print(f"{args.output}: {len(images)} images, {args.output.stat().st_size / 2**20:.2f} MiB")

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dar import FoldedTimestep, fold_routing
+from dar import FoldedTimestep, SiT, fold_routing
 from distill.config import EvalConfig, TeacherConfig
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
 from distill.sampling.few_step import rollout
 from distill.sampling.guidance import Denoiser
-from distill.sampling.samplers import Sampler, balanced_labels, draw_images, few_step_sampler, load_sampler, noise_for
+from distill.sampling.samplers import Sampler, draw_images, few_step_sampler, load_sampler, noise_for
 from distill.training.devices import default_device
 
 CALIBRATION_SEED = 7
@@ -30,15 +30,15 @@ MEASURES = (("frechet", 3), ("class_agreement", 3), ("high_frequency_ratio", 4))
 
 def calibration(sampler: Sampler, num: int, device: torch.device) -> list[tuple[Tensor, float, Tensor]]:
     """The student's own inputs at each of its timesteps."""
-    y = balanced_labels(num, sampler.model.null_label).to(device)
+    y = sampler.condition.balanced(num).to(device)
     noise = noise_for(range(num), sampler.num_noises, sampler.model.sample_shape, CALIBRATION_SEED).to(device)
-    student = Denoiser(sampler.model, sampler.model.null_label)
+    student = Denoiser(sampler.model, sampler.condition)
     return [(rollout(student, noise, y, sampler.t_list, step), float(t), y) for step, t in enumerate(sampler.t_list)]
 
 
 def rates(samplers: list[Sampler], repeats: int) -> list[float]:
     """Median images per second of each, drawn in turn, after a round that does not count."""
-    labels = balanced_labels(2 * TIMED_BATCH, samplers[0].model.null_label)
+    labels = samplers[0].condition.balanced(2 * TIMED_BATCH)
     rounds = [
         [draw_images(sampler, labels, seed=1, batch_size=TIMED_BATCH)[1] for sampler in samplers]
         for _ in range(1 + repeats)
@@ -60,6 +60,7 @@ def main() -> None:
     if sampler.role != "student":
         sys.exit(f"{args.run} is no few-step student: it has no timesteps of its own to fold at")
     sampler.model.to(device).eval()
+    assert isinstance(sampler.model, SiT)
     inputs = calibration(sampler, args.calibration, device)
     arms: list[tuple[str, Sampler, list[FoldedTimestep]]] = [("none", sampler, [])]
     for tolerance in args.tolerances:

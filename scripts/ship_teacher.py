@@ -25,7 +25,7 @@ from distill.metrics import MEASURES, Interval
 from distill.sampling.samplers import CLASSES_FILE, ode_sampler
 from distill.training.run_log import read_log
 
-CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+CLASSES = ["T-shirt", "trouser", "pullover", "style_axes", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 CARD = """---
 license: apache-2.0

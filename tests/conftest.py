@@ -10,7 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from dar import RoutingConfig, SiT, SiTConfig
-from distill.config import DmdConfig, EvalConfig, FakeScoreConfig, LoopConfig, OptimConfig, RunConfig, StudentConfig
+from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
+from distill.objectives import DmdConfig, FakeScoreConfig, Network
+from distill.objectives.task import Models, build_models
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # before any kernel is defined
@@ -42,6 +44,20 @@ def perturbed(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch
     return model
 
 
+def build_roles(teacher: TeacherConfig, roles: RolesConfig) -> tuple[SiT, SiT, SiT]:
+    """teacher, student and fake_score of a folder."""
+    models = build_models(RunConfig("unused", teacher=teacher, roles=roles))
+    return models.teacher, models.student, models.networks["fake_score"].model
+
+
+def models_of(config: RunConfig, roles: tuple[SiT, SiT, SiT]) -> Models:
+    """teacher, student and fake_score as a task takes them."""
+    teacher, student, fake_score = roles
+    critic = config.objective.fake_score
+    num_updates = critic.warmup_updates + config.train.steps * critic.updates
+    return Models(teacher, student, {"fake_score": Network(fake_score, critic.optim, num_updates, copies_teacher=True)})
+
+
 @pytest.fixture
 def tiny_model() -> SiT:
     torch.manual_seed(0)
@@ -62,8 +78,10 @@ def run_config(tmp_path: Path) -> RunConfig:
     return RunConfig(
         output=str(tmp_path / "run"),
         student=StudentConfig(steps=2, optim=OptimConfig(**optim)),
-        fake_score=FakeScoreConfig(updates=2, warmup_updates=1, optim=OptimConfig(**optim)),
-        dmd=DmdConfig(rollout="every_step"),
+        objective=DmdConfig(
+            rollout="every_step",
+            fake_score=FakeScoreConfig(updates=2, warmup_updates=1, optim=OptimConfig(**optim)),
+        ),
         train=LoopConfig(steps=4, batch_size=4, log_every=1, grid_every=100, save_every=100),
         evaluate=EvalConfig(num_images=20),
     )

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dar import SiT
+from distill.conditions import ClassLabels
 from distill.config import LoopConfig, TrainConfig
 from distill.data.base import Noise, shuffled_indices
 from distill.objectives.flow_matching import TeacherTask
@@ -24,7 +25,7 @@ class Latents:
     """Twelve samples that are drawn anew at each access; which ones were asked for is kept."""
 
     sample_shape = (1, 8, 8)
-    num_classes = 3
+    condition = ClassLabels(3)
 
     def __init__(self) -> None:
         self.read: list[int] = []

@@ -302,7 +302,7 @@ def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         raise KeyboardInterrupt
 
     monkeypatch.setattr("distill.verbs.sample.sample", interrupt)
-    monkeypatch.setattr("distill.verbs.run.distil", interrupt)
+    monkeypatch.setattr("distill.verbs.run.run", interrupt)
     assert main(["sample", "embedded", "--output", "x"]) == 130
     assert "--resume" not in capsys.readouterr().err
     assert main(["run", "configs/quickstart.yaml"]) == 130

@@ -68,9 +68,9 @@ def test_partial_sections_keep_the_fields_own_defaults(tmp_path):
         "student: {optim: {weight_decay: 0.1}}\nfake_score: {updates: 2, optim: {warmup_steps: 3}}",
     )
     assert config.student.optim == OptimConfig(lr=1e-4, betas=(0.0, 0.95), weight_decay=0.1)
-    assert config.fake_score.optim == OptimConfig(lr=3e-4, betas=(0.0, 0.95), warmup_steps=3)
-    assert config.fake_score.updates == 2
-    assert run_config(tmp_path, "", "fake_score.optim.clip_norm=2").fake_score.optim == OptimConfig(
+    assert config.objective.fake_score.optim == OptimConfig(lr=3e-4, betas=(0.0, 0.95), warmup_steps=3)
+    assert config.objective.fake_score.updates == 2
+    assert run_config(tmp_path, "", "fake_score.optim.clip_norm=2").objective.fake_score.optim == OptimConfig(
         lr=3e-4, betas=(0.0, 0.95), clip_norm=2.0
     )
 
@@ -119,7 +119,7 @@ def test_the_last_override_wins(tmp_path):
         ("studnet: {steps: 4}", "unknown key studnet; did you mean student?"),
         ("student: {step: 4}", r"unknown key student\.step; did you mean student\.steps\?"),
         ("student: {optim: {learning_rate: 1}}", r"unknown key student\.optim\.learning_rate"),
-        ("fake_score: {optim: {weight_deacy: 1}}", r"did you mean fake_score\.optim\.weight_decay\?"),
+        ("fake_score: {optim: {weight_deacy: 1}}", r"did you mean objective\.fake_score\.optim\.weight_decay\?"),
         ("qqqq: 1", "unknown key qqqq; known: output, teacher, student"),
         ("3: 1", "unknown key 3"),
     ],
@@ -169,18 +169,21 @@ def test_wrong_types_are_named(tmp_path, text, message):
         ("student: {optim: {lr: .inf}}", r"student\.optim\.lr must be finite; got inf"),
         ("teacher: {cfg_scale: .inf}", r"teacher\.cfg_scale must be finite; got inf"),
         ("student: {optim: {lr: -1}}", r"student\.optim\.lr must be at least 0; got -1"),
-        ("fake_score: {optim: {betas: [0.9, 1.0]}}", r"fake_score\.optim\.betas must lie in \[0, 1\); got \[0\.9, 1"),
-        ("fake_score: {optim: {clip_norm: 0}}", r"fake_score\.optim\.clip_norm must be above 0; got 0"),
+        (
+            "fake_score: {optim: {betas: [0.9, 1.0]}}",
+            r"objective\.fake_score\.optim\.betas must lie in \[0, 1\); got \[0\.9, 1",
+        ),
+        ("fake_score: {optim: {clip_norm: 0}}", r"objective\.fake_score\.optim\.clip_norm must be above 0; got 0"),
         (
             "fake_score: {t_sampler: cosine}",
-            r"fake_score\.t_sampler must be one of uniform, logit_normal; got 'cosine'",
+            r"objective\.fake_score\.t_sampler must be one of uniform, logit_normal; got 'cosine'",
         ),
         (
             "teacher: {interval: [0.9, 0.1]}",
             r"teacher\.interval must be low < high within \[0, 1\]; got \[0\.9, 0\.1\]",
         ),
         ("teacher: {cfg_scale: -1}", r"teacher\.cfg_scale must be at least 0; got -1"),
-        ("dmd: {t_min: 0.5, t_max: 0.5}", r"dmd needs 0 <= t_min < t_max <= 1; got t_min 0\.5, t_max 0\.5"),
+        ("dmd: {t_min: 0.5, t_max: 0.5}", r"objective needs 0 <= t_min < t_max <= 1; got t_min 0\.5, t_max 0\.5"),
         ("train: {batch_size: 0}", r"train\.batch_size must be at least 1; got 0"),
         ("train: {batch_size: 10, accumulation: 4}", r"train\.batch_size must be a multiple of .*= 4; got 10"),
         ("train: {mixed_precision: fp8}", r"train\.mixed_precision must be one of no, bf16, fp16; got 'fp8'"),

@@ -46,7 +46,7 @@ def idx_folder(request, tmp_path):
 def test_idx_round_trip(idx_folder):
     dataset = load_dataset("idx", idx_folder)
     x0, y = dataset.batch(torch.tensor([3, 0]), noise_of(generator_for(0)))
-    assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (5, (1, 4, 4), 3)
+    assert (len(dataset), dataset.sample_shape, dataset.condition.num_classes) == (5, (1, 4, 4), 3)
     assert x0.dtype == torch.float32 and y.dtype == torch.int64
     np.testing.assert_array_equal(((x0[:, 0] + 1) * 127.5).round().numpy(), IMAGES[[3, 0]])
     assert y.tolist() == [2, 0]
@@ -120,7 +120,7 @@ def test_colour_images(tmp_path, rgb):
     write_image(tmp_path / "a" / "0.png", IMAGES[0])  # one grey file among colours becomes RGB
     dataset = load_dataset("images", tmp_path)
     x0, y = dataset.batch(torch.tensor([1, 0]), noise_of(generator_for(0)))
-    assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (2, (3, 4, 4), 2)
+    assert (len(dataset), dataset.sample_shape, dataset.condition.num_classes) == (2, (3, 4, 4), 2)
     assert y.tolist() == [1, 0] and x0.dtype == torch.float32
     np.testing.assert_array_equal(((x0[0] + 1) * 127.5).round().numpy(), rgb.transpose(2, 0, 1))
     np.testing.assert_array_equal(((x0[1] + 1) * 127.5).round().numpy(), np.stack([IMAGES[0]] * 3))
@@ -226,7 +226,7 @@ def test_npz_round_trip(tmp_path, names, channels):
     np.savez(tmp_path / "set.npz", **dict(zip(names, (pixels, LABELS), strict=True)))
     dataset = load_dataset("npz", tmp_path / "set.npz")
     x0, y = dataset.batch(torch.tensor([3, 0]), noise_of(generator_for(0)))
-    assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (5, (channels or 1, 4, 4), 3)
+    assert (len(dataset), dataset.sample_shape, dataset.condition.num_classes) == (5, (channels or 1, 4, 4), 3)
     assert y.tolist() == [2, 0] and x0.dtype == torch.float32
     expected = pixels.reshape(5, 4, 4, -1)[[3, 0]].transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(((x0 + 1) * 127.5).round().numpy(), expected)
@@ -303,7 +303,7 @@ def latents(request, tmp_path):
 
 def test_latents_are_drawn_from_the_posterior(latents):
     dataset = load_dataset("latents", latents)
-    assert (len(dataset), dataset.sample_shape, dataset.num_classes) == (3, (4, 2, 2), 5)
+    assert (len(dataset), dataset.sample_shape, dataset.condition.num_classes) == (3, (4, 2, 2), 5)
     z, y = dataset.batch(torch.tensor([2, 0]), noise_of(generator_for(7)))
     noise = torch.randn(2, 4, 2, 2, generator=generator_for(7)).numpy()
     picked = MOMENTS[[2, 0]]

@@ -16,8 +16,9 @@ from dar.diagnostics import EFFECTS, RunningMarginals, depth, effect_variances
 from dar.diagnostics.depth import depth_measure
 from dar.diagnostics.profile import Pass, interpolated, source_similarity
 from distill.cli import main
+from distill.conditions import ClassLabels
 from distill.data import load_dataset
-from distill.diagnosis.images import DataSource, balanced_classes, images_of
+from distill.diagnosis.images import DataSource, balanced_examples, images_of
 from distill.diagnosis.measuring import Design, diagnose_model, num_forwards
 from distill.diagnosis.results import (
     LOSS,
@@ -52,13 +53,13 @@ def saved(folder: Path, *args: object, **changes: object) -> str:
 
 
 def design(num_images: int = 8, num_classes: int = 2) -> Design:
-    labels = balanced_classes(num_images, num_classes)
+    labels = balanced_examples(num_images, ClassLabels(num_classes))
     x0 = torch.randn(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(0))
     return Design.of(x0, labels, torch.tensor([0.1, 0.5, 0.9]), seed=0)
 
 
-def diagnosed(name: str, model: SiT, shown: Design | None = None) -> ModelDiagnosis:
-    return diagnose_model(name, name, model, shown or design(), lambda _: None)
+def diagnosed(name: str, model: SiT, inputs: Design | None = None) -> ModelDiagnosis:
+    return diagnose_model(name, name, model, inputs or design(), lambda _: None)
 
 
 def side_by_side(*models: ModelDiagnosis, **changes: object) -> Diagnosis:
@@ -70,9 +71,9 @@ class TestMeasuring:
     @pytest.mark.parametrize("kind", ["dar", "attnres", "densenet"])
     def test_profiles_weights_and_probe(self, kind: str) -> None:
         done = []
-        model, shown = tiny(RoutingConfig(kind=kind, chunk_size=2)), design()
-        found = diagnose_model("m", "m", model, shown, done.append)
-        assert sum(done) == num_forwards(model, shown)
+        model, inputs = tiny(RoutingConfig(kind=kind, chunk_size=2)), design()
+        found = diagnose_model("m", "m", model, inputs, done.append)
+        assert sum(done) == num_forwards(model, inputs)
         assert found.profiles["hidden_rms"].values.shape == (3, 3, 8)
         assert found.profiles[REMOVAL_COST].places == ["attn 1", "mlp 1", "attn 2", "mlp 2"]
         assert found.probe.r2.shape == (3,) and found.probe.num_rows == 64
@@ -94,12 +95,12 @@ class TestMeasuring:
         np.testing.assert_allclose(parts.similarity, whole.similarity, atol=1e-5)
 
     def test_similarity_is_the_mean_over_t(self) -> None:
-        model, shown = tiny(), design()
+        model, inputs = tiny(), design()
         by_t = [
             source_similarity(model, interpolated(x0, eps, t), t, y)
-            for x0, eps, t, y in (shown.at(slice(None), t, torch.device("cpu")) for t in shown.t_values.tolist())
+            for x0, eps, t, y in (inputs.at(slice(None), t, torch.device("cpu")) for t in inputs.t_values.tolist())
         ]
-        found = diagnose_model("m", "m", model, shown, lambda _: None)
+        found = diagnose_model("m", "m", model, inputs, lambda _: None)
         np.testing.assert_allclose(found.similarity, torch.stack(by_t).mean(0), atol=1e-5)
 
     def test_weights_of_fixed_scalars_do_not_vary(self) -> None:
@@ -156,21 +157,21 @@ class TestMeasuring:
 
 class TestImages:
     def test_as_many_of_each_class(self, tmp_path: Path) -> None:
-        assert balanced_classes(9, 2).bincount().tolist() == [4, 4]
-        assert balanced_classes(20, 1000).unique().tolist() == [round(i * 111) for i in range(10)]
+        assert balanced_examples(9, ClassLabels(2)).bincount().tolist() == [4, 4]
+        assert balanced_examples(20, ClassLabels(1000)).unique().tolist() == [round(i * 111) for i in range(10)]
         source = DataSource(load_dataset("idx", write_idx(tmp_path / "data")), "data")
-        labels = balanced_classes(8, 2)
+        labels = balanced_examples(8, ClassLabels(2))
         images = images_of(source, labels, seed=3)
         everything, classes = source.dataset.batch(torch.arange(8), torch.randn)
         rows = [int((everything == image).flatten(1).all(1).nonzero()) for image in images]
         assert sorted(rows) == list(range(8)) and torch.equal(classes[rows], labels)
         with pytest.raises(UserError, match="class 0 has 4 samples; 5 are needed"):
-            images_of(source, balanced_classes(10, 2), seed=3)
+            images_of(source, balanced_examples(10, ClassLabels(2)), seed=3)
 
     @pytest.mark.parametrize(("num_images", "num_classes", "least"), [(3, 2, 4), (19, 10, 20), (3, 1, 4), (0, 5, 10)])
     def test_too_few(self, num_images: int, num_classes: int, least: int) -> None:
         with pytest.raises(UserError, match=f"--num-images must be at least {least}.*got {num_images}"):
-            balanced_classes(num_images, num_classes)
+            balanced_examples(num_images, ClassLabels(num_classes))
 
 
 def model_with(**profiles: np.ndarray) -> ModelDiagnosis:

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from dar import SiT
+from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import decay_within
-from distill.models.roles import build_roles
-from distill.objectives.dmd import DistillationTask
 from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.objectives.task import DistillationTask
 from distill.sampling import few_step_sample
 from distill.sampling.flow import interpolate, t_like, velocity_to_x0
 from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from distill.training.preflight import preflight
+from tests.conftest import build_roles, models_of
 
 
 @pytest.fixture(params=["all", "lora"])
@@ -35,7 +36,7 @@ def make_task(config: RunConfig, model: SiT, accelerator) -> DistillationTask:
     model.save_pretrained(folder)
     torch.manual_seed(0)
     roles = build_roles(replace(config.teacher, path=str(folder)), config.roles)
-    return DistillationTask(config, roles, accelerator, 1.0)
+    return DistillationTask(config, models_of(config, roles), accelerator, 1.0)
 
 
 def snapshot(module: nn.Module) -> Tensor:
@@ -48,7 +49,10 @@ def test_roles_start_equal_and_only_student_and_critic_move(run_config, tiny_mod
 
     def outputs() -> list[Tensor]:
         with torch.no_grad():
-            return [role(*inputs) for role in (task.teacher, task.student.module, task.fake_score.module)]
+            return [
+                role(*inputs)
+                for role in (task.objective.teacher.model, task.student.module, task.objective.fake_score.module)
+            ]
 
     before = outputs()
     assert torch.equal(before[0], before[1]) and torch.equal(before[0], before[2])
@@ -61,20 +65,24 @@ def test_roles_start_equal_and_only_student_and_critic_move(run_config, tiny_mod
 
 def test_critic_updates_leave_student_and_ema_alone(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    student, ema, critic = snapshot(task.student.module), snapshot(task.ema.module), snapshot(task.fake_score.module)
-    task._update_critic(0, with_lag=False)
+    student, ema, critic = (
+        snapshot(task.student.module),
+        snapshot(task.ema.module),
+        snapshot(task.objective.fake_score.module),
+    )
+    task.objective._update_critic(0, with_lag=False)
     assert torch.equal(student, snapshot(task.student.module))
     assert torch.equal(ema, snapshot(task.ema.module))
-    assert not torch.equal(critic, snapshot(task.fake_score.module))
+    assert not torch.equal(critic, snapshot(task.objective.fake_score.module))
     assert all(p.grad is None for p in task.student.module.parameters())
 
 
 def test_student_update_leaves_the_critic_and_its_gradients_alone(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    critic = snapshot(task.fake_score.module)
-    task._update_student(0)
-    assert torch.equal(critic, snapshot(task.fake_score.module))
-    assert all(p.grad is None for p in task.fake_score.module.parameters())
+    critic = snapshot(task.objective.fake_score.module)
+    task.objective._update_student(0)
+    assert torch.equal(critic, snapshot(task.objective.fake_score.module))
+    assert all(p.grad is None for p in task.objective.fake_score.module.parameters())
 
 
 def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) -> None:
@@ -91,13 +99,13 @@ def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) 
 def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, accelerator, monkeypatch) -> None:
     task = make_task(run_config, tiny_model, accelerator)
     seen: list[int] = []
-    update = task._update_critic
+    update = task.objective._update_critic
 
     def recorded(step: int, *, with_lag: bool) -> dict[str, float]:
         seen.append(step)
         return update(step, with_lag=with_lag)
 
-    monkeypatch.setattr(task, "_update_critic", recorded)
+    monkeypatch.setattr(task.objective, "_update_critic", recorded)
     task.update(0)
     assert seen == [0, 1, 2]  # one of warm-up, two regular
     task.update(1)
@@ -106,25 +114,28 @@ def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, a
 
 @pytest.mark.parametrize("rollout", ["random_step", "every_step"])
 def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator, rollout) -> None:
-    whole = replace(run_config, dmd=replace(run_config.dmd, rollout=rollout))
+    whole = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
     parts = replace(whole, train=replace(whole.train, accumulation=2))
-    values = [make_task(config, tiny_model, accelerator)._update_critic(0, with_lag=True) for config in (whole, parts)]
+    values = [
+        make_task(config, tiny_model, accelerator).objective._update_critic(0, with_lag=True)
+        for config in (whole, parts)
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
-    values = [make_task(config, tiny_model, accelerator)._update_student(0) for config in (whole, parts)]
+    values = [make_task(config, tiny_model, accelerator).objective._update_student(0) for config in (whole, parts)]
     for name in ("student/loss", "student/grad_norm"):
         assert values[0][name] == pytest.approx(values[1][name], rel=1e-5)
 
 
 @pytest.mark.parametrize("rollout", ["random_step", "every_step"])
 def test_drift_is_of_the_whole_batch_however_it_is_cut(run_config, tiny_model, accelerator, rollout) -> None:
-    config = replace(run_config, dmd=replace(run_config.dmd, rollout=rollout))
+    config = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
     task = make_task(config, tiny_model, accelerator)
-    inputs, *_ = task._draw("student", 0, lambda n, g: torch.rand(n, generator=g))
+    inputs, *_ = task.objective._draw("student", 0, lambda n, g: torch.rand(n, generator=g))
     with torch.no_grad():
         x0_gen = velocity_to_x0(inputs.x_in, task.student.module(*inputs[:3]), inputs.t_in)
     for accumulation in (1, 2, 4):
         parts = replace(config, train=replace(config.train, accumulation=accumulation))
-        values = make_task(parts, tiny_model, accelerator)._update_student(0)
+        values = make_task(parts, tiny_model, accelerator).objective._update_student(0)
         assert values["std_drift"] == pytest.approx(float(x0_gen.std()) - 1, abs=1e-6)
 
 
@@ -132,7 +143,7 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
     """Finishing the last row of inputs gives what `few_step_sample` gives from the same noise."""
     run_config = replace(run_config, student=replace(run_config.student, steps=3))
     task = make_task(run_config, tiny_model, accelerator)
-    inputs, _, _ = task._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
+    inputs, _, _ = task.objective._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
     size = run_config.train.batch_size
     generator = generator_for(run_config.train.seed, "student", 5)
     labels = torch.randint(3, (size,), generator=generator)
@@ -142,20 +153,20 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
     with torch.no_grad():
         parts = zip(*(part.split(size) for part in inputs[:3]), strict=True)  # step by step
         x0 = [velocity_to_x0(x, task.student.module(x, t, y), t) for x, t, y in parts]
-        expected = few_step_sample(Denoiser(task.student.module, 3), noise, labels, task.t_list)
+        expected = few_step_sample(Denoiser(task.student.module, ClassLabels(3)), noise, labels, task.t_list)
     assert torch.equal(x0[-1], expected)
     assert torch.equal(inputs.x0, torch.cat(x0[:-1]))  # the rollout has come that far
-    assert torch.equal(task._finished(inputs), torch.cat(x0))
+    assert torch.equal(task.objective._finished(inputs), torch.cat(x0))
 
 
 def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:
-    config = replace(run_config, dmd=replace(run_config.dmd, rollout="random_step"))
+    config = replace(run_config, objective=replace(run_config.objective, rollout="random_step"))
     task = make_task(config, tiny_model, accelerator)
     met = set()
     for step in range(12):
-        inputs, t, _ = task._draw("student", step, lambda n, g: torch.rand(n, generator=g))
+        inputs, t, _ = task.objective._draw("student", step, lambda n, g: torch.rand(n, generator=g))
         t_in = inputs.t_in
-        assert len(t_in) == len(task._finished(inputs)) == config.train.batch_size
+        assert len(t_in) == len(task.objective._finished(inputs)) == config.train.batch_size
         assert len(t_in.unique()) == 1
         assert len(t.unique()) == len(t)
         met.add(round(float(t_in[0]), 6))
@@ -165,9 +176,9 @@ def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, acce
 def test_student_gradient_vanishes_where_critic_is_the_unguided_teacher(run_config, tiny_model, accelerator) -> None:
     config = replace(run_config, teacher=TeacherConfig(cfg_scale=1.0))
     task = make_task(config, tiny_model, accelerator)
-    assert task._update_student(0)["student/grad_norm"] == 0.0
+    assert task.objective._update_student(0)["student/grad_norm"] == 0.0
     guided = make_task(replace(run_config, teacher=TeacherConfig(cfg_scale=2.0)), tiny_model, accelerator)
-    assert guided._update_student(0)["student/grad_norm"] > 1e-6
+    assert guided.objective._update_student(0)["student/grad_norm"] > 1e-6
 
 
 def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:
@@ -187,15 +198,15 @@ def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:
             return self.factor * x_t * (2 * t - 1) / (t**2 + (1 - t) ** 2)
 
     settings = TeacherConfig(cfg_scale=1.0)
-    std = preflight(Sound(), Sound(), Sound(), settings)
+    std = preflight(Sound(), {"student": Sound(), "fake_score": Sound()}, settings)
     expected = 1.0  # what ten Euler steps make of unit noise in this linear field
     for t, t_next in zip(t_grid(10).tolist()[:-1], t_grid(10).tolist()[1:], strict=True):
         expected *= 1 + (t_next - t) * (2 * t - 1) / (t**2 + (1 - t) ** 2)
     assert std == pytest.approx(expected, rel=0.04)
     with pytest.raises(UserError, match="slope -1"):
-        preflight(Sound(-1.0), Sound(-1.0), Sound(-1.0), settings)
+        preflight(Sound(-1.0), {"student": Sound(-1.0), "fake_score": Sound(-1.0)}, settings)
     with pytest.raises(UserError, match="fake_score differs from the teacher"):
-        preflight(Sound(), Sound(), Sound(1.01), settings)
+        preflight(Sound(), {"student": Sound(), "fake_score": Sound(1.01)}, settings)
 
 
 class GaussianFlow(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.conditions import ClassLabels
 from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
 from distill.sampling.flow import (
     combine_cfg,
@@ -164,6 +165,7 @@ def test_solvers_evaluate_where_they_say(solver, calls):
 # guidance
 
 NULL = 9
+LABELS = ClassLabels(NULL)
 
 
 class Counting:
@@ -187,7 +189,7 @@ def by_hand(x_t: Tensor, scales: Tensor) -> Tensor:
 
 def test_scale_one_never_asks_for_the_null_class():
     model = Counting()
-    velocity = Denoiser(model, NULL, 1.0).velocity(EPS, T, Y)
+    velocity = Denoiser(model, LABELS, 1.0).velocity(EPS, T, Y)
     assert model.labels == [Y.tolist()]
     torch.testing.assert_close(velocity, Counting()(EPS, T, Y))
 
@@ -195,7 +197,7 @@ def test_scale_one_never_asks_for_the_null_class():
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5, 4.0])
 def test_guidance_is_the_combination(cfg_scale):
     model = Counting()
-    denoiser = Denoiser(model, NULL, cfg_scale)
+    denoiser = Denoiser(model, LABELS, cfg_scale)
     torch.testing.assert_close(denoiser.velocity(EPS, T, Y), by_hand(EPS, torch.full((4,), cfg_scale)))
     assert model.labels == [[*Y.tolist(), NULL, NULL, NULL, NULL]]
     torch.testing.assert_close(denoiser.x0(EPS, T, Y), velocity_to_x0(EPS, denoiser.velocity(EPS, T, Y), T))
@@ -204,7 +206,7 @@ def test_guidance_is_the_combination(cfg_scale):
 
 def test_interval_acts_per_sample():
     """t = 0.1, 0.4, 0.9, 1.0 in [0.4, 0.95]: the borders belong to it."""
-    denoiser = Denoiser(Counting(), NULL, 3.0, interval=(0.4, 0.95))
+    denoiser = Denoiser(Counting(), LABELS, 3.0, interval=(0.4, 0.95))
     torch.testing.assert_close(denoiser.velocity(EPS, T, Y), by_hand(EPS, torch.tensor([1.0, 3.0, 3.0, 1.0])))
 
 
@@ -212,7 +214,7 @@ def test_guidance_on_the_first_channels_is_the_official_samplers():
     """forward_with_cfg of DiT and SiT, three of four channels guided and the fourth conditional, by hand in float64."""
     x_t = draw(4, 4, 3, 3, seed=6)
     model = Counting()
-    velocity = Denoiser(model, NULL, 3.0, cfg_channels=3).velocity(x_t, T, Y)
+    velocity = Denoiser(model, LABELS, 3.0, cfg_channels=3).velocity(x_t, T, Y)
     assert model.labels == [[*Y.tolist(), NULL, NULL, NULL, NULL]]
     doubled, labels = torch.cat([x_t, x_t]), torch.cat([Y, torch.full_like(Y, NULL)])
     eps, rest = Counting()(doubled, torch.cat([T, T]), labels).split([3, 1], dim=1)
@@ -220,21 +222,21 @@ def test_guidance_on_the_first_channels_is_the_official_samplers():
     half = uncond + 3.0 * (cond - uncond)
     torch.testing.assert_close(velocity, torch.cat([torch.cat([half, half]), rest], dim=1)[:4])
     assert not torch.allclose(velocity[:, 3], by_hand(x_t, torch.full((4,), 3.0))[:, 3])
-    whole, four = (Denoiser(Counting(), NULL, 3.0, cfg_channels=n).velocity(x_t, T, Y) for n in (None, 4))
+    whole, four = (Denoiser(Counting(), LABELS, 3.0, cfg_channels=n).velocity(x_t, T, Y) for n in (None, 4))
     assert torch.equal(whole, four)
 
 
 def test_outside_the_interval_the_null_class_is_not_run():
     model = Counting()
-    Denoiser(model, NULL, 3.0, interval=(0.2, 0.3)).velocity(EPS, T, Y)
+    Denoiser(model, LABELS, 3.0, interval=(0.2, 0.3)).velocity(EPS, T, Y)
     assert model.labels == [Y.tolist()]
 
 
 def test_guided_evaluations_count_twice():
     times = torch.tensor([1.0, 0.75, 0.5, 0.25])
-    assert Denoiser(Counting(), NULL, 1.0).evaluations(times) == 4
-    assert Denoiser(Counting(), NULL, 1.5).evaluations(times) == 8
-    assert Denoiser(Counting(), NULL, 1.5, interval=(0.25, 0.6)).evaluations(times) == 6
+    assert Denoiser(Counting(), LABELS, 1.0).evaluations(times) == 4
+    assert Denoiser(Counting(), LABELS, 1.5).evaluations(times) == 8
+    assert Denoiser(Counting(), LABELS, 1.5, interval=(0.25, 0.6)).evaluations(times) == 6
 
 
 # few steps
@@ -261,21 +263,21 @@ def test_few_step_sample_by_hand():
         x0 = x_t - t * Recording()(x_t, t.expand(4), Y)
         if step < 3:
             x_t = (1 - T_LIST[step + 1]) * x0 + T_LIST[step + 1] * NOISE[step + 1]
-    torch.testing.assert_close(few_step_sample(Denoiser(Recording(), NULL), NOISE, Y, T_LIST), x0)
+    torch.testing.assert_close(few_step_sample(Denoiser(Recording(), LABELS), NOISE, Y, T_LIST), x0)
 
 
 def test_training_inputs_are_the_samplers_inputs():
     """Same noise, same numbers to the bit: what the student is trained on is what it will meet."""
     student = Recording()
-    few_step_sample(Denoiser(student, NULL), NOISE, Y, T_LIST)
+    few_step_sample(Denoiser(student, LABELS), NOISE, Y, T_LIST)
     assert len(student.seen) == 4
     for num_done, (x_t, t) in enumerate(student.seen):
-        assert torch.equal(rollout(Denoiser(Recording(), NULL), NOISE, Y, T_LIST, num_done), x_t)
+        assert torch.equal(rollout(Denoiser(Recording(), LABELS), NOISE, Y, T_LIST, num_done), x_t)
         assert torch.equal(t, T_LIST[num_done].expand(4))
 
 
 def test_few_step_sample_is_the_last_rollout_and_its_x0():
-    denoiser = Denoiser(Recording(), NULL)
+    denoiser = Denoiser(Recording(), LABELS)
     x_t = rollout(denoiser, NOISE, Y, T_LIST, 3)
     expected = denoiser.x0(x_t, T_LIST[3].expand(4), Y)
     assert torch.equal(few_step_sample(denoiser, NOISE, Y, T_LIST), expected)
@@ -283,13 +285,13 @@ def test_few_step_sample_is_the_last_rollout_and_its_x0():
 
 def test_the_first_input_is_the_noise_itself():
     student = Recording()
-    assert torch.equal(rollout(Denoiser(student, NULL), NOISE, Y, T_LIST, 0), NOISE[0])
+    assert torch.equal(rollout(Denoiser(student, LABELS), NOISE, Y, T_LIST, 0), NOISE[0])
     assert not student.seen
-    few_step_sample(Denoiser(student, NULL), NOISE[:1], Y, T_LIST[:1])
+    few_step_sample(Denoiser(student, LABELS), NOISE[:1], Y, T_LIST[:1])
     assert torch.equal(student.seen[0][0], NOISE[0]) and len(student.seen) == 1
 
 
 def test_rollouts_carry_no_gradient():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    x_t = rollout(Denoiser(lambda x, t, y: weight * x, NULL), NOISE, Y, T_LIST, 2)
+    x_t = rollout(Denoiser(lambda x, t, y: weight * x, LABELS), NOISE, Y, T_LIST, 2)
     assert not x_t.requires_grad

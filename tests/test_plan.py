@@ -15,10 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dar import RoutingConfig, SiT, SiTConfig
 from dar.routing import DepthRouting
 from distill.cli import main
+from distill.conditions import ClassLabels
 from distill.config import (
-    DmdConfig,
     EvalConfig,
-    FakeScoreConfig,
     LoopConfig,
     OptimConfig,
     RolesConfig,
@@ -30,10 +29,10 @@ from distill.config import (
 )
 from distill.data.base import Noise
 from distill.models.lora import add_adapters
-from distill.models.roles import LEARNING
-from distill.objectives.dmd import DistillationTask
+from distill.objectives import DmdConfig, FakeScoreConfig
 from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.losses import flow_matching_loss
+from distill.objectives.task import DistillationTask, models_from
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, kept
 from distill.planning.roles import optimizer_bytes
@@ -78,13 +77,13 @@ class NoData:
     """A data set without data."""
 
     sample_shape = (4, 16, 16)
-    num_classes = 10
+    condition = ClassLabels(10)
 
     def __len__(self) -> int:
         return 100
 
     def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        return noise(torch.Size([len(indices), *self.sample_shape])), indices % self.num_classes
+        return noise(torch.Size([len(indices), *self.sample_shape])), indices % self.condition.num_classes
 
 
 def model_of(shape: SiTConfig, setting: Setting) -> SiT:
@@ -170,13 +169,11 @@ def distillation(shape: SiTConfig, accelerator, **changes) -> tuple[RunConfig, D
     config = RunConfig(
         "out",
         student=StudentConfig(steps=2),
-        fake_score=FakeScoreConfig(updates=1),
         **{"train": LoopConfig(batch_size=16), "roles": RolesConfig("all", RANK), **changes},
     )
     teacher = SiT(shape)
     perturbed(teacher)
-    student, fake_score = (LEARNING[config.roles.trainable](teacher, config.teacher, config.roles) for _ in range(2))
-    return config, DistillationTask(config, (teacher.requires_grad_(False), student, fake_score), accelerator, 1.0)
+    return config, DistillationTask(config, models_from(teacher, config), accelerator, 1.0)
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
@@ -189,14 +186,18 @@ def test_peaks_of_real_updates(routing: RoutingConfig, trainable: str, accelerat
         (LoopConfig(batch_size=16, gradient_checkpointing=True), "random_step"),
         (LoopConfig(batch_size=16, accumulation=2), "every_step"),
     ):
-        changes = {"train": loop, "dmd": DmdConfig(rollout=rollout), "roles": RolesConfig(trainable, RANK)}
+        changes = {
+            "train": loop,
+            "objective": DmdConfig(rollout=rollout, fake_score=FakeScoreConfig(updates=1)),
+            "roles": RolesConfig(trainable, RANK),
+        }
         config, task = distillation(shape, accelerator, **changes)
         task.update(0)  # optimizers have their moments from now on
         phases = {phase.name: phase.total for phase in plan_run(config, shape, Launch()).phases}
         with Allocations() as critic:
-            task._update_critic(1, with_lag=True)
+            task.objective._update_critic(1, with_lag=True)
         with Allocations() as student:
-            task._update_student(1)
+            task.objective._update_student(1)
         assert phases["fake_score's update"] == pytest.approx(critic.peak, rel=0.1)
         assert phases["student's update"] == pytest.approx(student.peak, rel=0.1)
 
@@ -234,10 +235,10 @@ def test_roles_weigh_what_the_real_ones_do(routing: RoutingConfig, trainable: st
     config, task = distillation(shape, accelerator, roles=RolesConfig(trainable, RANK))
     task.update(0)
     teacher, student, fake_score, ema = plan_run(config, shape, Launch()).roles
-    models = task.teacher, task.student.module, task.fake_score.module, task.ema.module
+    models = task.objective.teacher.model, task.student.module, task.objective.fake_score.module, task.ema.module
     assert [role.weights for role in (teacher, student, fake_score, ema)] == own_bytes(*models)
     assert (teacher.optimizer, ema.optimizer) == (0, 0)
-    for role, learner in ((student, task.student), (fake_score, task.fake_score)):
+    for role, learner in ((student, task.student), (fake_score, task.objective.fake_score)):
         assert role.optimizer == state_bytes(learner.optimizer)
         learns = [parameter for parameter in learner.module.parameters() if parameter.requires_grad]
         assert role.gradients == sum(parameter.nbytes for parameter in learns)
@@ -319,7 +320,7 @@ def test_what_makes_a_plan_smaller() -> None:
 
 def test_an_update_is_counted_turn_by_turn() -> None:
     """Of 8 samples, 4 steps, a random one of them trained: 1.5 steps of rollout before it on average."""
-    config = RunConfig("out", train=LoopConfig(batch_size=8), fake_score=FakeScoreConfig(updates=5))
+    config = RunConfig("out", train=LoopConfig(batch_size=8), objective=DmdConfig())
     plan = plan_run(config, SHAPE, Launch())
     critic = 1.5 * 8 + 8 + 3 * 8
     student = 1.5 * 8 + 3 * 8 + 2 * 8 + 8
@@ -328,14 +329,18 @@ def test_an_update_is_counted_turn_by_turn() -> None:
     assert plan.flops == pytest.approx((5 * 20 + 36) * flops.forward + 48 * flops.update(Setting()))
     unguided = plan_run(replace(config, teacher=TeacherConfig(cfg_scale=1.0)), SHAPE, Launch())
     assert plan.forwards - unguided.forwards == 8
-    every = plan_run(replace(config, dmd=DmdConfig(rollout="every_step")), SHAPE, Launch())
+    every = plan_run(replace(config, objective=DmdConfig(rollout="every_step")), SHAPE, Launch())
     assert every.forwards == 5 * (4 * 8 + 3 * 4 * 8) + 3 * 8 + (3 + 2 + 1) * 4 * 8
 
 
 def test_the_critics_warm_up_takes_its_time() -> None:
-    config = RunConfig("out", train=LoopConfig(steps=50, batch_size=8), fake_score=FakeScoreConfig(updates=5))
+    config = RunConfig("out", train=LoopConfig(steps=50, batch_size=8), objective=DmdConfig())
     plan = plan_run(config, SHAPE, Launch())
-    warm = plan_run(replace(config, fake_score=FakeScoreConfig(updates=5, warmup_updates=100)), SHAPE, Launch(2))
+    warm = plan_run(
+        replace(config, objective=DmdConfig(fake_score=FakeScoreConfig(warmup_updates=100))),
+        SHAPE,
+        Launch(2),
+    )
     flops = flops_of(SHAPE, Setting())
     turn = 20 * flops.forward + 8 * flops.update(Setting())
     assert warm.warmup_flops == pytest.approx(100 * turn) and plan.warmup_flops == 0

@@ -82,7 +82,7 @@ ERRORS: dict[str, Callable[[float], Error]] = {
 @pytest.mark.parametrize(("power", "std"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1.0, 0.5)])
 def test_a_ddpm_teacher_with_the_errors_of_a_real_one_passes(power: float, std: float, kind: str, size: float) -> None:
     teacher = DdpmGaussian(power_spectrum(power, std), ERRORS[kind](size))
-    assert preflight(teacher, teacher, teacher, UNGUIDED) < 1.6
+    assert preflight(teacher, {"student": teacher}, UNGUIDED) < 1.6
 
 
 def test_the_end_of_ddpms_schedule_tells_nothing() -> None:
@@ -114,7 +114,7 @@ def test_another_prediction_taken_for_eps_is_refused(power: float, std: float, w
     teacher = DdpmGaussian(power_spectrum(power, std), output=WRONG[what])
     # A velocity of structured data is nearly eps at t = 0.9: that one is told by what it draws.
     with pytest.raises(UserError, match=r"at t = 0\.9 the output has slope|the teacher's samples have std"):
-        preflight(teacher, teacher, teacher, UNGUIDED)
+        preflight(teacher, {"student": teacher}, UNGUIDED)
 
 
 @pytest.mark.parametrize(("power", "std"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5), (1.5, 1.0)])
@@ -137,7 +137,7 @@ def shipped() -> SiT:
 
 
 def test_the_shipped_teacher_passes(shipped: SiT) -> None:
-    assert 0.5 < preflight(shipped, copy.deepcopy(shipped), copy.deepcopy(shipped), TeacherConfig()) < 0.9
+    assert 0.5 < preflight(shipped, {"student": copy.deepcopy(shipped)}, TeacherConfig()) < 0.9
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_the_shipped_teacher_passes(shipped: SiT) -> None:
 def test_the_shipped_teacher_read_the_wrong_way_is_refused(shipped: SiT, sign: float, turned: bool, guess: str) -> None:
     teacher = Reread(shipped, sign, turned=turned)
     with pytest.raises(UserError, match=guess):
-        preflight(teacher, teacher, teacher, TeacherConfig())
+        preflight(teacher, {"student": teacher}, TeacherConfig())

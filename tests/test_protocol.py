@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dar import RoutingConfig, SiT, SiTConfig, load_pretrained
+from distill.conditions import condition_of
 from distill.conformance.check import check_backbone, violations
 from distill.conformance.conventions import convention_of
 from distill.conformance.gaussian import GaussianClasses
-from distill.objectives.dmd import DistillationTask
+from distill.objectives.task import DistillationTask
 from distill.sampling.guidance import Denoiser
-from tests.conftest import perturbed, tiny_config
+from tests.conftest import models_of, perturbed, tiny_config
 
 STRIPES = torch.tensor([[1.0, 1.0, -1.0, -1.0]] * 4)
 DATA = GaussianClasses(0.6 * torch.stack([STRIPES, STRIPES.T])[:, None], std=0.4)
@@ -100,11 +101,11 @@ def test_x0_and_guidance_come_from_any_of_them(name: str, tmp_path: Path) -> Non
     x_t = 0.5 * x0 + 0.5 * torch.randn(x0.shape, generator=generator)
     null = torch.full_like(y, DATA.null_label)
     with torch.no_grad():
-        exact = {scale: Denoiser(DATA, DATA.null_label, scale).x0(x_t, t, y) for scale in (1.0, 2.0)}
+        exact = {scale: Denoiser(DATA, condition_of(DATA), scale).x0(x_t, t, y) for scale in (1.0, 2.0)}
         expected = 2 * (x_t - 0.5 * DATA(x_t, t, y)) - (x_t - 0.5 * DATA(x_t, t, null))
         torch.testing.assert_close(exact[2.0], expected, rtol=1e-4, atol=1e-5)
         for scale, x0_exact in exact.items():
-            found = Denoiser(model, model.null_label, scale).x0(x_t, t, y)
+            found = Denoiser(model, condition_of(model), scale).x0(x_t, t, y)
             assert float((found - x0_exact).square().mean() / x0_exact.square().mean()) < 0.15
 
 
@@ -233,7 +234,7 @@ def test_a_broken_rule_is_named(broken: type[Broken]) -> None:
 def test_what_is_no_backbone_at_all() -> None:
     with pytest.raises(ValueError, match=r"must be an nn\.Module"):
         check_backbone(lambda x_t, t, y: x_t, load=GaussianClasses.from_pretrained)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no null_label"):
+    with pytest.raises(ValueError, match="has neither condition nor null_label"):
         check_backbone(nn.Linear(1, 1), load=GaussianClasses.from_pretrained)  # type: ignore[arg-type]
 
 
@@ -247,7 +248,7 @@ def test_untrained_weights_pass_without_data() -> None:
 def test_a_backbone_that_is_no_sit_is_distilled(run_config, accelerator) -> None:
     """Teacher, student and critic of four numbers and a width; the student moves and everything stays finite."""
     roles = copy.deepcopy(DATA).requires_grad_(False), copy.deepcopy(DATA), copy.deepcopy(DATA)
-    task = DistillationTask(run_config, roles, accelerator, teacher_std=0.7)
+    task = DistillationTask(run_config, models_of(run_config, roles), accelerator, teacher_std=0.7)
     values = task.update(0)
     assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
     assert not torch.equal(roles[1].means, DATA.means)

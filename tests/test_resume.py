@@ -13,26 +13,26 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dar import SiT
+from distill.conditions import ClassLabels
 from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
 from distill.data.base import Dataset, Noise
 from distill.errors import NonFiniteError, UserError
-from distill.models.parameters import learning
-from distill.models.roles import build_roles
-from distill.objectives.dmd import DistillationTask
+from distill.models.parameters import trainable_parameters
 from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.task import DistillationTask
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.loop import Pace, run_loop
 from distill.training.run_folder import CONFIG_FILE, claim_folder, open_run
 from distill.training.run_log import read_log
-from tests.conftest import tiny_config
+from tests.conftest import build_roles, models_of, tiny_config
 
 
 class Blobs:
     """Eight images, three classes, each time with a little noise."""
 
     sample_shape = (1, 8, 8)
-    num_classes = 3
+    condition = ClassLabels(3)
     labels = torch.arange(8) % 3
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ def distillation_task(config: RunConfig, model: SiT) -> tuple[DistillationTask, 
     folder = Path(config.output).with_name("base")
     model.save_pretrained(folder)
     roles = build_roles(replace(config.teacher, path=str(folder)), config.roles)
-    return DistillationTask(config, roles, accelerator, 1.0), accelerator
+    return DistillationTask(config, models_of(config, roles), accelerator, 1.0), accelerator
 
 
 def state_of(*modules: torch.nn.Module) -> list[torch.Tensor]:
@@ -97,7 +97,7 @@ def test_distillation_resumes_bit_exactly(tmp_path, run_config: RunConfig, tiny_
             torch.manual_seed(i)  # what adapters start from must not matter after a checkpoint
             task, accelerator = distillation_task(run_config, tiny_model)
             run_loop(task, replace(run_config.train, steps=stop), accelerator, folder, resume=i > 0)
-        states.append(state_of(task.student.module, task.fake_score.module, task.ema.module))
+        states.append(state_of(task.student.module, task.objective.fake_score.module, task.ema.module))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert without_time(tmp_path / "whole")[-1] == without_time(tmp_path / "parts")[-1]
 
@@ -129,12 +129,12 @@ def test_the_last_line_of_the_log_has_every_figure(tmp_path: Path, run_config: R
 def test_a_checkpoint_holds_what_learns(tmp_path, run_config: RunConfig, tiny_model: SiT, trainable: str) -> None:
     task, accelerator = distillation_task(replace(run_config, roles=RolesConfig(trainable, lora_rank=4)), tiny_model)
     folder = save_checkpoint(accelerator, tmp_path, 1, keep=1)
-    for role, file in ((task.student, "model.safetensors"), (task.fake_score, "model_1.safetensors")):
+    for role, file in ((task.student, "model.safetensors"), (task.objective.fake_score, "model_1.safetensors")):
         saved = load_file(folder / file)
-        assert set(saved) == set(learning(role.module))
+        assert set(saved) == set(trainable_parameters(role.module))
         assert "pos_embed" not in saved and any(name.startswith("routing.") for name in saved)
     averages = torch.load(folder / "custom_checkpoint_0.pkl")["averages"]
-    assert set(averages) == set(learning(task.student.module))
+    assert set(averages) == set(trainable_parameters(task.student.module))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, run_config: RunConfig, tiny_model: SiT) -> None:
@@ -176,7 +176,7 @@ def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 def test_time_left_is_told_by_what_follows_the_first_update() -> None:
     pace = Pace(10)
-    assert [pace.words(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
+    assert [pace.text(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
         "9 s", "10 s, 8 s left", "12 s, 6 s left", "18 s, 0 s left",
     ]  # fmt: skip
 
@@ -212,10 +212,10 @@ def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: Ru
     run_loop(task, replace(run_config.train, steps=2, save_every=1), accelerator, tmp_path)
     with torch.no_grad():
         next(task.student.module.parameters()).fill_(float("nan"))
-    before = state_of(task.fake_score.module)
+    before = state_of(task.objective.fake_score.module)
     with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite in its update 6"):
         task.update(2)
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.fake_score.module), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.objective.fake_score.module), strict=True))
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
 
 
@@ -223,7 +223,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     task, accelerator, _ = teacher_task(tmp_path, 4)
     save_checkpoint(accelerator, tmp_path, 1, keep=1)
     with torch.no_grad():
-        next(iter(learning(task.learner.module).values()))[0] = float("inf")
+        next(iter(trainable_parameters(task.learner.module).values()))[0] = float("inf")
     with pytest.raises(NonFiniteError, match="the weights are not finite after step 2"):
         save_checkpoint(accelerator, tmp_path, 2, keep=1)
     assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]

@@ -22,12 +22,12 @@ from distill.cli import main
 from distill.config import RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import Ema, decay_within
-from distill.models.parameters import frozen, learning, sharing_copy
-from distill.models.roles import build_roles, write_student
-from distill.objectives.dmd import DistillationTask
+from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
 from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.objectives.task import DistillationTask
 from distill.sampling.flow import combine_cfg, interpolate, velocity_to_x0
-from tests.conftest import perturbed, tiny_config
+from distill.verbs.run import write_student
+from tests.conftest import build_roles, models_of, perturbed, tiny_config
 from tests.test_cli import QUICK
 from tests.test_cli import run_config as cli_config
 
@@ -54,7 +54,7 @@ def storage_bytes(*models: nn.Module) -> int:
 
 
 def learning_bytes(model: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in learning(model).values())
+    return sum(parameter.nbytes for parameter in trainable_parameters(model).values())
 
 
 @pytest.mark.parametrize("roles", [WHOLE, LORA], ids=["all", "lora"])
@@ -75,15 +75,19 @@ def test_all_roles_compute_the_same_at_the_start(tmp_path, roles, kind) -> None:
 
 def test_adapters_and_routing_learn_and_nothing_else(teacher) -> None:
     base, student, fake_score = build_roles(teacher, LORA)
-    assert not learning(base)
+    assert not trainable_parameters(base)
     layers = [f"blocks.{i}.{layer}" for i in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
     adapters = {f"{layer}.lora_{side}.default.weight" for layer in layers for side in "AB"}
     routers = {f"routing.modules_to_save.default.queries.{name}" for name in ("weight", "t_gate")}
-    assert set(learning(student)) == set(learning(fake_score)) == adapters | routers
-    ours, theirs = ({id(p) for p in learning(role).values()} for role in (student, fake_score))
+    assert set(trainable_parameters(student)) == set(trainable_parameters(fake_score)) == adapters | routers
+    ours, theirs = ({id(p) for p in trainable_parameters(role).values()} for role in (student, fake_score))
     assert not ours & theirs
     shared = {id(p) for p in base.parameters()}
-    assert {id(p) for p in frozen(student).values()} == {id(p) for p in frozen(fake_score).values()} == shared
+    assert (
+        {id(p) for p in frozen_parameters(student).values()}
+        == {id(p) for p in frozen_parameters(fake_score).values()}
+        == shared
+    )
 
 
 def test_the_backbone_is_in_memory_once(teacher) -> None:
@@ -121,13 +125,13 @@ def expected_gradients(role: SiT, plain: SiT) -> dict[str, Tensor]:
     """From dL/dW of the explicit model: dL/dB = dL/dW A^T, dL/dA = B^T dL/dW; the routing's as they are."""
     weights = dict(plain.named_parameters())
     expected = {}
-    for name, parameter in learning(role).items():
+    for name, parameter in trainable_parameters(role).items():
         if name.startswith("routing."):
             gradient = weights[name.replace("modules_to_save.default.", "")].grad
         else:
             layer, side = name.removesuffix(".default.weight").split(".lora_")
             d_weight = weights[f"{layer}.weight"].grad
-            other = learning(role)[f"{layer}.lora_{'B' if side == 'A' else 'A'}.default.weight"].detach()
+            other = trainable_parameters(role)[f"{layer}.lora_{'B' if side == 'A' else 'A'}.default.weight"].detach()
             gradient = other.T @ d_weight if side == "A" else d_weight @ other.T
         assert gradient is not None and gradient.abs().max() > 0 and gradient.shape == parameter.shape
         expected[name] = gradient
@@ -141,7 +145,7 @@ def double_task(teacher, tmp_path, accelerator) -> DistillationTask:
     base, student, fake_score = (role.double() for role in build_roles(config.teacher, LORA))
     perturbed(student, seed=1, std=0.2)
     perturbed(fake_score, seed=2, std=0.2)
-    return DistillationTask(config, (base, student, fake_score), accelerator, 1.0)
+    return DistillationTask(config, models_of(config, (base, student, fake_score)), accelerator, 1.0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -149,57 +153,65 @@ def test_student_gradients_are_those_of_explicit_copies(double_task, checkpointi
     """The critic and the teacher run between the student's forward and its backward pass."""
     task, (x_in, t_in, y), (eps, t, _) = double_task, batch(seed=3, dtype=torch.float64), batch(seed=4)
     y, eps, t = y % 3, eps.double(), t.double().clamp(0.02, 0.98)
-    student, fake_score = explicit(task.student.module), explicit(task.fake_score.module)
+    student, fake_score = explicit(task.student.module), explicit(task.objective.fake_score.module)
     x0_gen = velocity_to_x0(x_in, student(x_in, t_in, y), t_in)
     with torch.no_grad():
         x_t = interpolate(x0_gen, eps, t)
-        guided = combine_cfg(task.teacher(x_t, t, y), task.teacher(x_t, t, torch.full_like(y, 3)), 2.0)
+        guided = combine_cfg(
+            task.objective.teacher.model(x_t, t, y), task.objective.teacher.model(x_t, t, torch.full_like(y, 3)), 2.0
+        )
         x0_fake = velocity_to_x0(x_t, fake_score(x_t, t, y), t)
     loss = dmd_loss(x0_gen, velocity_to_x0(x_t, guided, t), x0_fake)
     loss.backward()
 
     task.student.module.gradient_checkpointing = checkpointing
-    _, ours = task._student_loss(x_in, t_in, y, t, eps)
+    _, ours = task.objective._student_loss(x_in, t_in, t, eps, y)
     ours.backward()
     torch.testing.assert_close(ours, loss, rtol=1e-10, atol=0)
     for name, gradient in expected_gradients(task.student.module, student).items():
-        torch.testing.assert_close(learning(task.student.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name)
-    assert all(p.grad is None for p in (*task.fake_score.module.parameters(), *task.teacher.parameters()))
+        torch.testing.assert_close(
+            trainable_parameters(task.student.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
+        )
+    assert all(
+        p.grad is None
+        for p in (*task.objective.fake_score.module.parameters(), *task.objective.teacher.model.parameters())
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_critic_gradients_are_those_of_an_explicit_copy(double_task, checkpointing) -> None:
     task, (x0, t, y), (eps, _, _) = double_task, batch(seed=5, dtype=torch.float64), batch(seed=6)
     eps, y = eps.double(), y % 3
-    fake_score = explicit(task.fake_score.module)
+    fake_score = explicit(task.objective.fake_score.module)
     flow_matching_loss(fake_score(interpolate(x0, eps, t), t, y), x0, eps).backward()
-    task.fake_score.module.gradient_checkpointing = checkpointing
-    loss = task._critic_loss(task.fake_score.model, x0, eps, t, y)
+    task.objective.fake_score.module.gradient_checkpointing = checkpointing
+    loss = task.objective._critic_loss(task.objective.fake_score.model, x0, eps, t, y)
     with torch.no_grad():  # others use the backbone before the backward pass
         task.student.module(x0, t, y)
-        task.teacher(x0, t, y)
+        task.objective.teacher.model(x0, t, y)
     loss.backward()
-    for name, gradient in expected_gradients(task.fake_score.module, fake_score).items():
+    for name, gradient in expected_gradients(task.objective.fake_score.module, fake_score).items():
         torch.testing.assert_close(
-            learning(task.fake_score.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
+            trainable_parameters(task.objective.fake_score.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
         )
-    assert all(p.grad is None for p in (*task.student.module.parameters(), *task.teacher.parameters()))
+    assert all(p.grad is None for p in (*task.student.module.parameters(), *task.objective.teacher.model.parameters()))
 
 
 def test_a_backbone_stays_what_it_was(teacher, tmp_path, run_config, accelerator) -> None:
     torch.manual_seed(0)
     roles = build_roles(teacher, LORA)
     before = copy.deepcopy(roles[0].state_dict())
-    task = DistillationTask(replace(run_config, teacher=teacher, roles=LORA), roles, accelerator, 1.0)
+    config = replace(run_config, teacher=teacher, roles=LORA)
+    task = DistillationTask(config, models_of(config, roles), accelerator, 1.0)
     for step in range(3):
         task.update(step)
     write_student(task.averaged_student, task.t_list, tmp_path / "out")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in task.teacher.state_dict().items())
-    for role in (task.student.module, task.fake_score.module, task.averaged_student):
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.objective.teacher.model.state_dict().items())
+    for role in (task.student.module, task.objective.fake_score.module, task.averaged_student):
         moved = dict(role.named_parameters())
         assert moved["routing.modules_to_save.default.queries.weight"].abs().max() > 0
         assert moved["blocks.1.mlp.fc2.lora_B.default.weight"].abs().max() > 0
-    for name, tensor in frozen(task.student.module).items():
+    for name, tensor in frozen_parameters(task.student.module).items():
         assert tensor.data_ptr() == dict(task.averaged_student.named_parameters())[name].data_ptr()
 
 
@@ -208,17 +220,17 @@ def test_the_average_is_over_what_learns(teacher) -> None:
     ema = Ema(student, 0.75)
     perturbed(student, seed=1)
     ema.update(student)
-    first = {name: parameter.detach().clone() for name, parameter in learning(student).items()}
+    first = {name: parameter.detach().clone() for name, parameter in trainable_parameters(student).items()}
     perturbed(student, seed=2)
     ema.update(student)
     averaged = dict(ema.module.named_parameters())
-    for name, parameter in learning(student).items():
+    for name, parameter in trainable_parameters(student).items():
         torch.testing.assert_close(averaged[name], 0.75 * first[name] + 0.25 * parameter, msg=name)
     other = Ema(student, 0.75)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.module(*batch()), ema.module(*batch()))
     assert not torch.equal(ema.module(*batch()), student(*batch()))
-    assert set(ema.state_dict()["averages"]) == set(learning(student))
+    assert set(ema.state_dict()["averages"]) == set(trainable_parameters(student))
 
 
 @pytest.mark.parametrize(("decay", "steps", "expected"), [(0.98, 150, 0.98), (0.9999, 100, 0.05**0.01), (0.5, 1, 0.05)])
@@ -239,7 +251,7 @@ def test_the_average_computes_with_its_own_parameters_under_bf16(teacher, tmp_pa
     try:
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         config = replace(run_config, teacher=teacher, roles=LORA)
-        task = DistillationTask(config, build_roles(teacher, LORA), accelerator, 1.0)
+        task = DistillationTask(config, models_of(config, build_roles(teacher, LORA)), accelerator, 1.0)
         task.update(0)
         with torch.no_grad():
             perturbed(task.student.module, std=0.2)
@@ -273,7 +285,7 @@ def test_written_adapters_and_model_are_the_student(teacher, tmp_path) -> None:
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 4, "LORA")
     assert (config["modules_to_save"], config["base_model_name_or_path"]) == (["routing"], teacher.path)
     with safe_open(tmp_path / "out" / "adapter" / "adapter_model.safetensors", framework="pt") as file:
-        assert len(file.keys()) == len(learning(student))
+        assert len(file.keys()) == len(trainable_parameters(student))
         assert "base_model.model.routing.queries.weight" in file.keys()  # noqa: SIM118
 
 
@@ -285,7 +297,7 @@ def test_whole_students_leave_no_adapter(teacher, tmp_path) -> None:
 
 def test_sharing_copies_hold_what_is_shared_and_copy_the_rest() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    other = sharing_copy(model, model[0].parameters())
+    other = copy_sharing(model, model[0].parameters())
     assert other[0].weight is model[0].weight and other[0] is not model[0]
     assert other[1].weight is not model[1].weight and torch.equal(other[1].weight, model[1].weight)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from dar import SiT
+from distill.conditions import ClassLabels
 from distill.config import TeacherConfig
 from distill.errors import UserError
 from distill.sampling.samplers import (
-    balanced_labels,
     configured_vae,
     draw_images,
     few_step_sampler,
-    grid_labels,
+    grid_conditions,
     load_sampler,
     noise_for,
     num_in_grid,
@@ -29,7 +29,7 @@ from tests.conftest import perturbed, tiny_config
 
 def test_images_do_not_depend_on_the_batch_size(tiny_model: SiT) -> None:
     sampler = few_step_sampler("student", tiny_model, t_grid(3)[:-1])
-    labels = balanced_labels(7, 3)
+    labels = ClassLabels(3).balanced(7)
     whole, _ = draw_images(sampler, labels, seed=5, batch_size=7)
     parts, _ = draw_images(sampler, labels, seed=5, batch_size=2)
     assert torch.allclose(whole, parts, atol=1e-5)
@@ -58,7 +58,7 @@ def test_evaluations_are_those_that_are_made(
     rows = []
     tiny_model.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
     sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=cfg_scale, interval=interval), 5, solver)
-    draw_images(sampler, balanced_labels(3, 3), seed=0, batch_size=3)
+    draw_images(sampler, ClassLabels(3).balanced(3), seed=0, batch_size=3)
     assert sum(rows) == 3 * sampler.evaluations
 
 
@@ -68,7 +68,7 @@ def test_saved_student_brings_its_t_list(tmp_path: Path, tiny_model: SiT) -> Non
     sampler = load_sampler(str(tmp_path), TeacherConfig())  # the run folder stands for its student
     assert (sampler.role, sampler.num_steps) == ("student", 3)
     expected = few_step_sampler("student", tiny_model, t_list)
-    labels = balanced_labels(3, 3)
+    labels = ClassLabels(3).balanced(3)
     images = [draw_images(s, labels, seed=1, batch_size=3)[0] for s in (sampler, expected)]
     assert torch.equal(*images)
     (tmp_path / "student" / "sampler.json").write_text(json.dumps({"kind": "few_step"}))
@@ -96,7 +96,7 @@ def test_guided_channels_reach_the_model() -> None:
     torch.manual_seed(0)
     model = SiT(tiny_config(in_channels=4))
     perturbed(model, std=0.3)
-    labels = balanced_labels(3, 3)
+    labels = ClassLabels(3).balanced(3)
 
     def one_step(cfg_channels: int | None) -> torch.Tensor:
         settings = TeacherConfig(cfg_scale=4.0, cfg_channels=cfg_channels)
@@ -110,8 +110,8 @@ def test_guided_channels_reach_the_model() -> None:
 
 
 def test_a_grid_shows_ten_classes_at_most() -> None:
-    assert grid_labels(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
-    assert grid_labels(1000, 1).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
+    assert grid_conditions(ClassLabels(3), 2).tolist() == [0, 0, 1, 1, 2, 2]
+    assert grid_conditions(ClassLabels(1000), 1).tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
 
 
 def test_the_autoencoder_that_a_run_names(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_reports_grid_goes_as_far_as_its_images() -> None:
 
 
 def test_labels_are_balanced() -> None:
-    assert torch.bincount(balanced_labels(11, 3)).tolist() == [4, 4, 3]
+    assert torch.bincount(ClassLabels(3).balanced(11)).tolist() == [4, 4, 3]

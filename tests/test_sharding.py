@@ -9,7 +9,7 @@ import torch
 
 from distill.config import OptimConfig, RunConfig
 from distill.errors import UserError
-from distill.models.parameters import blank_copy, filled
+from distill.models.parameters import materialize, meta_copy
 from distill.models.sharding import sharding_plugin
 from distill.training.checkpoint import load_checkpoint, save_checkpoint
 from distill.training.devices import make_accelerator
@@ -87,9 +87,9 @@ def test_a_checkpoint_is_resumed_as_it_was_written(accelerator, tmp_path: Path) 
 
 
 def test_a_filled_copy_computes_as_the_model_and_holds_the_values_themselves(tiny_model) -> None:
-    blank = blank_copy(tiny_model)
+    blank = meta_copy(tiny_model)
     assert {parameter.device.type for parameter in blank.parameters()} == {"meta"}
-    copy = filled(blank, dict(tiny_model.named_parameters()))
+    copy = materialize(blank, dict(tiny_model.named_parameters()))
     x_t, t, y = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.9]), torch.tensor([0, 3])
     assert torch.equal(copy(x_t, t, y), tiny_model(x_t, t, y))
     pairs = zip(copy.parameters(), tiny_model.parameters(), strict=True)

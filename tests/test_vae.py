@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dar import SiT
 from distill.cli import main
+from distill.conditions import ClassLabels
 from distill.config import EvalConfig, TeacherConfig
 from distill.data import Dataset, load_dataset
 from distill.errors import UserError
@@ -30,7 +31,7 @@ from distill.metrics import measure
 from distill.render import class_grid, save_image, to_uint8
 from distill.sampling import euler
 from distill.sampling.guidance import Denoiser
-from distill.sampling.samplers import balanced_labels, draw_images, load_sampler, ode_sampler
+from distill.sampling.samplers import draw_images, load_sampler, ode_sampler
 from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from tests.conftest import perturbed, tiny_config
@@ -263,15 +264,6 @@ def test_a_picture_of_latents_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "picture.png").exists()
 
 
-class Moments:
-    """A data set of one shape; only that is looked at."""
-
-    num_classes = 2
-
-    def __init__(self, *sample_shape: int) -> None:
-        self.sample_shape = sample_shape
-
-
 def write_latents(folder: Path, space: dict | None = None, num: int = 8, side: int = 14, classes: int = 10) -> Dataset:
     rng = np.random.default_rng(0)
     (folder / "00000").mkdir(parents=True)
@@ -284,18 +276,22 @@ def write_latents(folder: Path, space: dict | None = None, num: int = 8, side: i
     return load_dataset("latents", folder)
 
 
+def shape_and_space(data: Any) -> tuple[tuple[int, ...], LatentSpace]:
+    return data.sample_shape, data.space
+
+
 def test_grids_of_a_training_are_decoded_by_the_datas_autoencoder(tmp_path: Path) -> None:
     folder = str(save_vae(tmp_path / "vae"))
-    assert training_decoder(None, Moments(3, 8, 8), CPU) is PIXELS  # type: ignore[arg-type]
-    preview = training_decoder(None, write_latents(tmp_path / "sd"), CPU)
+    assert training_decoder(None, (3, 8, 8), None, CPU) is PIXELS
+    preview = training_decoder(None, *shape_and_space(write_latents(tmp_path / "sd")), CPU)
     assert isinstance(preview, LatentPreview)
     assert torch.equal(preview.decode(latents()), latents()[:, :3] / 3)
-    assert isinstance(training_decoder(folder, load_dataset("latents", tmp_path / "sd"), CPU), Vae)
+    assert isinstance(training_decoder(folder, *shape_and_space(load_dataset("latents", tmp_path / "sd")), CPU), Vae)
     other = write_latents(tmp_path / "other", {"scale": 0.3611, "shift": 0.1159})
     with pytest.raises(UserError, match=r"scale 0.18215, shift 0; the latents .* scale 0.3611, shift 0.1159"):
-        training_decoder(folder, other, CPU)
+        training_decoder(folder, *shape_and_space(other), CPU)
     with pytest.raises(UserError, match="samples of 1 channel; the autoencoder"):
-        training_decoder(folder, Moments(1, 8, 8), CPU)  # type: ignore[arg-type]
+        training_decoder(folder, (1, 8, 8), None, CPU)
 
 
 def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_path: Path) -> None:
@@ -308,13 +304,13 @@ def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_p
     evaluator.check(model)
     sampler = ode_sampler("t", model, TeacherConfig(), 2)
     ((drawn, rate),) = evaluator.draw([sampler], 20)
-    raw, _ = draw_images(sampler, balanced_labels(20, 10), seed=1, batch_size=20)
+    raw, _ = draw_images(sampler, ClassLabels(10).balanced(20), seed=1, batch_size=20)
     expected = Vae(make_vae(in_channels=1, out_channels=1), "tiny").decode(raw)
     torch.testing.assert_close(drawn, expected.clamp(-1, 1), atol=1e-5, rtol=1e-5)
     measured = evaluator.measure(sampler, drawn, rate)
     by_hand = measure(
         drawn,
-        balanced_labels(20, 10),
+        ClassLabels(10).balanced(20),
         data=evaluator.data,
         extractor=evaluator.extractor,
         lpips=evaluator.perceptual,
@@ -368,11 +364,11 @@ def assert_pictured(path: Path, pixels: Tensor, scale: int = 1) -> None:
 
 def test_a_training_on_latents_shows_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train_latents(tmp_path, "without", None)
-    assert "grids: latents as they are, channels 0 to 2" in capsys.readouterr().out
+    assert "grids: latents as they are, channels 0 to 2" in capsys.readouterr().err
     grid = picture(run / "grids" / "step_00000001.png")
     assert grid.shape == (4 * 14 * 6, 10 * 14 * 6, 3)
     run = train_latents(tmp_path, "with", save_vae(tmp_path / "vae"))
-    assert "grids: decoded by" in capsys.readouterr().out
+    assert "grids: decoded by" in capsys.readouterr().err
     grid = picture(run / "grids" / "step_00000001.png")
     assert grid.shape == (4 * 28 * 3, 10 * 28 * 3, 3)
     line = refused(capsys, "sample", str(tmp_path / "without"), "--output", str(tmp_path / "drawn"))
@@ -392,7 +388,7 @@ def test_a_model_of_latents_through_the_pipeline(
     teacher = train_latents(tmp_path, "training", folder)
     model = SiT.from_pretrained(teacher / "teacher")
     noise = torch.randn(40, 4, 14, 14, generator=generator_for(0, "grid"))
-    denoiser = Denoiser(model, 10, 1.5)
+    denoiser = Denoiser(model, ClassLabels(10), 1.5)
     samples = euler(denoiser.given(torch.arange(10).repeat_interleave(4)), noise, t_grid(2))
     assert_pictured(
         teacher / "grids" / "step_00000001.png", class_grid(to_uint8(vae.decode(samples)), num_rows=4), scale=3
@@ -409,7 +405,7 @@ def test_a_model_of_latents_through_the_pipeline(
     page = (run / "report" / "report.html").read_text()
     assert f"decoded by {folder}" in page and "on channels 0 to 2" in page
 
-    few, labels = ["--num-images", "4"], balanced_labels(4, 10)
+    few, labels = ["--num-images", "4"], ClassLabels(10).balanced(4)
     assert main(["sample", str(run), "--output", str(tmp_path / "student"), *few]) == 0
     assert_pictured(tmp_path / "student" / "000000_class0.png", drawn_by_hand(run, vae, labels)[0])
     guided = ["--steps", "2", "--cfg-scale", "9", "--cfg-channels", "3"]

@@ -15,7 +15,6 @@ from torch import nn
 from dar import SiT
 from distill.cli import main
 from distill.config import (
-    FakeScoreConfig,
     FlowMatchingConfig,
     LoopConfig,
     OptimConfig,
@@ -25,14 +24,15 @@ from distill.config import (
     TeacherConfig,
     TrainConfig,
 )
-from distill.models.roles import build_roles, write_student
-from distill.models.sharding import is_sharded, own_part
-from distill.objectives.dmd import DistillationTask
+from distill.models.sharding import is_sharded, local_shard
+from distill.objectives import DmdConfig, FakeScoreConfig
 from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.task import DistillationTask
 from distill.training.checkpoint import checkpoints
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
-from tests.conftest import perturbed, tiny_config
+from distill.verbs.run import write_student
+from tests.conftest import build_roles, models_of, perturbed, tiny_config
 from tests.test_resume import Blobs
 
 BASE = "base"
@@ -74,15 +74,15 @@ def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
         str(folder),
         teacher=TeacherConfig(path=str(folder.parent / BASE), cfg_scale=3.0),
         student=StudentConfig(steps=2, ema_decay=0.5, optim=OPTIM),
-        fake_score=FakeScoreConfig(updates=2, optim=OPTIM),
+        objective=DmdConfig(fake_score=FakeScoreConfig(updates=2, optim=OPTIM)),
         roles=RolesConfig(trainable, lora_rank=4),
         train=LOOP,
     )
     accelerator = make_accelerator(config)
     torch.manual_seed(1)
-    task = DistillationTask(config, build_roles(config.teacher, config.roles), accelerator, 1.0)
+    task = DistillationTask(config, models_of(config, build_roles(config.teacher, config.roles)), accelerator, 1.0)
     run_loop(task, LOOP, accelerator, folder, resume=resume)
-    check_parts(accelerator, task.teacher, task.student.module, task.fake_score.module)
+    check_parts(accelerator, task.objective.teacher.model, task.student.module, task.objective.fake_score.module)
     averaged = task.averaged_student
     if accelerator.is_main_process:
         write_student(averaged, task.t_list, folder)
@@ -93,7 +93,7 @@ def check_parts(accelerator: Accelerator, *models: nn.Module) -> None:
     """With FSDP each process has half of every block, and otherwise all of it."""
     for model in models:
         parameters = list(model.get_submodule("blocks").parameters())
-        share = sum(own_part(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
+        share = sum(local_shard(p).numel() for p in parameters) / sum(p.numel() for p in parameters)
         assert all(is_sharded(p) == accelerator.is_fsdp2 for p in parameters)
         assert share == (0.5 if accelerator.is_fsdp2 else 1.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dar.checkpoints.words import few
+from dar.checkpoints.printable import listed
 from dar.sit import SiT, SiTConfig
 
 
@@ -36,6 +36,6 @@ def check_fit(path: Path, expected: dict[str, tuple[int, ...]], tensors: dict[st
         ],
         "not floating point": sorted(name for name in shared if not tensors[name].is_floating_point()),
     }
-    found = [f"{len(names)} {what} ({few(names)})" for what, names in problems.items() if names]
+    found = [f"{len(names)} {what} ({listed(names)})" for what, names in problems.items() if names]
     if found:
         raise ValueError(f"{path}: tensors that do not fit a SiT: {'; '.join(found)}")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dar.checkpoints.pickles import read_pickle
-from dar.checkpoints.words import few, shown
+from dar.checkpoints.printable import listed, printable
 
 ONLY = "only"  # the name of the one set of weights in a file that does not name it
 OWN_WEIGHTS = "model.safetensors"
@@ -111,7 +111,7 @@ def stripped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         while prefix := next((p for p in WRAPPERS if bare.startswith(p)), None):
             bare = bare.removeprefix(prefix)
         if bare in result:
-            raise ValueError(f"{path} holds {shown(bare)} twice, with and without a wrapper's prefix")
+            raise ValueError(f"{path} holds {printable(bare)} twice, with and without a wrapper's prefix")
         result[bare] = tensor
     return result
 
@@ -126,7 +126,7 @@ def _from_top_level(path: Path, top: Any) -> Contents:
         sets[ONLY] = top["state_dict"]
     if not sets or (ONLY in sets and len(sets) > 1):
         what = "no weights" if not sets else "weights in more than one place"
-        raise ValueError(f"{path}: {what} among {few(top, 6)}; expected tensors, or ema and model, or state_dict")
+        raise ValueError(f"{path}: {what} among {listed(top, 6)}; expected tensors, or ema and model, or state_dict")
     args = top.get("args", {})
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     return Contents(path, weights={name: stripped(path, state) for name, state in sets.items()}, args=args)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dar.checkpoints.base import Request
 from dar.checkpoints.contents import Contents
-from dar.checkpoints.words import shown
+from dar.checkpoints.printable import printable
 from dar.presets import known_num_heads
 from dar.routing import RoutingConfig
 from dar.sit import SiTConfig
@@ -55,7 +55,7 @@ def check_path(contents: Contents) -> None:
         value = str(contents.args.get(name, allowed[0]))
         if value.lower() not in allowed:
             raise ValueError(
-                f"{contents.path} was trained with {name} = {shown(value)}; only {allowed[0]} is supported"
+                f"{contents.path} was trained with {name} = {printable(value)}; only {allowed[0]} is supported"
             )
 
 
@@ -144,10 +144,10 @@ def _num_heads(contents: Contents, tensors: dict[str, Tensor], request: Request,
         if request.num_heads not in (None, of_tensors):
             raise ValueError(f"{contents.path} has {of_tensors} heads, by its q_norm; num_heads = {request.num_heads}")
         return of_tensors
-    told = request.num_heads or contents.args.get("num_heads") or known_num_heads(depth, hidden_size)
-    if not isinstance(told, int):
+    given = request.num_heads or contents.args.get("num_heads") or known_num_heads(depth, hidden_size)
+    if not isinstance(given, int):
         raise ValueError(
             f"{contents.path}: the number of heads leaves no trace in the weights, and depth {depth} with width "
             f"{hidden_size} is no known size; give num_heads"
         )
-    return told
+    return given

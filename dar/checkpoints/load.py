@@ -11,7 +11,7 @@ from torch import Tensor
 from dar.checkpoints import repa
 from dar.checkpoints.base import FORMATS, Format, Numerics, Request, Weights
 from dar.checkpoints.contents import Contents, read_contents
-from dar.checkpoints.words import few
+from dar.checkpoints.printable import listed
 from dar.presets import num_parameters
 from dar.sit import SiT, SiTConfig
 
@@ -140,12 +140,12 @@ def _kind(is_folder: bool) -> str:
 def _seen(contents: Contents) -> str:
     """A few names, for a person to recognise."""
     if contents.is_folder:
-        return f"the files {few(contents.files, 6)}; {_class_name(contents)}"
+        return f"the files {listed(contents.files, 6)}; {_class_name(contents)}"
     shapes = {name: tuple(tensor.shape) for name, tensor in contents.any_weights.items()}
     telling = [name for name in ("x_embedder.proj.weight", "final_layer.linear.weight") if name in shapes]
     names = [f"{name} {shapes[name]}" for name in telling or shapes]
-    args = few([f"{name}={contents.args[name]}" for name in ("model", "path_type") if name in contents.args])
-    return f"{len(shapes)} tensors, with {few(names)}; {args or 'no training argument that tells'}"
+    args = listed([f"{name}={contents.args[name]}" for name in ("model", "path_type") if name in contents.args])
+    return f"{len(shapes)} tensors, with {listed(names)}; {args or 'no training argument that tells'}"
 
 
 def _class_name(contents: Contents) -> str:

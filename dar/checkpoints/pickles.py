@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dar.checkpoints.words import shown
+from dar.checkpoints.printable import printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 _REFUSED = re.compile(r"(?:GLOBAL|function|class|instantiate)\s+(<[^>]*>|[\w.]+)")
@@ -38,7 +38,7 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # torch's reader meets arbitrary bytes with arbitrary exceptions
         reason = (str(error).splitlines() or [""])[0].split(". ")[0]
         raise ValueError(
-            f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {shown(reason)}"
+            f"{path} is damaged or no PyTorch checkpoint: {type(error).__name__}: {printable(reason)}"
         ) from error
 
 
@@ -46,8 +46,8 @@ def _refusal(path: Path, message: str) -> str:
     """torch's page on `weights_only`, in one line."""
     found = _REFUSED.search(message)
     if found:
-        asked = shown(found.group(1).rstrip("."))
+        asked = printable(found.group(1).rstrip("."))
         return f"{path} asks to run {asked}; only tensors and training arguments are read, so it is refused"
     lines = [line.strip() for line in message.splitlines() if "UnpicklingError" in line or "WeightsUnpickler" in line]
     reason = lines[0] if lines else "it does not unpickle"
-    return f"{path} is damaged, no PyTorch checkpoint, or holds more than tensors, and is refused: {shown(reason)}"
+    return f"{path} is damaged, no PyTorch checkpoint, or holds more than tensors, and is refused: {printable(reason)}"

@@ -1,4 +1,7 @@
-"""The command line. Each verb is a file with `add_arguments` and `main`; torch is imported inside `main`."""
+"""The command line: a file for each verb, with `add_arguments` and `main`, which prints what the verb returns.
+
+May import everything, inside `main` what imports torch: `--help` has to answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, retrofit, run, sample, train
+from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, recipes, retrofit, run, sample, train
 from distill.cli.allocator import keep_freed_memory
 from distill.errors import NonFiniteError
 
@@ -22,8 +25,10 @@ VERBS = {
     "retrofit": retrofit,
     "convert": convert,
     "inspect": inspect,
+    "recipes": recipes,
 }
 RESUMABLE = ("run", "train")
+WITH_PROGRESS = ("run", "train", "sample", "evaluate", "compare", "diagnose")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dar-distill",
         description="Few-step students of diffusion transformers with Diffusion-Adaptive Routing, and what "
         "becomes of their detail.",
-        epilog="Start with: dar-distill run configs/quickstart.yaml",
+        epilog="Start with: dar-distill run quickstart",
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -42,13 +47,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a verb; its overrides, key=value, may stand before and after options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 with one line on stderr for what the user can mend; 3 where a run diverged."""
-    args = build_parser().parse_args(argv)
+    args = parse_args(argv)
     keep_freed_memory()
     # Checkpoints and data are local; a library that asks a hub for news would only make people wait.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        if args.verb in WITH_PROGRESS:
+            from distill.progress import show_progress
+
+            show_progress()
         VERBS[args.verb].main(args)
     except (ValueError, OSError) as error:
         return _fail(error, 2, args.traceback)

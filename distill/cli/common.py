@@ -1,12 +1,17 @@
-"""Arguments that verbs share. Nothing here imports torch."""
+"""Arguments that verbs share, and what is made of them. Nothing here imports torch before it is called."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.config import EvalConfig, TeacherConfig
+    from distill.sampling import Sampler
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+    parser.add_argument("config", help="a YAML file, or a shipped recipe such as quickstart")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as student.steps=2")
     parser.add_argument("--resume", action="store_true", help="continue the run in its output folder")
     parser.add_argument(
@@ -48,3 +53,49 @@ def number_list(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between") from error
+
+
+def print_dry_run(config_type: type, args: argparse.Namespace) -> None:
+    """The plan of the configuration, in place of the run."""
+    from distill.planning import Launch
+    from distill.planning.tables import print_plan
+    from distill.verbs.configs import config_of
+    from distill.verbs.plan import plan_of_config
+
+    print_plan(plan_of_config(config_of(config_type, args.config, args.overrides), None, Launch()))
+
+
+def teacher_config(args: argparse.Namespace, path: str) -> TeacherConfig:
+    """How a model without timesteps of its own is to draw."""
+    from distill.config import TeacherConfig
+
+    return TeacherConfig(path=path, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels, steps=args.steps)
+
+
+def load_sampler(args: argparse.Namespace, path: str) -> Sampler:
+    """The model with its sampler, as the arguments say."""
+    from distill.verbs.load import load
+
+    settings = teacher_config(args, path)
+    return load(
+        path,
+        cfg_scale=settings.cfg_scale,
+        cfg_channels=settings.cfg_channels,
+        steps=settings.steps,
+        solver=args.solver,
+    )
+
+
+def eval_config(args: argparse.Namespace) -> EvalConfig:
+    """What is drawn and measured, as the arguments say."""
+    from distill.config import EvalConfig
+
+    return EvalConfig(
+        num_images=args.num_images,
+        batch_size=args.batch_size,
+        extractor=args.extractor,
+        reference=args.reference,
+        teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
+        vae=args.vae,
+        seed=args.seed,
+    )

@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.sample import compare
+    from distill.cli.common import eval_config, teacher_config
+    from distill.verbs.compare import compare
 
-    compare(args)
+    teacher = teacher_config(args, args.teacher)
+    found = compare(args.runs, teacher, eval_config(args), output=args.output, solver=args.solver)
+    print(f"report: {found.report}")

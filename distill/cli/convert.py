@@ -22,4 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from distill.verbs.convert import convert
 
-    convert(args)
+    done = convert(
+        args.source,
+        args.target,
+        weights=args.weights,
+        numerics=args.numerics,
+        num_heads=args.num_heads,
+        format=args.format,
+    )
+    low, high = done.t_range
+    print(f"{done.folder}: {done.num_parameters:,} parameters, t in [{low:.4g}, {high:.4g}]")

@@ -23,4 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from distill.verbs.diagnose import diagnose
 
-    diagnose(args)
+    page, diagnosis = diagnose(
+        args.models, output=args.output, vs=args.vs, num_images=args.num_images, data=args.data, seed=args.seed
+    )
+    print(f"diagnosis: {page}")
+    for note in diagnosis.notes:
+        print(f"note: {note}")

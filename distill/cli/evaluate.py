@@ -16,6 +16,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.sample import evaluate
+    import math
 
-    evaluate(args)
+    from distill.cli.common import eval_config, load_sampler
+    from distill.files import new_folder
+    from distill.metrics import MEASURES
+    from distill.verbs.evaluate import evaluate
+
+    new_folder(args.output)
+    found = evaluate(load_sampler(args, args.model), eval_config(args), output=args.output)
+    measured = found.measured
+    rate = f"{measured.images_per_second:.1f} per second"
+    print(f"{measured.name} ({measured.description}), {measured.num_images} images, {rate}")
+    for name, value in measured.measures.items():
+        title, unit = MEASURES[name].title, MEASURES[name].unit
+        limits = "" if math.isnan(value.low) else f"[{value.low:.4f}, {value.high:.4f}] "
+        print(f"  {title:<40} {value.value:10.4f}  {limits}{unit}")
+    for note in found.notes:
+        print(f"note: {note}")

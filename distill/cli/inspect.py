@@ -10,6 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.convert import inspect
+    from distill.verbs.inspect import description_lines, inspect
 
-    inspect(args)
+    for name, value in description_lines(inspect(args.path)):
+        print(f"{name:<12}{value}")

@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a YAML file of run or train, such as configs/quickstart.yaml")
+    parser.add_argument("config", help="a YAML file of run or train, or a shipped recipe such as quickstart")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=64")
     parser.add_argument(
         "--model",
@@ -22,6 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.plan import plan
+    import math
 
-    plan(args)
+    from distill.errors import UserError
+    from distill.planning.tables import plan_to_json, print_plan
+    from distill.verbs.plan import launch_of, plan
+
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise UserError(f"--tflops must be finite and above 0; got {args.tflops:g}")
+    launch = launch_of(args.processes, args.strategy, args.accelerate)
+    found = plan(args.config, args.overrides, model=args.model or (), launch=launch)
+    if args.json:
+        print(plan_to_json(found, args.tflops))
+    else:
+        print_plan(found, args.tflops)

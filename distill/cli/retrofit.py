@@ -15,6 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.retrofit import retrofit_folder
+    from distill.config import RetrofitConfig, config_from_overrides
+    from distill.verbs.retrofit import retrofit
 
-    retrofit_folder(args)
+    routing = config_from_overrides(RetrofitConfig, args.overrides).routing
+    done = retrofit(args.source, args.target, routing, lossy=args.lossy)
+    print(f"{done.folder}: routing {done.kind}, {done.parameters:,} parameters more")
+    print(f"change of the velocity, over its RMS: at most {done.worst:.1e}, RMS {done.typical:.1e}")

@@ -12,6 +12,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.run import distil
+    if args.dry_run:
+        from distill.cli.common import print_dry_run
+        from distill.config import RunConfig
 
-    distil(args.config, args.overrides, resume=args.resume, dry_run=args.dry_run)
+        return print_dry_run(RunConfig, args)
+    from distill.verbs.run import run
+
+    done = run(args.config, args.overrides, resume=args.resume)
+    if done is not None:
+        print(f"student: {done.student}")
+        print(f"report:  {done.report}")

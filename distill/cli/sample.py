@@ -16,6 +16,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    from distill.cli.common import load_sampler
+    from distill.files import new_folder
     from distill.verbs.sample import sample
 
-    sample(args)
+    folder = new_folder(args.output)
+    drawn = sample(
+        load_sampler(args, args.model),
+        args.num_images,
+        classes=args.classes,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        vae=args.vae,
+        output=args.output,
+    )
+    print(
+        f"{len(drawn.images)} images by {drawn.sampler.name} ({drawn.description}), "
+        f"{drawn.images_per_second:.1f} per second: {folder}"
+    )

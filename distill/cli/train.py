@@ -12,6 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from distill.verbs.train import pretrain
+    if args.dry_run:
+        from distill.cli.common import print_dry_run
+        from distill.config import TrainConfig
 
-    pretrain(args.config, args.overrides, resume=args.resume, dry_run=args.dry_run)
+        return print_dry_run(TrainConfig, args)
+    from distill.verbs.train import train
+
+    done = train(args.config, args.overrides, resume=args.resume)
+    if done is not None:
+        print(f"teacher: {done.teacher}")

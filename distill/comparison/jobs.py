@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from distill.comparison.config import Comparison, Job
 from distill.comparison.measuring import MEASURES_FILE, is_measured, measure_job
 from distill.comparison.training import held_out, is_trained, load_data, train_job
 from distill.errors import NonFiniteError
 from distill.evaluation.evaluator import Evaluator
+from distill.progress import logger
 from distill.training.devices import default_device
 
 
@@ -60,7 +58,7 @@ def run_queue(jobs: Sequence[Job], is_done: Callable[[Job], bool], do: Callable[
                 try:
                     do(job)
                 except NonFiniteError as error:
-                    print(f"{job.name}: {error}", file=sys.stderr)
+                    logger.error(f"{job.name}: {error}")
                     diverged.add(job.name)
         open_jobs = [job for job in open_jobs if not is_done(job)]
     return open_jobs
@@ -95,16 +93,15 @@ class Clock:
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self._console = Console(stderr=True)
         self._seconds: dict[tuple[str, str], float] = {}
 
     @contextlib.contextmanager
     def of(self, job: Job) -> Iterator[None]:
-        self._print(f"{job.name} ...")
+        logger.info(f"{job.name} ...")
         started = time.perf_counter()
         yield
         self._seconds[job.size, job.arm] = time.perf_counter() - started
-        self._print(f"{job.name}: {self._seconds[job.size, job.arm]:.0f} s; {self.outlook()}")
+        logger.info(f"{job.name}: {self._seconds[job.size, job.arm]:.0f} s; {self.outlook()}")
 
     def outlook(self) -> str:
         """The jobs that are left, those in work included, and their time in one process."""
@@ -121,6 +118,3 @@ class Clock:
         same_size = [seconds for (size, _), seconds in known.items() if size == job.size]
         either = same_size or list(known.values())
         return known.get((job.size, job.arm), sum(either) / len(either))
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from dar import SiT
 from dar.diagnostics import symptoms
 from distill.comparison.config import Job, MeasuringConfig
 from distill.comparison.training import MODEL_FOLDER, HeldOut
+from distill.conditions import to_device
 from distill.config import TeacherConfig, merge_values
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
@@ -64,8 +65,8 @@ def measure_job(job: Job, config: MeasuringConfig, evaluator: Evaluator, samples
 def profiles_of(model: SiT, samples: HeldOut) -> dict[str, list[float]]:
     """hidden_rms (K + 1), gradient_rms (K) and neighbour_cosine (K) of `dar.diagnostics.symptoms`."""
     device = next(model.parameters()).device
-    batch = (part.to(device) for part in (samples.x0, samples.eps, samples.t, samples.y))
-    found = symptoms(model, *batch)
+    x0, eps, t = (part.to(device) for part in (samples.x0, samples.eps, samples.t))
+    found = symptoms(model, x0, eps, t, to_device(samples.y, device))
     return {name: getattr(found, name).tolist() for name in ("hidden_rms", "gradient_rms", "neighbour_cosine")}
 
 

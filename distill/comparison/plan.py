@@ -13,6 +13,7 @@ from rich.table import Table
 from dar import SiT
 from distill.comparison.config import Comparison, Job
 from distill.comparison.timing import Cost, time_arms
+from distill.conditions import condition_of
 
 FEW = 3
 FORWARD_BATCH = 100
@@ -49,7 +50,7 @@ def forward_seconds(job: Job) -> float:
     """Seconds of one sample's forward pass, in batches as validation and drawing take them."""
     model = SiT(job.model).eval()
     x = torch.randn(FORWARD_BATCH, *model.sample_shape)
-    t, y = torch.rand(FORWARD_BATCH), torch.zeros(FORWARD_BATCH, dtype=torch.int64)
+    t, y = torch.rand(FORWARD_BATCH), condition_of(model).balanced(FORWARD_BATCH)
     times = []
     for _ in range(FEW):
         started = time.perf_counter()

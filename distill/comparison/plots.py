@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from distill.comparison.config import Comparison
 from distill.comparison.gather import Gathered, Result
 from distill.comparison.statistics import paired
-from distill.report.style import FAINT, INK, dress, new_figure
+from distill.report.style import FAINT, INK, new_figure, style_axes
 
 # Warm for DAR, cool and dashed for all others, ink for the first baseline. After the palettes of Okabe and Ito
 # and of Paul Tol, made for colour-blind readers.
@@ -44,8 +44,8 @@ def curves_plot(gathered: Gathered) -> Figure:
     figure, axes = _grid(len(sizes), 2, width=5.0, height=3.5)
     for row, size in zip(axes, sizes, strict=True):
         timed = all((size, arm) in gathered.costs for arm in gathered.comparison.arms)
-        dress(row[0], x="updates", y="held-out loss", title=size)
-        dress(row[1], x="seconds, timed side by side" if timed else "seconds, as recorded")
+        style_axes(row[0], x="updates", y="held-out loss", title=size)
+        style_axes(row[1], x="seconds, timed side by side" if timed else "seconds, as recorded")
         _curves(row[0], gathered, size, lambda result: [p.step for p in result.trained.curve])
         _curves(row[1], gathered, size, lambda result, timed=timed: _seconds(gathered, result, timed=timed))
     _legend(figure, axes[0][0])
@@ -85,7 +85,7 @@ def differences_plot(gathered: Gathered, quantities: Mapping[str, str]) -> Figur
     figure, axes = _grid(len(gathered.sizes), len(quantities), width=3.7, height=0.9 + 0.24 * len(arms))
     for row, size in zip(axes, gathered.sizes, strict=True):
         for ax, (quantity, title) in zip(row, quantities.items(), strict=True):
-            dress(ax, x=f"% of {first}", title=f"{size}: {title}")
+            style_axes(ax, x=f"% of {first}", title=f"{size}: {title}")
             ax.axvline(0, color=INK, linewidth=1.1, zorder=2)
             for place, arm in enumerate(arms):
                 _difference(ax, gathered, (quantity, size, arm, first), place, colours[arm])
@@ -122,7 +122,7 @@ def symptoms_plot(gathered: Gathered) -> Figure:
     figure, axes = _grid(len(sizes), len(columns), width=3.7, height=3.0)
     for row, size in zip(axes, sizes, strict=True):
         for ax, (name, title, first_block) in zip(row, columns, strict=True):
-            dress(ax, x="block k", title=f"{size}, {title}")
+            style_axes(ax, x="block k", title=f"{size}, {title}")
             _profiles(ax, gathered, size, name, first_block)
             if name != "neighbour_cosine":
                 ax.set_yscale("log")

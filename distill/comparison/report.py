@@ -27,7 +27,7 @@ from distill.comparison.sections import (
 from distill.errors import UserError
 from distill.files import write_bytes, write_text
 from distill.report.style import png
-from distill.training.run_folder import versions
+from distill.report.versions import versions
 
 SIGNIFICANT_DIGITS = 6
 DIFFERENCES = {"loss": "held-out loss", "frechet": "Fréchet distance", "redundancy": "redundancy"}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
-from distill.config import TrainConfig, config_to_yaml, load_config
+from distill.conditions import ConditionBatch, slice_rows, to_device
+from distill.config import CONFIG_FILE, TrainConfig, config_to_yaml, load_config
 from distill.data import load_dataset
 from distill.data.base import Dataset, noise_of
 from distill.errors import UserError
@@ -27,7 +28,6 @@ from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_log import read_log
 
-CONFIG_FILE = "config.yaml"
 TRAINING_FILE = "training.json"
 MODEL_FOLDER = "model"
 VALIDATION_BATCH = 100
@@ -35,16 +35,16 @@ VALIDATION_BATCH = 100
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples that every arm is looked at with: x0, eps (N, C, H, W), t and y (N)."""
+    """Samples that every arm is looked at with: x0, eps (N, C, H, W), t (N) and y of N rows."""
 
     x0: Tensor
     eps: Tensor
     t: Tensor
-    y: Tensor
+    y: ConditionBatch
 
     def first(self, num: int) -> HeldOut:
         """The first `num`, their t still spread over the whole range."""
-        return HeldOut(self.x0[:num], self.eps[:num], self.t[:num], self.y[:num])
+        return HeldOut(self.x0[:num], self.eps[:num], self.t[:num], slice_rows(self.y, 0, num))
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,10 @@ def held_out_loss(model: nn.Module, samples: HeldOut) -> float:
     training, device = model.training, next(model.parameters()).device
     model.eval()
     total = 0.0
-    parts = (part.split(VALIDATION_BATCH) for part in (samples.x0, samples.eps, samples.t, samples.y))
-    for x0, eps, t, y in zip(*parts, strict=True):
-        x0, eps, t, y = x0.to(device), eps.to(device), t.to(device), y.to(device)
+    for first in range(0, len(samples.x0), VALIDATION_BATCH):
+        last = first + VALIDATION_BATCH
+        x0, eps, t = (part[first:last].to(device) for part in (samples.x0, samples.eps, samples.t))
+        y = to_device(slice_rows(samples.y, first, last), device)
         total += flow_matching_loss(model(interpolate(x0, eps, t), t, y), x0, eps).item() * len(x0)
     model.train(training)
     return total / len(samples.x0)

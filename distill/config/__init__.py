@@ -12,13 +12,13 @@ from distill.config.load import (
     flattened,
     load_config,
     merge_values,
+    override_values,
+    plain_values,
     read_values,
 )
 from distill.config.schema import (
     DataConfig,
-    DmdConfig,
     EvalConfig,
-    FakeScoreConfig,
     FlowMatchingConfig,
     LoopConfig,
     OptimConfig,
@@ -36,9 +36,7 @@ from distill.config.schema import (
 __all__ = [
     "CONFIG_FILE",
     "DataConfig",
-    "DmdConfig",
     "EvalConfig",
-    "FakeScoreConfig",
     "FlowMatchingConfig",
     "LoopConfig",
     "OptimConfig",
@@ -58,5 +56,7 @@ __all__ = [
     "flattened",
     "load_config",
     "merge_values",
+    "override_values",
+    "plain_values",
     "read_values",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -15,6 +15,9 @@ from distill.errors import UserError
 
 CONFIG_FILE = "config.yaml"
 """The resolved configuration in the folder of a run."""
+
+MOVED_SECTIONS = {"dmd": "objective", "fake_score": "objective.fake_score"}
+"""Top-level sections of earlier configurations, and where they are now."""
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ def config_from_overrides(config_type: type[T], overrides: Sequence[str]) -> T:
 
 def build_config(config_type: type[T], values: dict[Any, Any]) -> T:
     """A `config_type` from plain values by section. Raises: UserError as `load_config`."""
-    return _build(config_type, values, "")
+    return _build(config_type, _with_current_names(values), "")
 
 
 def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
@@ -52,13 +55,21 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, An
         raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(given, DictConfig):
         raise UserError(f"{path} must hold a mapping of sections; it holds a list")
-    return _overridden(given, overrides, f"{path}: ")
+    current = _with_current_names(OmegaConf.to_container(given))
+    return _overridden(OmegaConf.create(current), overrides, f"{path}: ")
+
+
+def override_values(values: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
+    """Plain values with `overrides`. Raises: UserError where one cannot be read."""
+    return _overridden(OmegaConf.create(_with_current_names(values)), overrides, "")
 
 
 def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict[Any, Any]:
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise UserError(f"override {override!r} must look like section.key=value")
+        for old, new in MOVED_SECTIONS.items():
+            override = new + override.removeprefix(old) if override.startswith(f"{old}.") else override
         try:
             given.merge_with_dotlist([override])
         except Exception as error:
@@ -67,6 +78,18 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
         values: Any = OmegaConf.to_container(given, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{where}{_one_line(error)}") from error
+    return values
+
+
+def _with_current_names(values: Any) -> Any:
+    """Values of a configuration whose sections may stand where they once stood."""
+    for old, new in MOVED_SECTIONS.items():
+        if old in values:
+            values = dict(values)
+            moved = values.pop(old) or {}
+            for part in reversed(new.split(".")):
+                moved = {part: moved}
+            values = merge_values(values, moved)
     return values
 
 
@@ -81,12 +104,12 @@ def merge_values(base: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
 
 def config_to_yaml(config: Any) -> str:
     """The resolved configuration; `load_config` reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(plain_values(config)))
 
 
 def flat_values(config: Any) -> dict[str, Any]:
     """The resolved configuration by dotted name, {"train.steps": 1000, ..}."""
-    return flattened(_plain(config))
+    return flattened(plain_values(config))
 
 
 def flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -97,10 +120,11 @@ def flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """A configuration as dictionaries, lists and scalars."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {field.name: plain_values(getattr(value, field.name)) for field in fields(value)}
+    return [plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
@@ -119,13 +143,13 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
                 raise UserError(f"{prefix}{name} is required and has no default")
             continue
         value = values[name]
-        section = _section_type(hints[name])
+        section = _section_type(hints[name], field, value, f"{prefix}{name}")
         if section is not None and value is not None:
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{name} is a section with keys of its own; got {value!r}")
             # A partial section keeps this field's own defaults, which may differ from its type's.
-            if field.default_factory is not MISSING:
-                value = merge_values(_plain(field.default_factory()), value)
+            if field.default_factory is not MISSING and isinstance(default := field.default_factory(), section):
+                value = merge_values(plain_values(default), value)
             built[name] = _build(section, value, f"{prefix}{name}.")
         else:
             built[name] = _convert(hints[name], value, f"{prefix}{name}")
@@ -135,8 +159,14 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
         raise UserError(_with_prefix(str(error), prefix)) from error
 
 
-def _section_type(hint: Any) -> type | None:
-    """The dataclass of a field that is a section, required or not."""
+def _section_type(hint: Any, field: Field, value: Any, path: str) -> type | None:
+    """The dataclass of a field that is a section, required or not; where it has variants, the one that it names."""
+    if "variants" in field.metadata:
+        variants = field.metadata["variants"]()
+        name = value.get("name", next(iter(variants))) if isinstance(value, dict) else None
+        if name is not None and name not in variants:
+            raise UserError(f"{path}.name must be one of {', '.join(variants)}; got {name!r}")
+        return variants[name] if name else next(iter(variants.values()))
     kinds = getattr(hint, "__args__", (hint,))
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 

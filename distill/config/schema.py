@@ -11,33 +11,8 @@ from typing import Any
 
 from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
+from distill.config.checks import at_least, ema_decay, one_of, within
 from distill.errors import UserError
-
-
-def _at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not minimum <= value < math.inf:
-            limit = "finite" if value == math.inf else f"at least {minimum:g}"
-            raise UserError(f"{f'{section}.{name}'.lstrip('.')} must be {limit}; got {value:g}")
-
-
-def _within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not low <= value <= high:
-            raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
-
-
-def _decay(owner: Any, section: str) -> None:
-    if not 0 <= owner.ema_decay < 1:  # at 1 the average would never move
-        raise UserError(f"{section}.ema_decay must lie in [0, 1); got {owner.ema_decay:g}")
-
-
-def _one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(owner, name)
-    if value not in allowed:
-        raise UserError(f"{section}.{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 @dataclass
@@ -58,9 +33,9 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of(self, "optim", "name", ("adamw", "adamw_8bit"))
-        _at_least(self, "optim", 0, "lr", "routing_lr_factor", "weight_decay", "warmup_steps")
-        _within(self, "optim", 0, 1, "decay_fraction")
+        one_of(self, "optim", "name", ("adamw", "adamw_8bit"))
+        at_least(self, "optim", 0, "lr", "routing_lr_factor", "weight_decay", "warmup_steps")
+        within(self, "optim", 0, 1, "decay_fraction")
         if self.clip_norm <= 0:
             raise UserError(f"optim.clip_norm must be above 0; got {self.clip_norm:g}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -102,9 +77,9 @@ class LoopConfig:
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
-        _at_least(self, "train", 1, "save_every", "keep")
-        _one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
+        at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
+        at_least(self, "train", 1, "save_every", "keep")
+        one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"train.batch_size must be a multiple of train.accumulation = {self.accumulation}; "
@@ -121,9 +96,9 @@ class FlowMatchingConfig:
     ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        _one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
-        _within(self, "flow_matching", 0, 1, "label_dropout")
-        _decay(self, "flow_matching")
+        one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
+        within(self, "flow_matching", 0, 1, "label_dropout")
+        ema_decay(self, "flow_matching")
 
 
 @dataclass
@@ -139,8 +114,8 @@ class StartConfig:
     lora_rank: int = 16
 
     def __post_init__(self) -> None:
-        _one_of(self, "start", "trainable", ("all", "routing", "lora"))
-        _at_least(self, "start", 1, "lora_rank")
+        one_of(self, "start", "trainable", ("all", "routing", "lora"))
+        at_least(self, "start", 1, "lora_rank")
 
 
 @dataclass
@@ -163,8 +138,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.start.path is None):
             raise UserError("give either a section model (a new model) or start.path (a folder to fine-tune)")
-        _at_least(self, "", 0, "grid_cfg_scale")
-        _at_least(self, "", 1, "grid_steps")
+        at_least(self, "", 0, "grid_cfg_scale")
+        at_least(self, "", 1, "grid_steps")
         if self.model is not None and self.start.trainable != "all":
             raise UserError(f"start.trainable = {self.start.trainable} needs start.path, a folder to fine-tune")
 
@@ -193,8 +168,8 @@ class TeacherConfig:
     steps: int = 50
 
     def __post_init__(self) -> None:
-        _at_least(self, "teacher", 0, "cfg_scale")
-        _at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
+        at_least(self, "teacher", 0, "cfg_scale")
+        at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
@@ -213,15 +188,15 @@ class StudentConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
 
     def __post_init__(self) -> None:
-        _at_least(self, "student", 1, "steps")
-        _decay(self, "student")
+        at_least(self, "student", 1, "steps")
+        ema_decay(self, "student")
         if not 0 < self.shift < math.inf:
             raise UserError(f"student.shift must be finite and above 0; got {self.shift:g}")
 
 
 @dataclass
 class RolesConfig:
-    """What of student and fake_score learns.
+    """What of the student and of the objective's copies of the teacher learns.
 
     trainable: `all`, or `lora`: the routing, and adapters of rank `lora_rank` on the linear layers of all blocks,
         over the teacher's own weights, which then are in memory once.
@@ -231,42 +206,8 @@ class RolesConfig:
     lora_rank: int = 64
 
     def __post_init__(self) -> None:
-        _one_of(self, "roles", "trainable", ("all", "lora"))
-        _at_least(self, "roles", 1, "lora_rank")
-
-
-@dataclass
-class FakeScoreConfig:
-    """updates: critic updates per student update; warmup_updates: critic-only updates at the start."""
-
-    updates: int = 5
-    warmup_updates: int = 0
-    t_sampler: str = "uniform"
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, betas=(0.0, 0.95)))
-
-    def __post_init__(self) -> None:
-        _at_least(self, "fake_score", 1, "updates")
-        _at_least(self, "fake_score", 0, "warmup_updates")
-        _one_of(self, "fake_score", "t_sampler", ("uniform", "logit_normal"))
-
-
-@dataclass
-class DmdConfig:
-    """t of the distribution-matching loss is drawn uniformly from [t_min, t_max], per sample.
-
-    rollout: `random_step` takes the loss at one step of the student's list, the same for the whole batch;
-        `every_step` at all of them, train.batch_size then counting trajectories (small models: more
-        gradient per rollout).
-    """
-
-    t_min: float = 0.02
-    t_max: float = 0.98
-    rollout: str = "random_step"
-
-    def __post_init__(self) -> None:
-        _one_of(self, "dmd", "rollout", ("random_step", "every_step"))
-        if not 0 <= self.t_min < self.t_max <= 1:
-            raise UserError(f"dmd needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
+        one_of(self, "roles", "trainable", ("all", "lora"))
+        at_least(self, "roles", 1, "lora_rank")
 
 
 @dataclass
@@ -292,23 +233,41 @@ class EvalConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
-        _at_least(self, "evaluate", 1, "batch_size", "bootstrap")
+        at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
+        at_least(self, "evaluate", 1, "batch_size", "bootstrap")
 
     def reference_for(self, teacher_path: str) -> str | None:
         """`teacher_reference`, or None where that would be the embedded teacher's for another teacher."""
         return None if self.teacher_reference == EMBEDDED != teacher_path else self.teacher_reference
 
 
+def objective_configs() -> dict[str, type]:
+    """The section that each objective takes, by its name."""
+    # Objectives stand above configurations and bring their own section along, so they are looked up when asked for.
+    from distill.objectives import OBJECTIVES
+
+    return {name: objective.Config for name, objective in OBJECTIVES.items()}
+
+
+def default_objective() -> Any:
+    """Distribution matching distillation with its defaults."""
+    return objective_configs()["dmd"]()
+
+
 @dataclass
 class RunConfig:
-    """`dar-distill run`: a few-step student from a teacher, data-free, and its report."""
+    """`dar-distill run`: a few-step student from a teacher, and its report.
+
+    objective: what the student learns by, chosen by `objective.name`; its other fields are that objective's own
+        `Config` (`distill.objectives`).
+    data: for objectives that learn from data; none where it is null.
+    """
 
     output: str
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
     roles: RolesConfig = field(default_factory=RolesConfig)
-    dmd: DmdConfig = field(default_factory=DmdConfig)
+    objective: Any = field(default_factory=default_objective, metadata={"variants": objective_configs})
+    data: DataConfig | None = None
     train: LoopConfig = field(default_factory=LoopConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)

@@ -1,6 +1,6 @@
-"""Whether a model keeps to `distill.models.backbone.Backbone`: the check that a new backbone has to pass.
+"""Whether a model keeps to `distill.models.Backbone`: the check that a new backbone has to pass.
 
-check_backbone(model, load=MyModel.from_pretrained)         any weights: shapes, rows, labels, t_range, saving
+check_backbone(model, load=MyModel.from_pretrained)         any weights: shapes, rows, conditions, t_range, saving
 check_backbone(model, load=.., data=GaussianClasses(..))    trained on `data`: its convention, against closed forms
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill.conditions import ConditionBatch, condition_of, slice_rows, where_rows
 from distill.conformance.conventions import convention_of
 from distill.conformance.gaussian import GaussianClasses
 from distill.models.backbone import Backbone
@@ -40,7 +41,7 @@ def check_backbone(model: Backbone, *, load: Load, data: GaussianClasses | None 
     """
     found = list(violations(model, load, data))
     if found:
-        raise ValueError("this model does not keep to distill.models.backbone.Backbone:\n" + "\n".join(found))
+        raise ValueError("this model does not keep to distill.models.Backbone:\n" + "\n".join(found))
 
 
 def violations(model: Backbone, load: Load, data: GaussianClasses | None = None) -> Iterator[str]:
@@ -61,17 +62,20 @@ def _attributes(model: Backbone) -> Iterator[str]:
     if not isinstance(model, nn.Module):
         yield f"it must be an nn.Module; it is a {type(model).__name__}"
         return
-    for name in ("null_label", "t_range", "sample_shape", "gradient_checkpointing", "save_pretrained"):
+    if not hasattr(model, "condition") and not hasattr(model, "null_label"):
+        yield "it has neither condition nor null_label"
+        return
+    for name in ("t_range", "sample_shape", "gradient_checkpointing", "save_pretrained"):
         if not hasattr(model, name):
             yield f"it has no {name}"
             return
     low, high = model.t_range
     if not 0 <= low < high <= 1:
         yield f"t_range must lie within (0, 1), the least t first; got {model.t_range}"
-    if len(model.sample_shape) != 3 or min(model.sample_shape) < 1:
-        yield f"sample_shape must be (C, H, W); got {model.sample_shape}"
-    if model.null_label < 1:
-        yield f"null_label must be at least 1, the number of classes; got {model.null_label}"
+    if not model.sample_shape or min(model.sample_shape) < 1:
+        yield f"sample_shape must be sizes of at least 1, such as (C, H, W); got {model.sample_shape}"
+    if condition_of(model).num_distinct < 1:
+        yield f"its condition must have at least 1 value; got {condition_of(model)}"
 
 
 @torch.no_grad()
@@ -90,11 +94,11 @@ def _rows(model: Backbone) -> Iterator[str]:
         return
     if not together.isfinite().all():
         yield "the velocity is not finite"
-    alone = torch.cat([model(x_t[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(len(x_t))])
+    alone = torch.cat([model(x_t[i : i + 1], t[i : i + 1], slice_rows(y, i, i + 1)) for i in range(len(x_t))])
     if not _error(alone, together) <= ROUNDING:  # nan is no agreement
-        yield "a row's velocity depends on the other rows, or all rows take the t or the label of one"
+        yield "a row's velocity depends on the other rows, or all rows take the t or the condition of one"
     if not _error(again, together) <= ROUNDING:
-        yield "in training mode the velocity is another: labels or values are dropped inside the model"
+        yield "in training mode the velocity is another: conditions or values are dropped inside the model"
 
 
 @torch.no_grad()
@@ -104,7 +108,7 @@ def _range(model: Backbone) -> Iterator[str]:
     low, high = model.t_range
     for t in (low, high):
         try:
-            velocity = model(x_t, torch.full((len(y),), t), y)
+            velocity = model(x_t, torch.full((len(x_t),), t), y)
         except (ValueError, IndexError) as error:
             yield f"t = {t:g}, an end of t_range, is refused: {error}"
             continue
@@ -113,7 +117,7 @@ def _range(model: Backbone) -> Iterator[str]:
     for t, is_outside in ((low / 2, low > 0), ((1 + high) / 2, high < 1)):
         if is_outside:
             try:
-                model(x_t, torch.full((len(y),), t), y)
+                model(x_t, torch.full((len(x_t),), t), y)
             except ValueError:
                 continue
             yield f"t = {t:g} lies outside t_range and is answered; it must raise a ValueError"
@@ -137,8 +141,9 @@ def _saving(model: Backbone, load: Load) -> Iterator[str]:
         folder = Path(name) / "model"
         model.save_pretrained(folder)
         loaded = load(folder)
-        for field in ("null_label", "sample_shape", "t_range"):
-            before, after = getattr(model, field), getattr(loaded, field)
+        fields = {"condition": condition_of, "sample_shape": lambda m: m.sample_shape, "t_range": lambda m: m.t_range}
+        for field, of in fields.items():
+            before, after = of(model), of(loaded)
             if before != after:
                 yield f"saved and loaded, its {field} is {after}; it was {before}"
                 return
@@ -156,9 +161,9 @@ def _convention(model: Backbone, data: GaussianClasses) -> Iterator[str]:
     x0, y = data.draw(NUM_SAMPLES, generator)
     t = torch.rand(NUM_SAMPLES, generator=generator).clamp(*INNER_T).clamp(*model.t_range)
     x_t = interpolate(x0, torch.randn(x0.shape, generator=generator), t)
-    null = torch.full_like(y, model.null_label)
-    for name, labels, known in (("a class", y, y), ("the null class", null, torch.full_like(y, data.null_label))):
-        error = _error(model(x_t, t, labels), data(x_t, t, known))
+    null, known_null = condition_of(model).null(y), condition_of(data).null(y)
+    for name, given, known in (("a class", y, y), ("the null class", null, known_null)):
+        error = _error(model(x_t, t, given), data(x_t, t, known))
         if not error <= MAX_ERROR:
             yield (
                 f"of {name} the velocity differs from the data's by {error:.2g} of its mean square; "
@@ -166,13 +171,14 @@ def _convention(model: Backbone, data: GaussianClasses) -> Iterator[str]:
             )
 
 
-def _inputs(model: Backbone) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that differ in all that a row has, the null class among them."""
+def _inputs(model: Backbone) -> tuple[Tensor, Tensor, ConditionBatch]:
+    """Rows that differ in all that a row has, the null condition among them."""
     generator = generator_for(0, "conformance", "rows")
     low, high = model.t_range
     x_t = torch.randn(NUM_ROWS, *model.sample_shape, generator=generator)
-    y = torch.arange(NUM_ROWS) % (model.null_label + 1)
-    y[-1] = model.null_label
+    condition = condition_of(model)
+    y = condition.balanced(NUM_ROWS)
+    y = where_rows(torch.arange(NUM_ROWS) == NUM_ROWS - 1, condition.null(y), y)
     return x_t, torch.linspace(low, high, NUM_ROWS + 2)[1:-1], y
 
 

@@ -1,4 +1,4 @@
-"""Which convention a model speaks, told from its answers to noised blank samples: x_t = t eps, x0 = 0.
+"""Which convention a model follows, seen in its velocities at noised blank samples: x_t = t eps, x0 = 0.
 
 Two numbers, each with a closed form for Gaussian data of variances l_i along its principal axes:
 
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.conditions import ConditionBatch, condition_of, to_device
 from distill.models.backbone import Backbone
-from distill.sampling.samplers import balanced_labels
 from distill.seeds import generator_for
 
 NUM_SAMPLES = 40
@@ -62,17 +62,17 @@ class Convention:
 
 @torch.no_grad()
 def convention_of(model: Backbone, seed: int = 0) -> Convention:
-    """Ask a trained model, unguided, with as many samples of every class."""
+    """Ask a trained model, unguided, with as many samples of every condition."""
     device = next(model.parameters()).device
     eps = torch.randn(NUM_SAMPLES, *model.sample_shape, generator=generator_for(seed, "convention")).to(device)
-    y = balanced_labels(NUM_SAMPLES, model.null_label).to(device)
+    y = to_device(condition_of(model).balanced(NUM_SAMPLES), device)
     noisiest = model.t_range[1]
     t = noisiest if noisiest == 1 else min(noisiest, WELL_POSED_T)
-    found = MIDDLE * eps + (1 - MIDDLE) * _answer(model, MIDDLE, eps, y)
-    return Convention(t, _slope(_answer(model, t, eps, y), eps), _slope(found, eps))
+    found = MIDDLE * eps + (1 - MIDDLE) * _velocity_at(model, MIDDLE, eps, y)
+    return Convention(t, _slope(_velocity_at(model, t, eps, y), eps), _slope(found, eps))
 
 
-def _answer(model: Backbone, t: float, eps: Tensor, y: Tensor) -> Tensor:
+def _velocity_at(model: Backbone, t: float, eps: Tensor, y: ConditionBatch) -> Tensor:
     return model(t * eps, torch.full((len(eps),), t, device=eps.device), y)
 
 

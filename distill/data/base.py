@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from distill.conditions import Condition, ConditionBatch
 from distill.seeds import generator_for
 
 Noise = Callable[[torch.Size], Tensor]
@@ -24,18 +25,20 @@ def noise_of(generator: torch.Generator) -> Noise:
 class Dataset(Protocol):
     """Labelled samples, addressed by index, so that any order can be drawn and resumed.
 
-    sample_shape: (C, H, W). num_classes: labels lie in [0, num_classes). labels: of all samples, (N) in int64, known
-    without reading these.
+    sample_shape: of one sample, (C, H, W). condition: what its batches of conditions are of. labels: of all samples,
+    (N) in int64, known without reading these.
     """
 
-    sample_shape: tuple[int, int, int]
-    num_classes: int
+    sample_shape: tuple[int, ...]
     labels: Tensor
+
+    @property
+    def condition(self) -> Condition: ...
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Samples (B, C, H, W) in float32, images in [-1, 1], and labels (B) in int64.
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, ConditionBatch]:
+        """Samples (B, *sample_shape) in float32, images in [-1, 1], and what each is conditioned on, B rows.
 
         noise: for what a sample draws anew at each access (a latent's posterior noise, say); asked once, or never.
         """

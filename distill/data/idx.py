@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
@@ -57,7 +58,7 @@ class IdxDataset:
         self.images = torch.from_numpy(images.copy())
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.sample_shape: tuple[int, int, int] = (1, images.shape[1], images.shape[2])
-        self.num_classes = int(labels.max()) + 1 if len(labels) else 0
+        self.condition = ClassLabels(int(labels.max()) + 1 if len(labels) else 0)
 
     def __len__(self) -> int:
         return len(self.labels)

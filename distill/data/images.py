@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 
 GREY_MODES = ("1", "L", "LA")
@@ -48,7 +49,7 @@ class ImageFolderDataset:
             size, all_grey = width, all_grey and mode in GREY_MODES
         self._mode = "L" if all_grey else "RGB"
         self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, int(size or 0), int(size or 0))
-        self.num_classes = len(self.classes)
+        self.condition = ClassLabels(len(self.classes))
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 from distill.latents.vae import LatentSpace
 
@@ -33,7 +34,7 @@ class LatentDataset:
     def __init__(self, files: _Files) -> None:
         self._files = files
         self._names, self.labels, self.space = _read_listing(files)
-        self.num_classes = int(self.labels.max()) + 1 if len(self._names) else 0
+        self.condition = ClassLabels(int(self.labels.max()) + 1 if len(self._names) else 0)
         self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
         if self._names:
             _, height, width = self._moments(self._names[0]).shape

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 
 NAMES = (("images", "labels"), ("arr_0", "arr_1"))
@@ -33,7 +34,7 @@ class NpzDataset:
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.sample_shape: tuple[int, int, int] = (images.shape[3], images.shape[1], images.shape[2])
-        self.num_classes = int(labels.max()) + 1 if len(labels) else 0
+        self.condition = ClassLabels(int(labels.max()) + 1 if len(labels) else 0)
 
     def __len__(self) -> int:
         return len(self.labels)

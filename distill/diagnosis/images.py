@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.conditions import Condition, ConditionBatch, num_rows, repeat_rows
 from distill.data import Dataset, load_dataset
 from distill.data.base import noise_of
 from distill.errors import UserError
@@ -29,20 +30,20 @@ class DataSource:
     name: str
 
 
-def balanced_classes(num_images: int, num_classes: int) -> Tensor:
-    """Labels (n) of the largest n <= num_images with as many of each class; of at most 10 classes, evenly spaced.
+def balanced_examples(num_images: int, condition: Condition) -> ConditionBatch:
+    """The largest n <= num_images conditions with as many of each of at most 10.
 
-    Raises: UserError where that is less than two a class, or fewer than 4 images in all.
+    Raises: UserError where that is less than two of each, or fewer than 4 images in all.
     """
-    classes = torch.linspace(0, num_classes - 1, min(num_classes, MAX_CLASSES)).round().long()
-    per_class = num_images // len(classes)
-    least = max(MIN_PER_CLASS * len(classes), 4)
+    examples = condition.examples(MAX_CLASSES)
+    num_examples = num_rows(examples)
+    least = max(MIN_PER_CLASS * num_examples, 4)
     if num_images < least:
-        raise UserError(f"--num-images must be at least {least}, for {len(classes)} classes; got {num_images}")
-    return classes.repeat(per_class)
+        raise UserError(f"--num-images must be at least {least}, for {num_examples} classes; got {num_images}")
+    return repeat_rows(examples, num_images // num_examples)
 
 
-def find_data(spec: str | None, shape: tuple[int, int, int], num_classes: int) -> DataSource | None:
+def find_data(spec: str | None, shape: tuple[int, ...], condition: Condition) -> DataSource | None:
     """The data set NAME:PATH, or the default one where it is there and fits; None where there is none.
 
     Held-out samples are taken where the data has a test split.
@@ -55,13 +56,13 @@ def find_data(spec: str | None, shape: tuple[int, int, int], num_classes: int) -
             found = _load(DEFAULT_DATA)
         except FileNotFoundError:
             return None
-        fits = found.dataset.sample_shape == shape and found.dataset.num_classes == num_classes
+        fits = found.dataset.sample_shape == shape and found.dataset.condition == condition
         return found if fits else None
     found = _load(spec)
     if found.dataset.sample_shape != shape:
         raise UserError(f"--data {spec} has samples {found.dataset.sample_shape}; the models make {shape}")
-    if found.dataset.num_classes != num_classes:
-        raise UserError(f"--data {spec} has {found.dataset.num_classes} classes; the models know {num_classes}")
+    if found.dataset.condition != condition:
+        raise UserError(f"--data {spec} has {found.dataset.condition}; the models know {condition}")
     return found
 
 
@@ -77,18 +78,20 @@ def _load(spec: str) -> DataSource:
         return DataSource(load_dataset(name, path, "train"), f"{spec}, split train")
 
 
-def images_of(source: DataSource, labels: Tensor, seed: int) -> Tensor:
-    """Samples (N, C, H, W), drawn at random by seed, image i of class labels[i]; none twice.
+def images_of(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
+    """Samples (N, C, H, W), drawn at random by seed, image i of the condition in row i of `y`; none twice.
 
     Raises: UserError where the data holds too few of a class.
     """
+    groups = source.dataset.condition.groups
+    labels = groups(y)
     wanted = {int(label): [] for label in labels.unique()}
     per_class = len(labels) // len(wanted)
     order = torch.randperm(len(source.dataset), generator=generator_for(seed, "diagnosis", "order"))
     for indices in order.split(READ_AT_ONCE):
         x, y = source.dataset.batch(indices, noise_of(generator_for(seed, "diagnosis", "read", int(indices[0]))))
         for label, found in wanted.items():
-            found += x[y == label][: per_class - len(found)].unbind()
+            found += x[groups(y) == label][: per_class - len(found)].unbind()
         if all(len(found) == per_class for found in wanted.values()):
             break
     for label, found in wanted.items():
@@ -98,7 +101,9 @@ def images_of(source: DataSource, labels: Tensor, seed: int) -> Tensor:
     return torch.stack([next(taken[int(label)]) for label in labels])
 
 
-def images_by(sampler: Sampler, labels: Tensor, seed: int, batch_size: int, advance: Callable[[int], object]) -> Tensor:
+def images_by(
+    sampler: Sampler, y: ConditionBatch, seed: int, batch_size: int, advance: Callable[[int], object]
+) -> Tensor:
     """The stand-in: samples that a model draws itself, (N, C, H, W)."""
-    images, _ = draw_images(sampler, labels, seed=seed, batch_size=batch_size, advance=advance)
+    images, _ = draw_images(sampler, y, seed=seed, batch_size=batch_size, advance=advance)
     return images

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from dar.diagnostics import (
 )
 from dar.diagnostics.variance import Marginals
 from dar.routing import DepthRouting, Routing
+from distill.conditions import ConditionBatch, map_tensors
 from distill.diagnosis.results import LOSS, REMOVAL_COST, ModelDiagnosis, Probe, Profile, WeightsOverDepth
 from distill.errors import UserError
 from distill.seeds import generator_for
@@ -52,43 +54,44 @@ REMOVAL_MEASURE = (
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """What every model is shown: N images with one noise each, at every t.
+    """What every model gets: N images with one noise each, at every t.
 
-    x0, eps: (N, C, H, W). y: (N), as many of each class. t_values: (n_t).
+    x0, eps: (N, C, H, W). y: N rows, as many of each condition. t_values: (n_t).
     """
 
     x0: Tensor
     eps: Tensor
-    y: Tensor
+    y: ConditionBatch
     t_values: Tensor
     seed: int
 
     @classmethod
-    def of(cls, x0: Tensor, y: Tensor, t_values: Tensor, seed: int) -> Design:
+    def of(cls, x0: Tensor, y: ConditionBatch, t_values: Tensor, seed: int) -> Design:
         """With the noise of a seed."""
         eps = torch.randn(x0.shape, generator=generator_for(seed, "diagnosis", "eps"))
         return cls(x0, eps, y, t_values, seed)
 
     def batches(self) -> Iterator[slice]:
-        return (slice(i, min(i + BATCH_SIZE, len(self.y))) for i in range(0, len(self.y), BATCH_SIZE))
+        return (slice(i, min(i + BATCH_SIZE, len(self.x0))) for i in range(0, len(self.x0), BATCH_SIZE))
 
-    def at(self, images: slice, t: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def at(self, images: slice, t: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, eps, t (B) and y of a batch."""
-        x0, eps, y = (part[images].to(device) for part in (self.x0, self.eps, self.y))
-        return x0, eps, torch.full((len(y),), t, device=device), y
+        x0, eps = (part[images].to(device) for part in (self.x0, self.eps))
+        y = map_tensors(lambda tensor: tensor[images].to(device), self.y)
+        return x0, eps, torch.full((len(x0),), t, device=device), y
 
 
 def num_forwards(model: SiT, design: Design) -> int:
     """The work of `diagnose_model` in forward passes of one sample."""
     passes = BACKWARD_COST + 2 * model.config.depth + 1
-    return len(design.y) * (len(design.t_values) * passes + PROBE_DRAWS)
+    return len(design.x0) * (len(design.t_values) * passes + PROBE_DRAWS)
 
 
 def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Advance) -> ModelDiagnosis:
     """Everything that a diagnosis says of one model.
 
     Args:
-        advance: told the forward passes done (a progress bar's advance).
+        advance: called with the forward passes done (a progress bar's advance).
 
     Raises: UserError where the model's loss is not finite.
     """
@@ -99,7 +102,7 @@ def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Ad
     return ModelDiagnosis(
         name=name,
         path=path,
-        description=f"{config.depth} blocks x {config.hidden_size}, routing {routing_words(model.routing)}",
+        description=f"{config.depth} blocks x {config.hidden_size}, routing {describe_routing(model.routing)}",
         num_blocks=config.depth,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         profiles={**passes, REMOVAL_COST: _removal_profile(model, design, advance)},
@@ -109,7 +112,7 @@ def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Ad
     )
 
 
-def routing_words(routing: Routing) -> str:
+def describe_routing(routing: Routing) -> str:
     """Its kind and what matters most about it, such as "dar static_t, S = 4"."""
     words = routing.config.kind
     if words == "dar":
@@ -129,7 +132,7 @@ def _passes(
     All from one recorded pass per image and t.
     """
     measures = measures_of(model)
-    shape = len(design.t_values), len(design.y)
+    shape = len(design.t_values), len(design.x0)
     values = {measure.name: np.empty((shape[0], len(AXES[measure.axis](model)), shape[1])) for measure in measures}
     values[LOSS] = np.empty((shape[0], 1, shape[1]))
     marginals = [RunningMarginals(*shape) for _ in readers_of(model.routing)]
@@ -187,7 +190,7 @@ def _weights_over_depth(model: SiT, marginals: list[Marginals], classes: Tensor)
 
 def _removal_profile(model: SiT, design: Design, advance: Advance) -> Profile:
     num_sublayers = 2 * model.config.depth
-    values = np.empty((len(design.t_values), num_sublayers, len(design.y)))
+    values = np.empty((len(design.t_values), num_sublayers, len(design.x0)))
     device = next(model.parameters()).device
     for t_index, t in enumerate(design.t_values.tolist()):
         for images in design.batches():
@@ -203,10 +206,11 @@ def _probe(model: SiT, design: Design, advance: Advance) -> Probe:
     features, times, image = [], [], []
     for draw in range(PROBE_DRAWS):
         generator = generator_for(design.seed, "diagnosis", "probe", draw)
-        t = torch.rand(len(design.y), generator=generator).clamp(*model.t_range)
+        t = torch.rand(len(design.x0), generator=generator).clamp(*model.t_range)
         x_t = interpolated(design.x0, torch.randn(design.x0.shape, generator=generator), t)
         for images in design.batches():
-            batch = (part[images].to(device) for part in (x_t, t, design.y))
+            y = map_tensors(lambda tensor, images=images: tensor[images].to(device), design.y)
+            batch = (x_t[images].to(device), t[images].to(device), y)
             features.append(hidden_features(model, *batch).cpu())
             advance(images.stop - images.start)
         times.append(t)

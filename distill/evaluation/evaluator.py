@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
-from dar import SiT
 from distill.assets import EMBEDDED, resolve
 from distill.config import EvalConfig
 from distill.errors import UserError
@@ -29,8 +26,10 @@ from distill.metrics import (
     measure,
     reference_from_images,
 )
-from distill.render import as_seen
-from distill.sampling.samplers import Sampler, balanced_labels, draw_images
+from distill.models.backbone import Backbone, patch_size_of
+from distill.progress import progress_bar
+from distill.render import clamp_images
+from distill.sampling import Sampler, draw_images
 
 
 @dataclass(frozen=True)
@@ -117,20 +116,20 @@ class Evaluator:
     def _is_comparable(self, reference: ReferenceStatistics) -> bool:
         return self.perceptual is not None and reference.perceptual == self.perceptual.name
 
-    def check(self, model: SiT) -> None:
+    def check(self, model: Backbone) -> None:
         """Raise ValueError where the data's statistics are not of what `model` makes: before any compute."""
         self._check(self.data, model)
 
-    def _check(self, reference: ReferenceStatistics, model: SiT) -> None:
+    def _check(self, reference: ReferenceStatistics, model: Backbone) -> None:
         check_reference(reference, self.extractor, self.decoder.image_shape(model.sample_shape))
 
     def describe(self, sampler: Sampler) -> str:
         """What defines the images beside the weights: the sampler, and what decodes its samples."""
         return ", ".join(part for part in (sampler.description, self.decoder.note) if part)
 
-    def patch_size(self, model: SiT) -> int:
+    def patch_size(self, model: Backbone) -> int:
         """Of the patches as they lie in the images."""
-        return model.config.patch_size * self.decoder.factor
+        return patch_size_of(model) * self.decoder.factor
 
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Take the stored statistics and measures of the teacher's reference sampler where they are its own.
@@ -160,7 +159,7 @@ class Evaluator:
                 f"over {self.config.num_images}. A Fréchet distance and recall fall as images are added."
             )
 
-    def use_teacher_statistics(self, model: SiT) -> None:
+    def use_teacher_statistics(self, model: Backbone) -> None:
         """Take the stored statistics of the teacher as they are, for distances of what `model` makes.
 
         Raises: FileNotFoundError; ValueError where they are damaged or not of what `model` makes.
@@ -174,27 +173,26 @@ class Evaluator:
             self.teacher = self._comparable(loaded)
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
-        """Images in [-1, 1] and rate of each sampler, all from the same noise and labels, under one progress bar."""
-        console = Console(stderr=True)
+        """Images in [-1, 1] and rate of each sampler, from the same noise and conditions, with a progress bar."""
         drawn = []
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        with progress_bar() as progress:
             for sampler in samplers:
                 bar = progress.add_task(f"drawing: {sampler.name}", total=num_images)
-                labels = balanced_labels(num_images, sampler.model.null_label)
                 images, rate = draw_images(
                     sampler,
-                    labels,
+                    sampler.condition.balanced(num_images),
                     seed=self.config.seed,
                     batch_size=self.config.batch_size,
                     decoder=self.decoder,
                     advance=lambda n, bar=bar: progress.advance(bar, n),
                 )
-                drawn.append((as_seen(images), rate))
+                drawn.append((clamp_images(images), rate))
         return drawn
 
     def measure(self, sampler: Sampler, images: Tensor, rate: float, paired_to: Tensor | None = None) -> Measured:
         """All measures of drawn images; `paired_to` are the teacher's from the same noise and labels."""
-        labels = balanced_labels(len(images), sampler.model.null_label)
+        condition = sampler.condition
+        labels = condition.groups(condition.balanced(len(images)))
         values = measure(
             images,
             labels,
@@ -218,5 +216,6 @@ class Evaluator:
 
     def statistics(self, sampler: Sampler, images: Tensor, source: str) -> ReferenceStatistics:
         """The same images as a reference for others."""
-        labels = balanced_labels(len(images), sampler.model.null_label)
+        condition = sampler.condition
+        labels = condition.groups(condition.balanced(len(images)))
         return reference_from_images(images, labels, self.extractor, source, perceptual=self.perceptual)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dar import SiT
 from dar.diagnostics import readers_of
 from dar.diagnostics.measures import weight_shares
 from dar.routing import DepthRouting
 from distill import report
+from distill.conditions import condition_of, to_device
 from distill.config import TeacherConfig
 from distill.evaluation.evaluator import Evaluator, Measured
 from distill.metrics import (
@@ -25,9 +26,9 @@ from distill.metrics import (
     radial_spectrum,
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
-from distill.sampling.samplers import Sampler, balanced_labels, num_in_grid, ode_sampler
+from distill.report.versions import versions
+from distill.sampling.samplers import Sampler, num_in_grid, ode_sampler
 from distill.seeds import generator_for
-from distill.training.run_folder import versions
 
 EDGE_BINS = 16  # of the histogram's, in one of the plot's
 NUM_ROUTING_T = 9
@@ -64,12 +65,12 @@ def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, 
 
 
 def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_rows: int) -> list[Entry]:
-    """Draw and measure the reference sampler and the others, all from the same noise and labels.
+    """Draw and measure the reference sampler and the others, all from the same noise and conditions.
 
-    Where statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each class.
+    Where statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each condition.
     """
     num_images = evaluator.config.num_images
-    num_grid = num_in_grid(num_rows, slow.model.null_label, num_images)
+    num_grid = num_in_grid(num_rows, slow.condition.num_distinct, num_images)
     stored = evaluator.measured_teacher
     ((slow_images, slow_rate),) = evaluator.draw([slow], num_grid if stored else num_images)
     if evaluator.teacher is None:
@@ -85,24 +86,24 @@ def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampl
 
 
 @torch.no_grad()
-def routing_of(role: str, model: SiT) -> report.Routing | None:
+def routing_of(role: str, model: Any) -> report.Routing | None:
     """Mean routing weights over depth and t on noise mixed into the model's own one-step estimates.
 
     None for a model without depth routing.
     """
-    if not isinstance(model.routing, DepthRouting):
+    if not isinstance(getattr(model, "routing", None), DepthRouting):
         return None
     generator = generator_for(0, "routing")
     device = next(model.parameters()).device
     eps = torch.randn(NUM_ROUTING_SAMPLES, *model.sample_shape, generator=generator).to(device)
-    y = balanced_labels(NUM_ROUTING_SAMPLES, model.null_label).to(device)
+    y = to_device(condition_of(model).balanced(NUM_ROUTING_SAMPLES), device)
     noisiest = model.t_range[1]
-    x0 = noisiest * (eps - model(noisiest * eps, torch.full((len(y),), noisiest, device=device), y))
+    x0 = noisiest * (eps - model(noisiest * eps, torch.full((len(eps),), noisiest, device=device), y))
     t_values = torch.linspace(0.02, 0.98, NUM_ROUTING_T)
     by_t = []
     for t in t_values.tolist():
         x_t = (1 - t) * x0 + t * eps
-        weights = model.routing_weights(x_t, torch.full((len(y),), t, device=device), y)
+        weights = model.routing_weights(x_t, torch.full((len(eps),), t, device=device), y)
         # As shares: weights that count add up to the number of sources, fixed scalars to anything.
         by_t.append([weight_shares(w.mean((1, 2))).cpu().numpy() for w in weights])
     readers = readers_of(model.routing)
@@ -227,14 +228,15 @@ def page(
 ) -> report.Report:
     """Everything for `report.write_report`."""
     num_grid = min(len(e.grid) for e in entries)
-    labels = balanced_labels(num_grid, entries[0].sampler.model.null_label)
+    condition = entries[0].sampler.condition
+    labels = condition.groups(condition.balanced(num_grid))
     of_data = data_values(evaluator.data, evaluator.patch_size(entries[0].sampler.model))
     return report.Report(
         title=title,
         subtitle=subtitle,
         labels=labels.numpy(),
         samplers=samplers(entries),
-        class_names=class_names,
+        class_names=class_names or condition.group_names(),
         headline=headline(entries, of_data),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),

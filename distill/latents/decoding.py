@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill.data import Dataset, LatentDataset
 from distill.errors import UserError
-from distill.latents.vae import IMAGE_CHANNELS, load_vae
+from distill.latents.vae import IMAGE_CHANNELS, LatentSpace, load_vae
 
 
 class Decoder(Protocol):
@@ -72,18 +71,23 @@ def load_decoder(vae: str | None, device: torch.device) -> Decoder:
     return load_vae(vae, device) if vae else PIXELS
 
 
-def training_decoder(vae: str | None, data: Dataset, device: torch.device) -> Decoder:
+def training_decoder(
+    vae: str | None, sample_shape: tuple[int, ...], space: LatentSpace | None, device: torch.device
+) -> Decoder:
     """The decoder of the grids of `train`, which needs no autoencoder: without one it shows the latents themselves.
+
+    Args:
+        sample_shape: of the data. space: that the data was cached in, where it is of latents and says so.
 
     Raises: UserError where the autoencoder is not the one that the data was cached with, by channels or scale.
     """
     if vae is None:
-        return PIXELS if data.sample_shape[0] in IMAGE_CHANNELS else LatentPreview()
+        return PIXELS if sample_shape[0] in IMAGE_CHANNELS else LatentPreview()
     decoder = load_vae(vae, device)
-    decoder.image_shape(data.sample_shape)
-    if isinstance(data, LatentDataset) and data.space != decoder.space:
+    decoder.image_shape(sample_shape)
+    if space is not None and space != decoder.space:
         raise UserError(
             f"data.vae = {vae} has scale {decoder.space.scale:g}, shift {decoder.space.shift:g}; the latents in "
-            f"data.path are read at scale {data.space.scale:g}, shift {data.space.shift:g}"
+            f"data.path are read at scale {space.scale:g}, shift {space.shift:g}"
         )
     return decoder

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from distill.models.parameters import M, blank_copy, filled, frozen, learning
-from distill.models.sharding import cut_like, own_part, whole
+from distill.models.parameters import M, frozen_parameters, materialize, meta_copy, trainable_parameters
+from distill.models.sharding import full_tensor, local_shard, shard_like
 
 FIRST_SHARE = 0.05  # of the average that the first weights may be when training is over
 
@@ -21,18 +21,18 @@ def decay_within(decay: float, num_updates: int) -> float:
 
 
 class Ema(Generic[M]):
-    """The average of what learns in a model; what is frozen is the model's own, not a copy.
+    """The average of a model's trainable parameters; frozen ones are the model's own tensors, not copies.
 
     Averages are sharded where the model is.
 
     Args:
-        blank: a `blank_copy` of the model, made before it was sharded; None for one that is not.
+        meta_model: a `meta_copy` of the model, made before it was sharded; None for one that is not.
     """
 
-    def __init__(self, model: M, decay: float, blank: M | None = None) -> None:
-        self._blank = blank_copy(model) if blank is None else blank
-        self._frozen = frozen(model)
-        self._averages = {name: parameter.detach().clone() for name, parameter in learning(model).items()}
+    def __init__(self, model: M, decay: float, meta_model: M | None = None) -> None:
+        self._meta_model = meta_copy(model) if meta_model is None else meta_model
+        self._frozen = frozen_parameters(model)
+        self._averages = {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
         self._average = get_ema_multi_avg_fn(decay)
         self._num_updates = 0
 
@@ -42,27 +42,28 @@ class Ema(Generic[M]):
 
         Of a sharded model it is put together anew each time, and all processes have to ask for it.
         """
-        return filled(self._blank, {name: whole(tensor) for name, tensor in (self._frozen | self._averages).items()})
+        tensors = self._frozen | self._averages
+        return materialize(self._meta_model, {name: full_tensor(tensor) for name, tensor in tensors.items()})
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move by (1 - decay) towards `model`; the first update copies."""
-        current = learning(model)
+        current = trainable_parameters(model)
         if self._num_updates:
-            averages: list[Tensor] = [own_part(average) for average in self._averages.values()]
-            values: list[Tensor] = [own_part(current[name]) for name in self._averages]
+            averages: list[Tensor] = [local_shard(average) for average in self._averages.values()]
+            values: list[Tensor] = [local_shard(current[name]) for name in self._averages]
             self._average(averages, values, self._num_updates)
         else:
             self._copy(current)
         self._num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {name: whole(average) for name, average in self._averages.items()}
+        averages = {name: full_tensor(average) for name, average in self._averages.items()}
         return {"num_updates": self._num_updates, "averages": averages}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._copy({name: cut_like(state["averages"][name], average) for name, average in self._averages.items()})
+        self._copy({name: shard_like(state["averages"][name], average) for name, average in self._averages.items()})
         self._num_updates = state["num_updates"]
 
     def _copy(self, values: Mapping[str, Tensor]) -> None:

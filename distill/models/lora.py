@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from safetensors.torch import save_file
+from torch import nn
 
-from dar import SiT
 from distill.errors import UserError
+
+M = TypeVar("M")
 
 LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 NAME = "default"
@@ -29,7 +31,7 @@ LoRA of rank {rank} and a routing of its own, trained by dar-distill on the mode
 """
 
 
-def add_adapters(model: SiT, rank: int, *, base: str, field: str) -> None:
+def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
     """Give `model` adapters that have no effect yet, in place; only they and the routing learn from now on.
 
     alpha = rank: they act with factor 1.
@@ -54,32 +56,32 @@ def add_adapters(model: SiT, rank: int, *, base: str, field: str) -> None:
     inject_adapter_in_model(config, model, NAME)
 
 
-def has_adapters(model: SiT) -> bool:
+def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")  # peft's own mark
 
 
-def save_adapters(model: SiT, folder: Path) -> None:
+def save_adapters(model: Any, folder: Path) -> None:
     """adapter_config.json and adapter_model.safetensors, as `PeftModel.from_pretrained` reads them."""
     from peft import get_peft_model_state_dict
 
     # False: no embedding is adapted; peft would ask the Hub to find that out.
     learnt = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     save_file({f"base_model.model.{name}": tensor for name, tensor in learnt.items()}, folder / WEIGHTS_FILE)
-    config = cast(Any, model.peft_config)[NAME]
+    config = model.peft_config[NAME]
     config.save_pretrained(str(folder))
     (folder / "README.md").write_text(CARD.format(rank=config.r, base=config.base_model_name_or_path))
 
 
-def plain_model(model: SiT) -> SiT:
+def plain_model(model: M) -> M:
     """A model without adapters that computes the same: a copy with them merged, or `model` where it has none."""
     if not has_adapters(model):
         return model
     from peft.tuners.lora import LoraLayer
 
-    plain = copy.deepcopy(model)
+    plain = cast(Any, copy.deepcopy(model))
     for name, layer in [(n, m) for n, m in plain.named_modules() if isinstance(m, LoraLayer)]:
         layer.merge(safe_merge=True)
         plain.set_submodule(name, layer.get_base_layer())
-    plain.routing = cast(Any, plain.routing).modules_to_save[NAME]
+    plain.routing = plain.routing.modules_to_save[NAME]
     del plain.peft_config
     return plain

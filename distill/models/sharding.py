@@ -1,4 +1,4 @@
-"""Models whose parameters are cut among processes: FSDP2, as `accelerate launch` or the environment asks for it.
+"""Models whose parameters are sharded over processes: FSDP2, as `accelerate launch` or the environment asks for it.
 
 Each block of a model is put together while it computes, all that is no block for a whole pass. Every process has to
 take part whenever a sharded model computes or is put together. What torch has for it takes a second to import, and is
@@ -95,19 +95,19 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor's own method
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """A sharded tensor put together, on every process; any other as it is."""
     # The copy leaves behind the padding of what cannot be cut evenly.
     return tensor.full_tensor().clone() if is_sharded(tensor) else tensor
 
 
-def own_part(tensor: Any) -> Tensor:
-    """This process's part of a sharded tensor; any other as it is."""
+def local_shard(tensor: Any) -> Tensor:
+    """This process's shard of a sharded tensor; any other as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def cut_like(tensor: Tensor, other: Any) -> Tensor:
-    """A tensor that every process has, cut as `other` is."""
+def shard_like(tensor: Tensor, other: Any) -> Tensor:
+    """A tensor that every process has, sharded as `other` is."""
     if not is_sharded(other):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,102 +1,144 @@
-"""The task of `run`: distribution matching distillation, data-free (DMD2, arXiv:2405.14867).
+"""Distribution matching distillation, data-free (DMD2, arXiv:2405.14867).
 
-One update = `fake_score.updates` critic updates, then one student update, then one step of the EMA.
+One update = `fake_score.updates` updates of fake_score, the critic, then one of the student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from typing import ClassVar, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dar import SiT
-from distill.config import RunConfig
-from distill.latents.decoding import PIXELS, Decoder
-from distill.metrics import high_frequency_ratio
-from distill.models.ema import Ema, decay_within
-from distill.models.sharding import shard_frozen
+from distill.conditions import ConditionBatch, chunk_rows, slice_rows
+from distill.config import OptimConfig, RunConfig
+from distill.config.checks import at_least, one_of
+from distill.errors import UserError
+from distill.models.backbone import Backbone
+from distill.models.roles import trainable_copy
+from distill.objectives.base import Network, Setting, Turn, register
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.monitor import GapByTime, Spread
 from distill.objectives.rollouts import ROLLOUTS, StudentInputs
-from distill.render import as_seen, save_grid
-from distill.sampling.flow import interpolate, velocity_to_x0
-from distill.sampling.guidance import Denoiser
-from distill.sampling.samplers import draw_images, few_step_sampler, grid_labels
-from distill.sampling.schedules import T_SAMPLERS, t_grid, uniform_t
+from distill.sampling import T_SAMPLERS, Denoiser, interpolate, uniform_t, velocity_to_x0
 from distill.seeds import generator_for
 from distill.training.batches import rank_slice
-from distill.training.learner import Learner
-from distill.training.loop import is_logged
 
-GRID_ROWS = 8
 DrawT = Callable[[int, torch.Generator], Tensor]
+MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor, ConditionBatch]
 
 
-class DistillationTask:
-    """teacher (frozen), student and fake_score (both start as what it computes), EMA of the student."""
+@dataclass
+class FakeScoreConfig:
+    """updates: critic updates per student update; warmup_updates: critic-only updates at the start."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        roles: tuple[SiT, SiT, SiT],
-        accelerator: Accelerator,
-        teacher_std: float,
-        decoder: Decoder = PIXELS,
-    ) -> None:
-        teacher, student, fake_score = roles
-        self.config = config
-        self.accelerator = accelerator
-        self.null_label = teacher.null_label
-        self.sample_shape = teacher.sample_shape
-        self.teacher_std = teacher_std
-        self.decoder = decoder
-        self.t_range = teacher.t_range
-        self.t_list = t_grid(config.student.steps, config.student.shift, self.t_range)[:-1]
-        for model in (student, fake_score):
-            model.gradient_checkpointing = config.train.gradient_checkpointing
-        steps, critic = config.train.steps, config.fake_score
-        self.critic_steps = critic.warmup_updates + steps * critic.updates
-        self.student = Learner("student", student, config.student.optim, steps, accelerator)
-        self.fake_score = Learner("fake_score", fake_score, critic.optim, self.critic_steps, accelerator)
-        self.teacher = shard_frozen(teacher.to(accelerator.device), accelerator)
-        self.teacher_denoiser = Denoiser(
-            self.teacher,
-            self.null_label,
-            config.teacher.cfg_scale,
-            config.teacher.interval,
-            config.teacher.cfg_channels,
-        )
-        self.ema = Ema(self.student.module, decay_within(config.student.ema_decay, steps), self.student.blank)
-        self.gap = GapByTime(accelerator)
-        accelerator.register_for_checkpointing(self.ema, self.gap)
+    updates: int = 5
+    warmup_updates: int = 0
+    t_sampler: str = "uniform"
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, betas=(0.0, 0.95)))
 
-    def update(self, step: int) -> dict[str, float]:
+    def __post_init__(self) -> None:
+        at_least(self, "fake_score", 1, "updates")
+        at_least(self, "fake_score", 0, "warmup_updates")
+        one_of(self, "fake_score", "t_sampler", ("uniform", "logit_normal"))
+
+
+@dataclass
+class DmdConfig:
+    """t of the distribution-matching loss is drawn uniformly from [t_min, t_max], per sample.
+
+    rollout: `random_step` takes the loss at one step of the student's list, the same for the whole batch;
+        `every_step` at all of them, train.batch_size then counting trajectories (small models: more
+        gradient per rollout).
+    """
+
+    name: str = "dmd"
+    t_min: float = 0.02
+    t_max: float = 0.98
+    rollout: str = "random_step"
+    fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+
+    def __post_init__(self) -> None:
+        one_of(self, "objective", "rollout", ("random_step", "every_step"))
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise UserError(f"objective needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
+
+
+def settings_of(config: RunConfig) -> DmdConfig:
+    """The section `objective` of a run whose objective is `dmd`."""
+    return cast(DmdConfig, config.objective)
+
+
+@register("dmd")
+class Dmd:
+    """A critic, fake_score, follows the student's samples; the student moves by teacher minus critic."""
+
+    title = "Distribution matching distillation"
+    Config = DmdConfig
+    needs_data = False
+    headline: ClassVar = {
+        "critic": "fake_score/loss",
+        "lag": "fake_score/lag",
+        "gap": "x0_gap",
+        "std": "std_drift",
+    }
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.config = settings_of(setting.config)
+        self.loop = setting.config.train
+        self.accelerator = setting.accelerator
+        self.teacher = setting.teacher
+        self.student, self.fake_score = setting.student, setting.networks["fake_score"]
+        self.gap = GapByTime(setting.accelerator)
+
+    @classmethod
+    def networks(cls, config: RunConfig, teacher: Backbone) -> dict[str, Network]:
+        critic = settings_of(config).fake_score
+        num_updates = critic.warmup_updates + config.train.steps * critic.updates
+        copy = trainable_copy(teacher, config.teacher, config.roles)
+        return {"fake_score": Network(cast(nn.Module, copy), critic.optim, num_updates, copies_teacher=True)}
+
+    @classmethod
+    def turns(cls, config: RunConfig) -> list[Turn]:
+        settings, batch, steps = settings_of(config), config.train.batch_size, config.student.steps
+        every = settings.rollout == "every_step"
+        rows = batch * steps if every else batch
+        rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
+        guided = 2 if config.teacher.cfg_scale != 1 else 1
+        critic = settings.fake_score
+        return [
+            Turn("fake_score", critic.updates, critic.warmup_updates, rolled_out + batch, rows, 0),
+            Turn("student", 1, 0, rolled_out + (guided + 1) * rows, rows, guided),
+        ]
+
+    def stateful(self) -> list[GapByTime]:
+        return [self.gap]
+
+    def update(self, step: int, *, log_now: bool) -> dict[str, float]:
         critic = self.config.fake_score
         first = critic.warmup_updates + step * critic.updates if step else 0
         last = critic.warmup_updates + (step + 1) * critic.updates
-        told = is_logged(step + 1, self.config.train)
         values: dict[str, float] = {}
         for critic_step in range(first, last):
-            values |= self._update_critic(critic_step, with_lag=told and critic_step == last - 1)
+            values |= self._update_critic(critic_step, with_lag=log_now and critic_step == last - 1)
         values |= self._update_student(step)
-        self.ema.update(self.student.module)
-        return values | (self.gap.take() if told else {})
+        return values | (self.gap.take() if log_now else {})
 
     def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
         """Flow matching of fake_score on fresh student samples, t over the whole range."""
-        draw_t = T_SAMPLERS[self.config.fake_score.t_sampler]
-        inputs, t, eps = self._draw("fake_score", step, draw_t)
+        inputs, t, eps = self._draw("fake_score", step, T_SAMPLERS[self.config.fake_score.t_sampler])
         x0 = self._finished(inputs)
-        batches = self._micro_batches(x0, eps, t, inputs.y)
+        parts = (part.chunk(self.loop.accumulation) for part in (x0, eps, t))
+        batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
         closures = [lambda batch=batch: self._critic_loss(self.fake_score.model, *batch) for batch in batches]
         values = self.fake_score.update(step, closures)
         if with_lag:
             with torch.no_grad():
-                loss = self._critic_loss(self.teacher, x0, eps, t, inputs.y)
+                loss = self._critic_loss(self.teacher.model, x0, eps, t, inputs.y)
                 on_teacher = self.accelerator.reduce(loss, reduction="mean")
             assert isinstance(on_teacher, Tensor)
             values["lag"] = values["loss"] / float(on_teacher)
@@ -105,37 +147,41 @@ class DistillationTask:
     @torch.no_grad()
     def _finished(self, inputs: StudentInputs) -> Tensor:
         """x0 of every row; the student is asked for those alone that its rollout has left."""
-        x_in, t_in, y = (part[len(inputs.x0) :] for part in (inputs.x_in, inputs.t_in, inputs.y))
+        num_done, num_rows = len(inputs.x0), len(inputs.x_in)
+        x_in, t_in = inputs.x_in[num_done:], inputs.t_in[num_done:]
+        y = slice_rows(inputs.y, num_done, num_rows)
         with self.accelerator.autocast():
             return torch.cat([inputs.x0, velocity_to_x0(x_in, self.student.module(x_in, t_in, y), t_in)])
 
-    def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         with self.accelerator.autocast():
             velocity = model(interpolate(x0, eps, t), t, y)
         return flow_matching_loss(velocity, x0, eps)
 
     def _update_student(self, step: int) -> dict[str, float]:
-        dmd = self.config.dmd
-        inputs, t, eps = self._draw("student", step, partial(uniform_t, low=dmd.t_min, high=dmd.t_max))
+        inputs, t, eps = self._draw("student", step, partial(uniform_t, low=self.config.t_min, high=self.config.t_max))
         spread = Spread()
 
-        def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
+        def loss_of(batch: MicroBatch) -> Tensor:
             x0_gen, loss = self._student_loss(*batch)
             spread.add(x0_gen)
             return loss
 
-        closures = [lambda batch=batch: loss_of(batch) for batch in self._micro_batches(*inputs[:3], t, eps)]
-        values = self.student.update(step, closures)
-        drift = spread.std(self.accelerator) / self.teacher_std - 1
+        parts = (part.chunk(self.loop.accumulation) for part in (inputs.x_in, inputs.t_in, t, eps))
+        batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
+        values = self.student.update(step, [lambda batch=batch: loss_of(batch) for batch in batches])
+        drift = spread.std(self.accelerator) / self.setting.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
 
-    def _student_loss(self, x_in: Tensor, t_in: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def _student_loss(
+        self, x_in: Tensor, t_in: Tensor, t: Tensor, eps: Tensor, y: ConditionBatch
+    ) -> tuple[Tensor, Tensor]:
         """x0_gen, and the distribution-matching loss from its noised x_t; gradient through x0_gen alone."""
         with self.accelerator.autocast():
             x0_gen = velocity_to_x0(x_in, self.student.model(x_in, t_in, y), t_in)
             with torch.no_grad():
                 x_t = interpolate(x0_gen, eps, t)
-                x0_teacher = self.teacher_denoiser.x0(x_t, t, y)
+                x0_teacher = self.teacher.x0(x_t, t, y)
                 x0_fake = velocity_to_x0(x_t, self.fake_score.module(x_t, t, y), t)
         self.gap.add(t, x0_fake, x0_teacher)
         return x0_gen.detach(), dmd_loss(x0_gen, x0_teacher, x0_fake)
@@ -145,48 +191,16 @@ class DistillationTask:
 
         All random numbers are drawn alike on every process, which keeps its share of the trajectories.
         """
-        size = self.config.train.batch_size
-        generator = generator_for(self.config.train.seed, role, step)
-        y = torch.randint(self.null_label, (size,), generator=generator)
-        noise = torch.randn(len(self.t_list), size, *self.sample_shape, generator=generator)
-        y, noise = rank_slice(y, self.accelerator), rank_slice(noise, self.accelerator, dim=1)
-        student = Denoiser(self.student.module, self.null_label)
+        setting, size = self.setting, self.loop.batch_size
+        generator = generator_for(self.loop.seed, role, step)
+        y = rank_slice(setting.condition.random(size, generator), self.accelerator)
+        noise = torch.randn(len(setting.t_list), size, *setting.sample_shape, generator=generator)
+        noise = rank_slice(noise, self.accelerator, dim=1)
+        student = Denoiser(self.student.module, setting.condition)
         with self.accelerator.autocast():
-            inputs = ROLLOUTS[self.config.dmd.rollout](student, noise, y, self.t_list, generator)
+            inputs = ROLLOUTS[self.config.rollout](student, noise, y, setting.t_list, generator)
         per_trajectory = len(inputs.x_in) * self.accelerator.num_processes // size
-        t = draw_t(per_trajectory * size, generator).clamp(*self.t_range).view(per_trajectory, size)
-        eps = torch.randn(per_trajectory, size, *self.sample_shape, generator=generator)
+        t = draw_t(per_trajectory * size, generator).clamp(*setting.t_range).view(per_trajectory, size)
+        eps = torch.randn(per_trajectory, size, *setting.sample_shape, generator=generator)
         t, eps = (rank_slice(part, self.accelerator, dim=1).flatten(0, 1) for part in (t, eps))
         return inputs, t, eps
-
-    def _micro_batches(self, *parts: Tensor) -> list[tuple[Tensor, ...]]:
-        return list(zip(*(part.chunk(self.config.train.accumulation) for part in parts), strict=True))
-
-    def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """The EMA student's samples from fixed noise, as a picture and by their high frequencies."""
-        averaged = self.averaged_student
-        if not self.accelerator.is_main_process:
-            return {}
-        labels = grid_labels(self.null_label, GRID_ROWS)
-        sampler = few_step_sampler("student", averaged, self.t_list)
-        size = self.config.evaluate.batch_size
-        images, _ = draw_images(sampler, labels, seed=0, batch_size=size, decoder=self.decoder)
-        save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
-        return {"high_frequency_ratio": float(high_frequency_ratio(as_seen(images)))}
-
-    @property
-    def averaged_student(self) -> SiT:
-        """The EMA, which is what is saved and measured; all processes have to ask for it."""
-        model = self.ema.module
-        assert isinstance(model, SiT)
-        return model
-
-    def headline(self, values: dict[str, float]) -> str:
-        shown = {
-            "critic": values.get("fake_score/loss"),
-            "lag": values.get("fake_score/lag"),
-            "gap": values.get("x0_gap"),
-            "std": values.get("std_drift"),
-            "hf": values.get("high_frequency_ratio"),
-        }
-        return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)

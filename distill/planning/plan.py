@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dar import SiTConfig, num_parameters
+from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RunConfig, TrainConfig
-from distill.objectives.dmd import GRID_ROWS
+from distill.objectives import OBJECTIVES, Turn
+from distill.objectives.flow_matching import GRID_ROWS as TRAIN_GRID_ROWS
+from distill.objectives.task import GRID_ROWS
 from distill.planning.activations import (
     COPIES,
     FLOAT,
@@ -25,10 +28,9 @@ from distill.planning.activations import (
 )
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.work import flops_of
-from distill.sampling.samplers import GRID_CLASSES, num_in_grid
+from distill.sampling.samplers import num_in_grid
 from distill.training.preflight import NUM_SAMPLES
 
-TRAIN_GRID_ROWS = 4
 MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weights", "models put together"
 
 
@@ -105,20 +107,18 @@ class Plan:
 
 
 def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
-    """teacher, student, fake_score and EMA; an update is `fake_score.updates` critic turns and a student's turn."""
-    loop, steps, guided = config.train, config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1
+    """teacher, student, the objective's networks and EMA; an update is what the objective's turns say."""
+    loop, guided = config.train, 2 if config.teacher.cfg_scale != 1 else 1
+    turns = OBJECTIVES[config.objective.name].turns(config)
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
-    every = config.dmd.rollout == "every_step"
     trajectories = loop.batch_size // launch.processes
-    rows = trajectories * (steps if every else 1)
-    micro = rows // loop.accumulation
+    micro = {turn.role: turn.rows // launch.processes // loop.accumulation for turn in turns}
     whole_roles = run_roles(config, shape)
     roles = [_share(role, launch) for role in whole_roles]
     gradients = {role.name: role.gradients for role in roles}
     free = setting.product_bytes
     cached = cached_copies(shape, setting)
     rollout = {MOMENT: forward_moment(shape, trajectories, free), COPIES: cached}
-    beside_student = max(forward_moment(shape, guided * micro, free), forward_moment(shape, micro, free) + cached)
     gathered = _gathered(shape, setting, launch)
     num_whole, adapted = int(launch.sharded), int(setting.trainable == "lora")
     # Before anything is sharded and has an optimizer; EMA, the last role, is not there yet.
@@ -126,14 +126,25 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     phases = [
         Phase("preflight", {WHOLE: max(alone - _held(roles, launch), 0)}),
         Phase("rollout", {**rollout, **gathered}),
-        _learning("fake_score's update", shape, micro, setting, loop, gradients["fake_score"], 0, gathered),
-        _learning("student's update", shape, micro, setting, loop, gradients["student"], beside_student, gathered),
+        *(
+            _learning(
+                f"{turn.role}'s update",
+                shape,
+                micro[turn.role],
+                setting,
+                loop,
+                gradients[turn.role],
+                _beside(shape, turn, micro[turn.role], free, cached),
+                gathered,
+            )
+            for turn in turns
+        ),
         Phase("grids", _drawing(shape, config.evaluate.batch_size, num_whole)),
         # The teacher is read anew for it, and adapters are merged into weights of their own.
         Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_whole, adapted))),
     ]
     return Plan(
-        title=f"run -> {config.output}: {steps} steps from {config.teacher.path}, "
+        title=f"run -> {config.output}: {config.student.steps} steps from {config.teacher.path}, "
         f"cfg_scale {config.teacher.cfg_scale:g}",
         model=shape,
         loop=loop,
@@ -142,29 +153,33 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
         roles=roles,
         buckets=_buckets(roles, launch),
         phases=_without_zeros(phases),
-        rows=micro,
+        rows=micro["student"],
         **_work_of_run(config, shape, setting),
     )
 
 
 def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[str, float]:
     """Of the whole batch, in sample passes; a backward pass counts as two there, and as what it is in `flops`."""
-    batch, steps, guided = config.train.batch_size, config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1
-    every, updates, evaluate = config.dmd.rollout == "every_step", config.fake_score.updates, config.evaluate
-    rows = batch * steps if every else batch
-    rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
+    steps, guided, evaluate = config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1, config.evaluate
+    turns = OBJECTIVES[config.objective.name].turns(config)
     flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
-    critic_passes, student_passes = rolled_out + batch, rolled_out + (guided + 1) * rows
-    critic_turn = critic_passes * flops.forward + rows * learned
-    student_turn = student_passes * flops.forward + rows * learned
+    costs = [turn.passes * flops.forward + turn.rows * learned for turn in turns]
     drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None
     slow = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
     return {
-        "forwards": updates * (critic_passes + 3 * rows) + student_passes + 3 * rows,
-        "flops": updates * critic_turn + student_turn,
-        "warmup_flops": config.fake_score.warmup_updates * critic_turn,
+        "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
+        "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
+        "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
         "drawing_flops": (drawn * steps * (1 + guided) + slow * config.teacher.steps * guided) * flops.forward,
     }
+
+
+def _beside(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
+    """What the frozen models' passes of a turn need while everything is kept for the backward pass."""
+    if not turn.teacher_passes:
+        return 0
+    widest = forward_moment(shape, turn.teacher_passes * rows, product_bytes)
+    return max(widest, forward_moment(shape, rows, product_bytes) + cached)
 
 
 def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
@@ -174,7 +189,9 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
     rows = loop.batch_size // launch.processes // loop.accumulation
     roles = [_share(role, launch) for role in train_roles(config, shape)]
     gathered = _gathered(shape, setting, launch)
-    grid_rows = TRAIN_GRID_ROWS * min(shape.num_classes, GRID_CLASSES) * (2 if config.grid_cfg_scale != 1 else 1)
+    grid_rows = (
+        TRAIN_GRID_ROWS * len(ClassLabels(shape.num_classes).examples()) * (2 if config.grid_cfg_scale != 1 else 1)
+    )
     phases = [
         _learning("update", shape, rows, setting, loop, roles[0].gradients, 0, gathered),
         Phase("grids", _drawing(shape, grid_rows, int(launch.sharded))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,8 +12,8 @@ from torch import nn
 from dar import SiT, SiTConfig
 from distill.config import OptimConfig, RunConfig, TrainConfig
 from distill.models.ema import Ema
-from distill.models.parameters import learning
-from distill.models.roles import LEARNING
+from distill.models.parameters import trainable_parameters
+from distill.objectives.task import models_from
 from distill.training.start import TRAINABLE
 
 EMA = "EMA"
@@ -37,16 +38,16 @@ class Role:
 
 
 def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
-    """teacher, student, fake_score and the student's EMA."""
+    """teacher, student, what the objective trains beside it, and the student's EMA."""
     with torch.device("meta"):
         teacher = SiT(shape)
-        student, fake_score = (LEARNING[config.roles.trainable](teacher, config.teacher, config.roles) for _ in "sf")
-        teacher.requires_grad_(False)
+        models = models_from(teacher, config)
+        student = cast(nn.Module, models.student)
         average = Ema(student, config.student.ema_decay).module
     return _counted(
         ("teacher", teacher, None),
         ("student", student, config.student.optim),
-        ("fake_score", fake_score, config.fake_score.optim),
+        *((role, network.model, network.optim) for role, network in models.networks.items()),
         (EMA, average, None),
     )
 
@@ -66,7 +67,7 @@ def _counted(*models: tuple[str, nn.Module, OptimConfig | None]) -> list[Role]:
     for name, model, optim in models:
         own = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in seen]
         seen |= {id(tensor) for tensor in own}
-        learns = list(learning(model).values()) if optim else []
+        learns = list(trainable_parameters(model).values()) if optim else []
         roles.append(
             Role(
                 name,

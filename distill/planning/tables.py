@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dar import num_parameters
-from distill.config import RunConfig, TrainConfig
-from distill.planning import DEVICES, UTILISATION, Launch, Plan, plan_run, plan_train, shape_in
+from distill.planning.plan import Plan
+from distill.planning.work import DEVICES, UTILISATION
 
 MARGIN_GIB = 1.0  # the device's context and what its allocator cannot use
 NOTES = (
@@ -23,24 +23,11 @@ NOTES = (
 )
 
 
-def print_train_plan(config: TrainConfig) -> None:
-    """For `train --dry-run`."""
-    path = config.start.path
-    shape = config.model if path is None else shape_in(path, "start.path")
-    assert shape is not None
-    print_plan(plan_train(config, shape, Launch()))
-
-
-def print_run_plan(config: RunConfig) -> None:
-    """For `run --dry-run`."""
-    print_plan(plan_run(config, shape_in(config.teacher.path, "teacher.path"), Launch()))
-
-
 def print_plan(plan: Plan, tflops: float | None = None) -> None:
     """tflops: what one device achieves, where that is known, in 10^12 operations a second."""
     console = Console()
     console.print(plan.title, style="bold", highlight=False, markup=False, soft_wrap=True)
-    for table in (_facts(plan), _roles(plan), _phases(plan), _devices(plan, tflops)):
+    for table in (_summary(plan), _roles(plan), _phases(plan), _devices(plan, tflops)):
         console.print(table)
     for note in NOTES:
         console.print(note, style="dim", highlight=False)
@@ -74,7 +61,7 @@ def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
     return json.dumps(values, indent=2)
 
 
-def _facts(plan: Plan) -> Table:
+def _summary(plan: Plan) -> Table:
     model, loop, launch = plan.model, plan.loop, plan.launch
     table = Table(show_header=False, box=None)
     table.add_row(
@@ -112,8 +99,8 @@ def _phases(plan: Plan) -> Table:
     table.columns[2].justify = "left"
     for phase in plan.phases:
         parts = sorted(phase.parts.items(), key=lambda part: -part[1])
-        words = ", ".join(f"{name} {_size(size)}" for name, size in parts)
-        table.add_row(phase.name, _size(phase.total), words, _size(plan.held + phase.total))
+        listed = ", ".join(f"{name} {_size(size)}" for name, size in parts)
+        table.add_row(phase.name, _size(phase.total), listed, _size(plan.held + phase.total))
     return table
 
 

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from distill.report.page_data import Report, Routing
-from distill.report.style import FAINT, INK, dress, new_figure, role_colour, sampler_colours
+from distill.report.style import FAINT, INK, new_figure, role_colour, sampler_colours, style_axes
 
 MAX_TIMES = 3
 NOT_A_SOURCE = "#e3e5e9"
@@ -123,8 +123,8 @@ def shares_plot(report: Report) -> Figure:
             over_t.axhline(even.mean(), label="even share", **dotted)
             over_depth.plot(readers, even, label="even share", **dotted)
     share = "share of the embedding"
-    dress(over_t, x="t  (0 = data, 1 = noise)", y=share, title="Over t, mean of readers")
-    dress(over_depth, x="reader, by depth", y=share, title="Over depth, mean of t")
+    style_axes(over_t, x="t  (0 = data, 1 = noise)", y=share, title="Over t, mean of readers")
+    style_axes(over_depth, x="reader, by depth", y=share, title="Over depth, mean of t")
     over_depth.set_ylim(bottom=0)
     for ax in (over_t, over_depth):
         ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)

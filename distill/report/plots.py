@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from distill.metrics.spectrum import DETAIL_BAND
 from distill.report.page_data import DATA, Edges, Report, Spectrum
-from distill.report.style import BAND, FAINT, INK, dress, new_figure, sampler_colours
+from distill.report.style import BAND, FAINT, INK, new_figure, sampler_colours, style_axes
 
 SINGLE = "#3b4a63"  # of a line that is alone in its panel
 RATIO_RANGE = (1.5, 15.0)  # dB: a small difference shall look small, a huge one not flatten all others
@@ -43,8 +43,8 @@ def spectra_plot(report: Report) -> Figure:
     for spectrum in order:
         _spectrum_line(power, spectrum, colours[spectrum.name])
     power.set_yscale("log")
-    dress(power, y="power")
-    dress(ratio or power, x="frequency, cycles per pixel", y="power against data, dB" if ratio else "power")
+    style_axes(power, y="power")
+    style_axes(ratio or power, x="frequency, cycles per pixel", y="power against data, dB" if ratio else "power")
     power.text(0.375, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
                fontsize=9, color=FAINT)  # fmt: skip
     power.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor=INK)
@@ -97,7 +97,7 @@ def edges_plot(report: Report) -> Figure:
     for edges in sorted(report.edges, key=lambda edges: edges.name != DATA):
         _edge_line(ax, edges, colours[edges.name])
     ax.set_yscale("log")
-    dress(ax, x="size of the gradient, per pixel", y="density")
+    style_axes(ax, x="size of the gradient, per pixel", y="density")
     ax.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -199,7 +199,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
-    dress(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
+    style_axes(ax, x="step", title=panel.title + (f"  ({lost} not finite)" if lost else ""))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(lines) > 1 or panel.named:
         figure.legend(frameon=False, fontsize=8, ncols=min(3, len(lines)), labelcolor=INK,

@@ -46,7 +46,7 @@ def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
     return figure
 
 
-def dress(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
+def style_axes(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
     """Light axes: two spines, faint grid, small ticks. The title stands at the left, as text would."""
     ax.set_facecolor("white")
     for side in ("top", "right"):

@@ -10,30 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distill.conditions import ConditionBatch
 from distill.sampling.flow import interpolate
 from distill.sampling.guidance import Denoiser
 
 
 @torch.no_grad()
-def rollout(student: Denoiser, noise: Tensor, y: Tensor, t_list: Tensor, num_done: int) -> Tensor:
+def rollout(student: Denoiser, noise: Tensor, y: ConditionBatch, t_list: Tensor, num_done: int) -> Tensor:
     """The student's input x_t at t_list[num_done] after `num_done` steps of its own sampler.
 
     Args:
-        noise: (S, B, C, H, W), one fresh draw per step of the list.
+        noise: (S, B, *sample_shape), one fresh draw per step of the list.
         t_list: descending (S), t_list[0] the first step's.
         num_done: 0 gives interpolate(0, noise[0], t_list[0]): exactly the noise where t_list[0] = 1.
     """
     x_t = t_list[0] * noise[0]
     for step in range(num_done):
-        t = t_list[step].to(noise).expand(len(y))
+        t = t_list[step].to(noise).expand(len(x_t))
         x0 = student.x0(x_t, t, y)
         x_t = interpolate(x0, noise[step + 1], t_list[step + 1])
     return x_t
 
 
 @torch.no_grad()
-def few_step_sample(student: Denoiser, noise: Tensor, y: Tensor, t_list: Tensor) -> Tensor:
-    """Samples x0 (B, C, H, W) of the student; arguments as in `rollout`."""
+def few_step_sample(student: Denoiser, noise: Tensor, y: ConditionBatch, t_list: Tensor) -> Tensor:
+    """Samples x0 (B, *sample_shape) of the student; arguments as in `rollout`."""
     last = len(t_list) - 1
     x_t = rollout(student, noise, y, t_list, last)
-    return student.x0(x_t, t_list[last].to(noise).expand(len(y)), y)
+    return student.x0(x_t, t_list[last].to(noise).expand(len(x_t)), y)

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.sampling.flow import combine_cfg, velocity_to_x0
+from distill.conditions import Condition, ConditionBatch, concat_rows
+from distill.sampling.flow import combine_cfg, t_like, velocity_to_x0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B)) -> velocity (B, C, H, W)."""
+"""(x_t (B, ..), t (B)) -> velocity, in x_t's shape."""
 
 
 class Denoiser:
     """A model with a guidance scale, seen as velocity and as x0.
 
     Args:
-        model: model(x_t, t, y) -> velocity, with `null_label`.
-        cfg_scale: 1.0 for none; otherwise conditional and null class run as one batch of 2 B.
+        model: model(x_t, t, y) -> velocity. condition: what y is a batch of.
+        cfg_scale: 1.0 for none; otherwise conditional and unconditional run as one batch of 2 B.
         interval: guidance acts for t in [low, high] only (arXiv:2404.07724); elsewhere the scale is 1.
         cfg_channels: guidance acts on the first so many channels, and the others are the conditional ones, as in the
             samplers of DiT and SiT with 3 of 4; None for all.
@@ -28,36 +29,36 @@ class Denoiser:
     def __init__(
         self,
         model: Any,
-        null_label: int,
+        condition: Condition,
         cfg_scale: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
         cfg_channels: int | None = None,
     ) -> None:
         self.model = model
-        self.null_label = null_label
+        self.condition = condition
         self.cfg_scale = cfg_scale
         self.interval = interval
         self.cfg_channels = cfg_channels
 
-    def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Guided velocity at x_t (B, C, H, W), t (B), y (B)."""
+    def velocity(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+        """Guided velocity at x_t (B, *sample_shape), t (B), y of B rows."""
         guided = self._acts_at(t)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
             return self.model(x_t, t, y)
-        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, self.null_label)]))
+        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
         cond, uncond = both.chunk(2)
-        scale = torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype).view(-1, 1, 1, 1)
+        scale = t_like(torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype), cond)
         velocity = combine_cfg(cond, uncond, scale)
         if self.cfg_channels is not None:
             velocity[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
         return velocity
 
-    def x0(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def x0(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         """Guided estimate of the clean sample; guiding x0 and guiding the velocity are the same."""
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
 
-    def given(self, y: Tensor) -> Velocity:
-        """The velocity field of fixed labels, as the ODE samplers take it."""
+    def given(self, y: ConditionBatch) -> Velocity:
+        """The velocity field of a fixed condition, as the ODE samplers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
     def evaluations(self, t: Tensor) -> int:

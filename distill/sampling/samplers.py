@@ -12,12 +12,13 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from dar import SiT
 from distill.assets import resolve
+from distill.conditions import Condition, ConditionBatch, condition_of, slice_rows, take_rows, to_device
+from distill.conditions import num_rows as num_rows_of
 from distill.config import CONFIG_FILE, TeacherConfig, read_values
 from distill.errors import UserError
 from distill.latents.decoding import PIXELS, Decoder
-from distill.models.backbone import Backbone
+from distill.models import Backbone, load_model
 from distill.sampling import ODE_SOLVERS, few_step_sample
 from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import t_grid
@@ -26,7 +27,6 @@ from distill.seeds import generator_for
 MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 CLASSES_FILE = "classes.json"
-GRID_CLASSES = 10  # of a model with a thousand
 MAX_GRID = 200  # images of a report's grid
 
 
@@ -38,21 +38,27 @@ class Sampler(Generic[M]):
     """One way to draw from one model.
 
     description: what defines it beside the weights; equal descriptions draw equal images.
-    draw: noise (K, B, C, H, W), y (B) -> samples (B, C, H, W).
+    draw: noise (K, B, *sample_shape), y of B rows -> samples (B, *sample_shape).
     num_noises: K, independent noises a sample needs: one for an ODE, one per step for a student.
     evaluations: forward passes of the network per sample, guidance included.
     t_list: a student's own timesteps, descending (S); empty for an ODE, which takes any.
+    path: where the model was loaded from; empty for one that was not.
     """
 
     name: str
     role: Literal["teacher", "student"]
     description: str
     model: M
-    draw: Callable[[Tensor, Tensor], Tensor]
+    draw: Callable[[Tensor, ConditionBatch], Tensor]
     num_steps: int
     num_noises: int
     evaluations: int
     t_list: Tensor
+    path: str = ""
+
+    @property
+    def condition(self) -> Condition:
+        return condition_of(self.model)
 
 
 def read_class_names(path: str) -> list[str] | None:
@@ -66,10 +72,10 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
     channels = teacher.cfg_channels
     if channels is not None and channels > model.sample_shape[0]:
         raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
-    denoiser = Denoiser(model, model.null_label, teacher.cfg_scale, teacher.interval, channels)
+    denoiser = Denoiser(model, condition_of(model), teacher.cfg_scale, teacher.interval, channels)
     grid = t_grid(num_steps, t_range=model.t_range)
 
-    def draw(noise: Tensor, y: Tensor) -> Tensor:
+    def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
         return ODE_SOLVERS[solver](denoiser.given(y), grid[0] * noise[0], grid)
 
     low, high = teacher.interval
@@ -86,9 +92,9 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
 
 def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
     """A student with its list of t."""
-    denoiser = Denoiser(model, model.null_label)
+    denoiser = Denoiser(model, condition_of(model))
 
-    def draw(noise: Tensor, y: Tensor) -> Tensor:
+    def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
         return few_step_sample(denoiser, noise, y, t_list)
 
     description = f"few-step, fresh noise, t = {', '.join(f'{t:.3g}' for t in t_list.tolist())}"
@@ -120,36 +126,38 @@ def configured_vae(path: str) -> str | None:
     return next((vae for name in ("evaluate", "data") if (vae := (values.get(name) or {}).get("vae"))), None)
 
 
-def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[SiT]:
+def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[Backbone]:
     """A folder's model with its own sampler: few-step where it says so, else the teacher's ODE.
 
     path: as `model_folder`.
     """
     folder = model_folder(path)
-    model = SiT.from_pretrained(folder)
+    model = load_model(folder)
     if not (folder / SAMPLER_FILE).is_file():
-        return ode_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps, solver)
+        sampler = ode_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps, solver)
+    else:
+        t_list = _read_t_list(folder / SAMPLER_FILE)
+        sampler = few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+    sampler.path = path
+    return sampler
+
+
+def _read_t_list(file: Path) -> Tensor:
     try:
-        t_list = torch.tensor(json.loads((folder / SAMPLER_FILE).read_text())["t_list"])
+        return torch.tensor(json.loads(file.read_text())["t_list"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / SAMPLER_FILE} is damaged: {error}") from error
-    return few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+        raise UserError(f"{file} is damaged: {error}") from error
 
 
-def num_in_grid(num_rows: int, num_classes: int, num_images: int) -> int:
-    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each class, as far as they go."""
-    return min(num_rows * num_classes, MAX_GRID, num_images)
+def num_in_grid(num_rows: int, num_distinct: int, num_images: int) -> int:
+    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each condition, as far as they go."""
+    return min(num_rows * num_distinct, MAX_GRID, num_images)
 
 
-def balanced_labels(num_images: int, num_classes: int) -> Tensor:
-    """0, 1, .., K-1, 0, 1, ..: every class as often as every other, to within one."""
-    return torch.arange(num_images) % num_classes
-
-
-def grid_labels(num_classes: int, num_rows: int) -> Tensor:
-    """`num_rows` of every class, class-major; of 10 classes, evenly spaced, where there are more."""
-    classes = torch.linspace(0, num_classes - 1, min(num_classes, GRID_CLASSES)).round().long()
-    return classes.repeat_interleave(num_rows)
+def grid_conditions(condition: Condition, num_rows: int) -> ConditionBatch:
+    """`num_rows` of every example, one after the other: the columns of a grid."""
+    examples = condition.examples()
+    return take_rows(examples, torch.arange(num_rows_of(examples)).repeat_interleave(num_rows))
 
 
 def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -163,29 +171,30 @@ def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int
 @torch.no_grad()
 def draw_images(
     sampler: Sampler,
-    labels: Tensor,
+    y: ConditionBatch,
     *,
     seed: int,
     batch_size: int,
     decoder: Decoder = PIXELS,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[Tensor, float]:
-    """Images 0..len(labels)-1 of a seed, not clamped; with `PIXELS` the model's own samples, whatever they are.
+    """Images 0, 1, .. of a seed, one per row of `y`, not clamped; with `PIXELS` the samples as they are.
 
     Args:
-        advance: told the number of images after each batch (a progress bar's advance).
+        advance: called with the number of images of each batch.
 
     Returns: images (N, C, H, W) on the CPU and images per second, decoding counted, noise drawing not.
     """
     device = next(sampler.model.parameters()).device
     images: list[Tensor] = []
     seconds = 0.0
-    for first in range(0, len(labels), batch_size):
-        y = labels[first : first + batch_size]
-        noise = noise_for(range(first, first + len(y)), sampler.num_noises, sampler.model.sample_shape, seed)
-        noise, y = noise.to(device), y.to(device)
+    num_images = num_rows_of(y)
+    for first in range(0, num_images, batch_size):
+        last = min(first + batch_size, num_images)
+        noise = noise_for(range(first, last), sampler.num_noises, sampler.model.sample_shape, seed).to(device)
+        batch = to_device(slice_rows(y, first, last), device)
         started = time.perf_counter()
-        images.append(decoder.decode(sampler.draw(noise, y).float()).cpu())
+        images.append(decoder.decode(sampler.draw(noise, batch).float()).cpu())
         seconds += time.perf_counter() - started
-        advance(len(y))
-    return torch.cat(images), len(labels) / seconds
+        advance(last - first)
+    return torch.cat(images), num_images / seconds

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distill.conditions import ConditionBatch, map_tensors
 from distill.data.base import Noise, noise_of
 
 
-def rank_slice(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:
-    """This process's share, along `dim`, of a batch that every process drew alike; on its device."""
-    return own_rows(batch, accelerator, dim).to(accelerator.device)
+def rank_slice(batch: ConditionBatch, accelerator: Accelerator, dim: int = 0) -> Any:
+    """This process's share, along `dim`, of a tensor or of conditions that every process drew alike; on its device."""
+    return map_tensors(lambda part: local_rows(part, accelerator, dim).to(accelerator.device), batch)
 
 
-def own_rows(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:
+def local_rows(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:
     """`rank_slice` where the batch is."""
     share = batch.shape[dim] // accelerator.num_processes
     return batch.narrow(dim, accelerator.process_index * share, share)
@@ -25,6 +28,6 @@ def rank_noise(generator: torch.Generator, accelerator: Accelerator) -> Noise:
 
     def noise(shape: torch.Size) -> Tensor:
         whole = torch.Size([shape[0] * accelerator.num_processes, *shape[1:]])
-        return own_rows(noise_of(generator)(whole), accelerator)
+        return local_rows(noise_of(generator)(whole), accelerator)
 
     return noise

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from dar.checkpoints.pickles import read_pickle
 from distill.errors import NonFiniteError, UserError
-from distill.models.parameters import frozen, learning
-from distill.models.sharding import own_part
+from distill.models.parameters import frozen_parameters, trainable_parameters
+from distill.models.sharding import local_shard
 
 FOLDER = "checkpoints"
 
@@ -75,7 +75,9 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
 
 def _check_finite(accelerator: Accelerator, step: int) -> None:
     # The last optimizer step of all is followed by no loss that would tell.
-    parameters = [own_part(p.detach()) for model in accelerator._models for p in learning(model).values()]
+    parameters = [
+        local_shard(p.detach()) for model in accelerator._models for p in trainable_parameters(model).values()
+    ]
     broken = sum(not bool(parameter.isfinite().all()) for parameter in parameters)
     everywhere = accelerator.reduce(torch.tensor(float(broken), device=accelerator.device))
     assert isinstance(everywhere, Tensor)
@@ -126,7 +128,7 @@ def _reason(error: BaseException) -> BaseException:
 def _drop_frozen(models: Sequence[nn.Module], weights: Sequence[dict[str, Tensor]], folder: str) -> None:
     # Sharded models are written by now, and accelerate hands over no weights.
     for model, state in zip(models, weights, strict=bool(weights)):
-        for name in frozen(model):
+        for name in frozen_parameters(model):
             del state[name]
 
 
@@ -134,7 +136,7 @@ def _check_weights(models: Sequence[nn.Module], folder: str) -> None:
     for i, model in enumerate(models):
         path = Path(folder) / f"{SAFE_MODEL_NAME}{f'_{i}' if i else ''}.safetensors"
         with safe_open(path, framework="pt") as file:
-            different = set(file.keys()) ^ (set(model.state_dict()) - set(frozen(model)))
+            different = set(file.keys()) ^ (set(model.state_dict()) - set(frozen_parameters(model)))
         if different:
             raise UserError(
                 f"--resume: {path} is of another model than this; they differ in {', '.join(sorted(different)[:3])}"

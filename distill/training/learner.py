@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from distill.config import OptimConfig
 from distill.errors import NonFiniteError, UserError
-from distill.models.parameters import blank_copy, learning
-from distill.models.sharding import whole
+from distill.models.parameters import meta_copy, trainable_parameters
+from distill.models.sharding import full_tensor
 from distill.training.optimizers import OPTIMIZERS
 
 MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below it are not too large, but broken
@@ -31,7 +31,7 @@ def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
 def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[str, Any]]:
     """What learns: the routing's parameters, which have a rate of their own, and all others."""
     routing, others = [], []
-    for name, parameter in learning(model).items():
+    for name, parameter in trainable_parameters(model).items():
         (routing if name.startswith("routing.") else others).append(parameter)
     groups = [{"params": others, "lr_factor": 1.0}, {"params": routing, "lr_factor": routing_lr_factor}]
     return [group for group in groups if group["params"]]
@@ -40,7 +40,7 @@ def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[st
 class Learner:
     """A role with an optimizer. The rate is a function of the update's number, so nothing is to be resumed.
 
-    blank: the model without values, to make plain copies of: one that is sharded cannot be copied.
+    meta_model: the model without values, to make plain copies of: one that is sharded cannot be copied.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Learner:
         self.accelerator = accelerator
         if accelerator.is_fsdp2 and optim.name != "adamw":
             raise UserError(f"FSDP: optim.name must be adamw; got {optim.name!r}")
-        self.blank = blank_copy(model)
+        self.meta_model = meta_copy(model)
         groups = parameter_groups(model, optim.routing_lr_factor)
         optimizer = OPTIMIZERS[optim.name](groups, optim, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -85,9 +85,9 @@ class Learner:
                     raise NonFiniteError(f"{self.role}: the loss is not finite in its update {step + 1}")
                 self.accelerator.backward(loss)
             total += value
-        norm = self.accelerator.clip_grad_norm_(learning(self.model).values(), self.optim.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(trainable_parameters(self.model).values(), self.optim.clip_norm)
         assert norm is not None
-        norm = whole(norm)
+        norm = full_tensor(norm)
         if not torch.isfinite(norm) and not self._may_overflow():
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"{self.role}: the gradient is not finite in its update {step + 1}")

@@ -1,4 +1,4 @@
-"""The loop around an update: progress, log, grids, checkpoints. What an update is, the task says."""
+"""The loop around an update: progress, log, grids, checkpoints. The task defines what an update is."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.config import LoopConfig
+from distill.progress import logger, on_terminal, progress_bar
 from distill.training.checkpoint import load_checkpoint, save_checkpoint
 from distill.training.run_log import RunLog
+
+COLUMNS = (
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("eta"),
+    TimeRemainingColumn(elapsed_when_finished=False),
+    TextColumn("{task.description}"),
+)
 
 
 class Task(Protocol):
@@ -30,11 +32,11 @@ class Task(Protocol):
         ...
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """The dearer look every `grid_every` updates: pictures into `folder`, figures for the log."""
+        """A slower look every `grid_every` updates: pictures into `folder`, figures for the log."""
         ...
 
     def headline(self, values: dict[str, float]) -> str:
-        """The few figures worth a place beside the progress bar."""
+        """The figures that stand beside the progress bar."""
         ...
 
 
@@ -53,7 +55,7 @@ class Counter:
 
 
 class Pace:
-    """Time spent and left, told after each update.
+    """Time spent and left, after each update.
 
     The first one, which also does what comes before all (the critic's warm-up), says nothing of those to come.
     """
@@ -62,7 +64,7 @@ class Pace:
         self._num_steps = num_steps
         self._first: tuple[int, float] | None = None
 
-    def words(self, step: int, elapsed_s: float) -> str:
+    def text(self, step: int, elapsed_s: float) -> str:
         first_step, first_s = self._first = self._first or (step, elapsed_s)
         if step == first_step:
             return f"{elapsed_s:.0f} s"
@@ -76,7 +78,7 @@ def is_logged(step: int, config: LoopConfig) -> bool:
 
 
 def has_grid(step: int, config: LoopConfig) -> bool:
-    """Whether the dearer look is taken after so many updates."""
+    """Whether the slower look is taken after so many updates."""
     return step % config.grid_every == 0 or step == config.steps
 
 
@@ -87,39 +89,23 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
     if resume:
         load_checkpoint(accelerator, folder)
     log = RunLog(folder, accelerator, counter.step)
-    console = Console(stderr=True)
+    is_main = accelerator.is_main_process
+    lines = not on_terminal()
     started = time.perf_counter() - counter.elapsed_s
     pace = Pace(config.steps)
-    with _progress(console, accelerator) as progress:
+    with progress_bar(COLUMNS, main_process=is_main) as progress:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
         while counter.step < config.steps:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
-            time_words = pace.words(counter.step, counter.elapsed_s)
+            time_text = pace.text(counter.step, counter.elapsed_s)
             if has_grid(counter.step, config):
                 values |= task.probe(counter.step, folder / "grids")
             if is_logged(counter.step, config):
                 log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})
-                if not console.is_terminal and accelerator.is_main_process:
-                    console.print(
-                        f"step {counter.step}/{config.steps}  {task.headline(values)}  {time_words}",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
+                if lines and is_main:
+                    logger.info(f"step {counter.step}/{config.steps}  {task.headline(values)}  {time_text}")
             progress.update(bar, completed=counter.step, description=task.headline(values))
             if counter.step % config.save_every == 0 or counter.step == config.steps:
                 save_checkpoint(accelerator, folder, counter.step, config.keep)
-
-
-def _progress(console: Console, accelerator: Accelerator) -> Progress:
-    return Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.description}"),
-        console=console,
-        disable=not (console.is_terminal and accelerator.is_main_process),
-    )

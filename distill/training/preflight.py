@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from distill.conditions import condition_of, to_device
 from distill.config import TeacherConfig
 from distill.conformance.conventions import convention_of
 from distill.errors import UserError
 from distill.models.backbone import Backbone
-from distill.sampling.samplers import balanced_labels, draw_images, ode_sampler
+from distill.sampling import draw_images, ode_sampler
 from distill.seeds import generator_for
 
 STD_RANGE = (0.1, 3.0)
@@ -17,8 +20,11 @@ NUM_STEPS = 10
 
 
 @torch.no_grad()
-def preflight(teacher: Backbone, student: Backbone, fake_score: Backbone, config: TeacherConfig) -> float:
-    """Raise UserError where teacher, student or critic are not what distillation assumes.
+def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: TeacherConfig) -> float:
+    """Raise UserError where the teacher, or a copy of it that learns, is not what distillation assumes.
+
+    Args:
+        copies: models that must compute what the teacher does before the first update, by role.
 
     Returns: std of the teacher's samples, the yardstick of the student's drift.
     """
@@ -29,14 +35,15 @@ def preflight(teacher: Backbone, student: Backbone, fake_score: Backbone, config
     generator = generator_for(0, "preflight")
     x_t = torch.randn(NUM_SAMPLES, *teacher.sample_shape, generator=generator).to(device)
     t = torch.rand(NUM_SAMPLES, generator=generator).clamp(*teacher.t_range).to(device)
-    y = balanced_labels(NUM_SAMPLES, teacher.null_label).to(device)
+    conditions = condition_of(teacher).balanced(NUM_SAMPLES)
+    y = to_device(conditions, device)
     expected = teacher(x_t, t, y)
-    for role, model in (("student", student), ("fake_score", fake_score)):
+    for role, model in copies.items():
         difference = float((model(x_t, t, y) - expected).abs().max())
         if difference > 0:
             raise UserError(f"preflight: {role} differs from the teacher at the start, by up to {difference:.3g}")
     sampler = ode_sampler("teacher", teacher, config, NUM_STEPS)
-    samples, _ = draw_images(sampler, y.cpu(), seed=0, batch_size=NUM_SAMPLES)
+    samples, _ = draw_images(sampler, conditions, seed=0, batch_size=NUM_SAMPLES)
     std = float(samples.std())
     if not torch.isfinite(samples).all():
         raise UserError(f"preflight: the teacher's samples are not finite at cfg_scale {config.cfg_scale:g}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +54,3 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     names = [name for name in {**there, **here} if not name.startswith("evaluate.")]
     pairs = [(name, there.get(name, "not set"), here.get(name, "not set")) for name in names]
     return [f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new]
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that figures depend on."""
-    names = ("dar-distill", "torch", "accelerate", "torch-fidelity", "lpips", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,31 +1,40 @@
-"""`dar-distill diagnose`: check everything, then measure, then write."""
+"""Models along depth and timestep: check everything, then measure, then write."""
 
 from __future__ import annotations
 
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.assets import EMBEDDED
+from distill.conditions import condition_of, num_rows
 from distill.config import TeacherConfig
-from distill.diagnosis.images import balanced_classes, find_data, images_by, images_of
+from distill.diagnosis.images import balanced_examples, find_data, images_by, images_of
 from distill.diagnosis.measuring import BATCH_SIZE, Design, diagnose_model, num_forwards
 from distill.diagnosis.results import Diagnosis
 from distill.errors import UserError
 from distill.files import new_folder
+from distill.progress import progress_bar
 from distill.report.diagnosis import MAX_MODELS, write_diagnosis
+from distill.report.versions import versions
 from distill.sampling.samplers import Sampler, load_sampler
 from distill.training.devices import default_device
-from distill.training.run_folder import versions
 
 NUM_T, FIRST_T, LAST_T = 9, 0.05, 0.95
 STAND_IN_STEPS = 25
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TaskProgressColumn(),
+    TextColumn("elapsed"),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
 
 
 @dataclass(frozen=True)
@@ -37,55 +46,69 @@ class Subject:
     sampler: Sampler
 
 
-def diagnose(args: Namespace) -> None:
-    """Measure models along depth and t, and write page, pictures and JSON into a new folder."""
-    folder = new_folder(args.output)
-    paths = [*([args.vs] if args.vs else []), *args.models]
+def diagnose(
+    models: Sequence[str | Path],
+    *,
+    output: str | Path,
+    vs: str | Path | None = None,
+    num_images: int = 200,
+    data: str | None = None,
+    seed: int = 1,
+) -> tuple[Path, Diagnosis]:
+    """Measure models along depth and t, and write page, pictures and JSON into a new folder.
+
+    Args:
+        models: model folders, run folders, or `embedded`. vs: one more, that the others are compared with.
+        num_images: in all, as many of each condition. data: NAME:PATH; None for Debian's Fashion-MNIST where it fits,
+            else images that a model draws itself.
+
+    Returns: the page, and what it shows.
+    """
+    folder = new_folder(str(output))
+    paths = [str(path) for path in ([vs] if vs else []) + list(models)]
     device = default_device()
     subjects = load_subjects(paths, device)
     model = subjects[0].sampler.model
-    labels = balanced_classes(args.num_images, model.null_label)
-    data = find_data(args.data, model.sample_shape, model.null_label)
-    images = data and images_of(data, labels, args.seed)
+    condition = subjects[0].sampler.condition
+    y = balanced_examples(num_images, condition)
+    source = find_data(data, model.sample_shape, condition)
+    images = source and images_of(source, y, seed)
 
     started = time.perf_counter()
-    console = Console(stderr=True)
-    with _progress(console) as progress:
+    with progress_bar(COLUMNS) as progress:
         notes = []
         if images is None:
             painter = next((subject for subject in subjects if subject.sampler.role == "teacher"), subjects[0])
-            bar = progress.add_task(f"images by {painter.name}", total=len(labels))
-            images = images_by(painter.sampler, labels, args.seed, BATCH_SIZE, lambda n: progress.advance(bar, n))
+            bar = progress.add_task(f"images by {painter.name}", total=num_rows(y))
+            images = images_by(painter.sampler, y, seed, BATCH_SIZE, lambda n: progress.advance(bar, n))
             notes.append(_stand_in(painter))
         t_values = torch.linspace(FIRST_T, LAST_T, NUM_T)
-        design = Design.of(images, labels, t_values, args.seed)
+        design = Design.of(images, y, t_values, seed)
         bars = [progress.add_task(s.name, total=num_forwards(s.sampler.model, design)) for s in subjects]
-        models = [
+        found = [
             diagnose_model(s.name, s.path, s.sampler.model, design, lambda n, bar=bar: progress.advance(bar, n))
             for s, bar in zip(subjects, bars, strict=True)
         ]
     diagnosis = Diagnosis(
-        models=models,
+        models=found,
         t_values=t_values.numpy(),
-        num_images=len(labels),
-        classes=labels.unique().tolist(),
-        images=data.name if data else "drawn by a model (stand-in)",
-        seed=args.seed,
-        reference=subjects[0].name if args.vs else None,
+        num_images=num_rows(y),
+        classes=condition.groups(y).unique().tolist(),
+        images=source.name if source else "drawn by a model (stand-in)",
+        seed=seed,
+        reference=subjects[0].name if vs else None,
         notes=[*notes, *_limits(subjects)],
         elapsed_s=time.perf_counter() - started,
         versions=versions(),
     )
-    print(f"diagnosis: {write_diagnosis(diagnosis, folder)}")
-    for note in diagnosis.notes:
-        print(f"note: {note}")
+    return write_diagnosis(diagnosis, folder), diagnosis
 
 
 def load_subjects(paths: Sequence[str], device: torch.device) -> list[Subject]:
     """The models, in evaluation mode.
 
     Raises: UserError where they are too many, one is given twice, or they do not take the same samples and classes;
-        FileNotFoundError and ValueError as `SiT.from_pretrained`.
+        FileNotFoundError and ValueError as `load_model`.
     """
     if len(paths) > MAX_MODELS:
         raise UserError(f"{len(paths)} models were given; at most {MAX_MODELS} can be told apart on one page")
@@ -101,8 +124,8 @@ def load_subjects(paths: Sequence[str], device: torch.device) -> list[Subject]:
         model = subject.sampler.model
         if model.sample_shape != first.sample_shape:
             raise UserError(f"{subject.path} makes {model.sample_shape}; {paths[0]} makes {first.sample_shape}")
-        if model.null_label != first.null_label:
-            raise UserError(f"{subject.path} knows {model.null_label} classes; {paths[0]} knows {first.null_label}")
+        if condition_of(model) != condition_of(first):
+            raise UserError(f"{subject.path} knows {condition_of(model)}; {paths[0]} knows {condition_of(first)}")
     return subjects
 
 
@@ -128,14 +151,8 @@ def _stand_in(painter: Subject) -> str:
 
 def _limits(subjects: Sequence[Subject]) -> list[str]:
     return [
-        f"{s.name} is a student and was trained at few t only ({s.sampler.description}); "
+        f"{s.name} is a student and was trained at its own t only ({s.sampler.description}); "
         "what it does at others was never asked of it."
         for s in subjects
         if s.sampler.role == "student"
     ]
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    times = TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-    return Progress(*columns, *times, console=console, disable=not console.is_terminal)

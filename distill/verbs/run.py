@@ -1,77 +1,125 @@
-"""`dar-distill run`: configuration to student folder and report."""
+"""Configuration to student folder and report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from dar import SiT
-from distill.assets import EMBEDDED, resolve
-from distill.config import RunConfig, config_to_yaml, load_config
+from distill.assets import EMBEDDED
+from distill.config import RunConfig, config_to_yaml
+from distill.data import Dataset, load_dataset
+from distill.data.base import check_batch_size
+from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.evaluator import Evaluator
-from distill.models.roles import build_roles, write_student
-from distill.objectives.dmd import GRID_ROWS, DistillationTask
-from distill.planning.tables import print_run_plan
+from distill.evaluation.evaluator import Evaluator, Measured
+from distill.files import write_folder
+from distill.models import Backbone, load_model
+from distill.models.lora import has_adapters, plain_model, save_adapters
+from distill.objectives import OBJECTIVES
+from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
+from distill.progress import logger
 from distill.report import write_report
-from distill.sampling.samplers import Sampler, few_step_sampler, ode_sampler, read_class_names
+from distill.sampling import Sampler, few_step_sampler, ode_sampler, save_student
+from distill.sampling.samplers import read_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
 from distill.training.run_folder import open_run
 from distill.training.run_log import read_log
+from distill.verbs.configs import ConfigLike, config_of
 
 
-def distil(config_path: str, overrides: Sequence[str], *, resume: bool = False, dry_run: bool = False) -> None:
-    """Distil, save the EMA student as `output/student`, measure and write `output/report/report.html`."""
-    config = load_config(RunConfig, config_path, overrides)
-    if dry_run:
-        print_run_plan(config)
-        return
+@dataclass(frozen=True)
+class Distilled:
+    """student: the model's folder, which `load` takes. report: the page. measured: by the name of each sampler."""
+
+    folder: Path
+    student: Path
+    report: Path
+    measured: dict[str, Measured]
+
+
+def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Distilled | None:
+    """Distil, save the EMA student as `output/student`, measure, and write `output/report/report.html`.
+
+    Args:
+        config: a `RunConfig`, a dictionary of its sections, a YAML file, or the name of a shipped recipe.
+        overrides: such as "student.steps=2". resume: continue the run in its output folder.
+
+    Returns: None on all processes but the main one.
+    Raises: UserError for what the user can mend, NonFiniteError where the run diverges.
+    """
+    config = config_of(RunConfig, config, overrides)
+    data = load_data(config)
     accelerator = make_accelerator(config)
     torch.manual_seed(config.train.seed)
-    roles = build_roles(config.teacher, config.roles)
-    teacher, student, fake_score = (model.to(accelerator.device) for model in roles)
+    models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = Evaluator(config.evaluate, accelerator.device)
-    evaluator.check(teacher)
-    evaluator.use_teacher_reference(reference_sampler(config, teacher), config.teacher.path)
-    teacher_std = preflight(teacher, student, fake_score, config.teacher)
-    task = DistillationTask(config, (teacher, student, fake_score), accelerator, teacher_std, evaluator.decoder)
+    evaluator.check(models.teacher)
+    evaluator.use_teacher_reference(reference_sampler(config, models.teacher), config.teacher.path)
+    teacher_std = preflight(models.teacher, models.copies, config.teacher)
+    task = DistillationTask(config, models, accelerator, teacher_std, evaluator.decoder, data)
     folder = open_run(config, accelerator, resume=resume)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
-    if accelerator.is_main_process:
-        finished = write_student(averaged, task.t_list, folder)
-        print(f"student: {folder / 'student'}")
-        teacher = SiT.from_pretrained(resolve(config.teacher.path, "teacher")).to(accelerator.device).eval()
-        path = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
-        print(f"report:  {path}")
+    if not accelerator.is_main_process:
+        return None
+    finished = write_student(averaged, task.t_list, folder)
+    logger.info(f"{folder / 'student'} is saved; measuring it")
+    teacher = load_model(config.teacher.path).to(accelerator.device).eval()
+    report, measured = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
+    return Distilled(folder, folder / "student", report, measured)
 
 
-def reference_sampler(config: RunConfig, teacher: SiT) -> Sampler[SiT]:
+def load_data(config: RunConfig) -> Dataset | None:
+    """What the objective learns from, beside the teacher. Raises: UserError where it needs data and none is named."""
+    if not OBJECTIVES[config.objective.name].needs_data:
+        return None
+    if config.data is None:
+        raise UserError(f"objective.name = {config.objective.name} learns from data: give a section data")
+    data = load_dataset(config.data.name, config.data.path)
+    check_batch_size(len(data), config.train.batch_size)
+    return data
+
+
+def write_student(student: Backbone, t_list: Tensor, folder: Path) -> Backbone:
+    """Write `folder/student`, a plain model with its t list, and its adapters, where it has some, to `folder/adapter`.
+
+    Returns: the plain model.
+    """
+    if has_adapters(student):
+        write_folder(folder / "adapter", lambda path: save_adapters(student, path))
+    plain = plain_model(student)
+    write_folder(folder / "student", lambda path: save_student(plain, t_list, path))
+    return plain
+
+
+def reference_sampler(config: RunConfig, teacher: Backbone) -> Sampler:
     """The teacher at as many steps as its configuration says."""
     return ode_sampler(f"teacher, {config.teacher.steps} steps", teacher, config.teacher, config.teacher.steps)
 
 
 def write_run_report(
-    config: RunConfig, folder: Path, teacher: SiT, student: SiT, t_list: torch.Tensor, evaluator: Evaluator
-) -> Path:
+    config: RunConfig, folder: Path, teacher: Backbone, student: Backbone, t_list: Tensor, evaluator: Evaluator
+) -> tuple[Path, dict[str, Measured]]:
     """Draw, measure and show: the teacher at many steps and at the student's number, and the student."""
     settings, num_steps = config.teacher, config.student.steps
     slow = reference_sampler(config, teacher)
-    few = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
-    others = [*results.teachers_at([num_steps], slow, settings), few]
+    fast = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
+    others = [*results.teachers_at([num_steps], slow, settings), fast]
     entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
-    report = results.page(
-        f"{few.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
-        f"Distribution matching distillation, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
+    page = results.page(
+        f"{fast.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
+        f"{OBJECTIVES[config.objective.name].title}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
         history=read_log(folder),
@@ -80,4 +128,4 @@ def write_run_report(
         class_names=read_class_names(settings.path),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )
-    return write_report(report, folder / "report")
+    return write_report(page, folder / "report"), {entry.sampler.name: entry.measured for entry in entries}

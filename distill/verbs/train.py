@@ -1,56 +1,73 @@
-"""`dar-distill train`: configuration to teacher folder."""
+"""Configuration to teacher folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from dar import SiTConfig
-from distill.config import TrainConfig, load_config
-from distill.data import load_dataset
-from distill.data.base import Dataset, check_batch_size
+from distill.conditions import condition_of
+from distill.config import TrainConfig
+from distill.data import Dataset, load_dataset
+from distill.data.base import check_batch_size
 from distill.errors import UserError
 from distill.files import write_folder
+from distill.models import Backbone
 from distill.models.lora import plain_model
 from distill.objectives.flow_matching import TeacherTask
-from distill.planning.tables import print_train_plan
+from distill.progress import logger
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_folder import open_run
 from distill.training.start import starting_model
+from distill.verbs.configs import ConfigLike, config_of
 
 
-def pretrain(config_path: str, overrides: Sequence[str], *, resume: bool = False, dry_run: bool = False) -> None:
-    """Train and save the EMA as `output/teacher`."""
-    config = load_config(TrainConfig, config_path, overrides)
-    if dry_run:
-        print_train_plan(config)
-        return
+@dataclass(frozen=True)
+class Trained:
+    """teacher: the model's folder, which `load` takes."""
+
+    folder: Path
+    teacher: Path
+
+
+def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Trained | None:
+    """Train by flow matching on data and save the EMA as `output/teacher`.
+
+    Args:
+        config: a `TrainConfig`, a dictionary of its sections, a YAML file, or the name of a shipped recipe.
+        overrides: such as "train.steps=100". resume: continue the training in its output folder.
+
+    Returns: None on all processes but the main one.
+    Raises: UserError for what the user can mend, NonFiniteError where the training diverges.
+    """
+    config = config_of(TrainConfig, config, overrides)
     data = load_dataset(config.data.name, config.data.path)
     torch.manual_seed(config.train.seed)
     model = starting_model(config)
-    _check_data(data, model.config, config.data.path)
+    check_data(data, model, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config)
     task = TeacherTask(config, model, data, accelerator)
     folder = open_run(config, accelerator, resume=resume)
     if accelerator.is_main_process and task.decoder.note:
-        print(f"grids: {task.decoder.note}")
+        logger.info(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_model
     accelerator.end_training()
-    if accelerator.is_main_process:
-        averaged = plain_model(averaged)
-        write_folder(folder / "teacher", lambda path: averaged.save_pretrained(path))
-        print(f"teacher: {folder / 'teacher'}")
+    if not accelerator.is_main_process:
+        return None
+    plain = plain_model(averaged)
+    write_folder(folder / "teacher", lambda path: plain.save_pretrained(path))
+    return Trained(folder, folder / "teacher")
 
 
-def _check_data(data: Dataset, model: SiTConfig, path: str) -> None:
-    if data.sample_shape != (model.in_channels, model.input_size, model.input_size):
-        raise UserError(
-            f"{path} has samples of shape {data.sample_shape}; the model takes "
-            f"{(model.in_channels, model.input_size, model.input_size)}"
-        )
-    if data.num_classes > model.num_classes:
-        raise UserError(f"{path} has {data.num_classes} classes; model.num_classes = {model.num_classes}")
+def check_data(data: Dataset, model: Backbone, path: str) -> None:
+    """See that `model` can be trained on `data`. Raises: UserError."""
+    if tuple(data.sample_shape) != tuple(model.sample_shape):
+        raise UserError(f"{path} has samples of shape {data.sample_shape}; the model takes {model.sample_shape}")
+    condition = condition_of(model)
+    if not condition.includes(data.condition):
+        raise UserError(f"{path} has {data.condition}; the model is conditioned on {condition}")

@@ -22,7 +22,7 @@ from distill.diagnosis.results import Diagnosis, ModelDiagnosis, Profile
 from distill.report.diagnosis.findings import NUM_ERRORS, relative_cost
 from distill.report.heatmaps import NOT_A_SOURCE, chosen_times, routing_plot
 from distill.report.page_data import Routing
-from distill.report.style import FAINT, INK, dress, new_figure
+from distill.report.style import FAINT, INK, new_figure, style_axes
 
 MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 EFFECT_COLOURS = dict(zip(EFFECTS, ("#d55e00", "#0072b2", "#56b4e9", "#009e73", "#c9ccd1"), strict=True))
@@ -86,7 +86,7 @@ def _grid(panels: Sequence[_Panel], *, y: str, log: bool = False) -> Figure:
         if log:
             _log_axis(ax)
         last = index + columns >= len(panels)
-        dress(ax, x=DEPTH if last else "", y=y if index % columns == 0 else "", title=panel.title)
+        style_axes(ax, x=DEPTH if last else "", y=y if index % columns == 0 else "", title=panel.title)
         ax.tick_params(labelbottom=last)
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return figure
@@ -101,8 +101,8 @@ def _legend_below(figure: Figure, ax: Axes) -> None:
 def _log_axis(ax: Axes) -> None:
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    few = high < 100 * low  # then decades alone would leave an axis without ticks
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if few else (1,)))
+    narrow = high < 100 * low  # then decades alone would leave an axis without ticks
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 
@@ -185,7 +185,7 @@ def similarity_plot(diagnosis: Diagnosis) -> Figure:
             for first, last in pairwise(edges):
                 corners = [first, last, last, first, first], [first, first, last, last, first]
                 ax.plot(*corners, color=colour, linewidth=1.1, linestyle=style)
-        dress(ax, x=DEPTH, y=DEPTH, title=model.name if len(models) > 1 else "")
+        style_axes(ax, x=DEPTH, y=DEPTH, title=model.name if len(models) > 1 else "")
         ax.grid(False)
         ax.set_xlim(0, end)
         ax.set_ylim(end, 0)
@@ -213,13 +213,13 @@ def removal_plot(diagnosis: Diagnosis) -> Figure:
     image = None
     for ax, model in zip(axes, models, strict=True):
         cost, error = relative_cost(model)
-        shown = np.where(np.abs(cost) > NUM_ERRORS * error, cost, np.nan)
+        visible = np.where(np.abs(cost) > NUM_ERRORS * error, cost, np.nan)
         positions = model.profiles["removal_cost"].positions
         edges = np.append(positions - 0.25, positions[-1] + 0.25)
         ax.axvspan(edges[0], edges[-1], color="white", linewidth=0, zorder=0)
-        image = ax.pcolormesh(edges, _edges(diagnosis.t_values), shown, cmap="RdBu_r", norm=norm)
+        image = ax.pcolormesh(edges, _edges(diagnosis.t_values), visible, cmap="RdBu_r", norm=norm)
         last = model is models[-1]
-        dress(
+        style_axes(
             ax, y="t", x=f"{DEPTH} (attention, then MLP)" if last else "", title=model.name if len(models) > 1 else ""
         )
         ax.set_facecolor(NOT_A_SOURCE)  # beyond the depth of this model
@@ -254,7 +254,7 @@ def probe_plot(diagnosis: Diagnosis) -> Figure:
         probe = model.probe
         _line(ax, np.arange(len(probe.r2)), probe.r2, probe.spread, colours[model.name], model.name)
     ax.axhline(1, color=FAINT, linewidth=1, linestyle=":")
-    dress(ax, x=DEPTH, y="R² of t on held-out images")
+    style_axes(ax, x=DEPTH, y="R² of t on held-out images")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     if len(diagnosis.models) > 1:
         ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
@@ -323,8 +323,8 @@ def variance_plot(diagnosis: Diagnosis) -> Figure:
         right.bar(positions, spread, 0.5, color=FAINT)
         last = model is models[-1]
         title = _titled(diagnosis, model.name, "what the weights depend on")
-        dress(left, x=DEPTH if last else "", y="share of the variance", title=title)
-        dress(right, x=DEPTH if last else "", y="standard deviation of a weight", title="how much they vary")
+        style_axes(left, x=DEPTH if last else "", y="share of the variance", title=title)
+        style_axes(right, x=DEPTH if last else "", y="standard deviation of a weight", title="how much they vary")
         left.set_ylim(0, 1)
         for ax in (left, right):
             ax.grid(False)

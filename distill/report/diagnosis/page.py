@@ -188,11 +188,11 @@ DRAWN = {
 def _others(diagnosis: Diagnosis) -> list[Section]:
     """Registered measures that have no section of their own."""
     names = [name for name in DEPTH_MEASURES if name not in DRAWN]
-    shown = [name for name in names if any(name in model.profiles for model in diagnosis.models)]
+    present = [name for name in names if any(name in model.profiles for model in diagnosis.models)]
     return [
         Section(name.replace("_", "-"), DEPTH_MEASURES[name].title, DEPTH_MEASURES[name].explanation, [],
                 [_picture(name, figures.depth_plot(diagnosis, name), DEPTH_MEASURES[name].title)])
-        for name in shown
+        for name in present
     ]  # fmt: skip
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 MAX_LENGTH = 200
 
 
-def shown(value: object) -> str:
+def printable(value: object) -> str:
     """In one line of printable characters."""
     text = str(value)[:MAX_LENGTH]
     return text if text.isprintable() else ascii(text)
 
 
-def few(names: Iterable[object], limit: int = 4) -> str:
+def listed(names: Iterable[object], limit: int = 4) -> str:
     """The first ones, with dots where there are more."""
     names = list(names)
-    return ", ".join(map(shown, names[:limit])) + (", .." if len(names) > limit else "")
+    return ", ".join(map(printable, names[:limit])) + (", .." if len(names) > limit else "")

@@ -1,0 +1,34 @@
+"""Checks of values: each names the field, the value and the limit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from distill.errors import UserError
+
+
+def at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not minimum <= value < math.inf:
+            limit = "finite" if value == math.inf else f"at least {minimum:g}"
+            raise UserError(f"{f'{section}.{name}'.lstrip('.')} must be {limit}; got {value:g}")
+
+
+def within(owner: Any, section: str, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not low <= value <= high:
+            raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
+def ema_decay(owner: Any, section: str) -> None:
+    if not 0 <= owner.ema_decay < 1:  # at 1 the average would never move
+        raise UserError(f"{section}.ema_decay must lie in [0, 1); got {owner.ema_decay:g}")
+
+
+def one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    if value not in allowed:
+        raise UserError(f"{section}.{name} must be one of {', '.join(allowed)}; got {value!r}")

@@ -1,0 +1,139 @@
+"""The task of `run`: a student, its average, and the objective it learns by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from distill.conditions import condition_of
+from distill.config import RunConfig
+from distill.data import Dataset
+from distill.latents.decoding import PIXELS, Decoder
+from distill.metrics import high_frequency_ratio
+from distill.models.backbone import Backbone
+from distill.models.ema import Ema, decay_within
+from distill.models.roles import load_teacher, trainable_copy
+from distill.models.sharding import shard_frozen
+from distill.objectives.base import OBJECTIVES, Network, Setting
+from distill.render import clamp_images, save_grid
+from distill.sampling import Denoiser, draw_images, few_step_sampler, grid_conditions, t_grid
+from distill.training.learner import Learner
+from distill.training.loop import is_logged
+
+GRID_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Models:
+    """The frozen teacher, the student, and what the objective trains beside it, by role."""
+
+    teacher: Backbone
+    student: Backbone
+    networks: dict[str, Network]
+
+    def to(self, device: torch.device) -> Models:
+        """Move all of them, in place."""
+        for model in (self.teacher, self.student, *(network.model for network in self.networks.values())):
+            cast(nn.Module, model).to(device)
+        return self
+
+    @property
+    def copies(self) -> dict[str, Backbone]:
+        """Models that must compute what the teacher does before the first update, by role."""
+        networks = {role: network.model for role, network in self.networks.items() if network.copies_teacher}
+        return {"student": self.student} | cast(dict[str, Backbone], networks)
+
+
+def build_models(config: RunConfig) -> Models:
+    """Load the teacher and make what learns of it. Adapters are drawn from torch's global generator.
+
+    Raises: UserError where peft is needed and missing.
+    """
+    return models_from(load_teacher(config.teacher), config)
+
+
+def models_from(teacher: Backbone, config: RunConfig) -> Models:
+    """As `build_models`, of a teacher that is loaded; it is frozen."""
+    student = trainable_copy(teacher, config.teacher, config.roles)
+    networks = OBJECTIVES[config.objective.name].networks(config, teacher)
+    cast(nn.Module, teacher).eval().requires_grad_(False)
+    return Models(teacher, student, networks)
+
+
+class DistillationTask:
+    """One update is the objective's, then one step of the student's EMA."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        models: Models,
+        accelerator: Accelerator,
+        teacher_std: float,
+        decoder: Decoder = PIXELS,
+        data: Dataset | None = None,
+    ) -> None:
+        teacher, settings = models.teacher, config.teacher
+        self.config = config
+        self.accelerator = accelerator
+        self.decoder = decoder
+        self.condition = condition_of(teacher)
+        self.t_list = t_grid(config.student.steps, config.student.shift, teacher.t_range)[:-1]
+        for model in models.copies.values():
+            model.gradient_checkpointing = config.train.gradient_checkpointing
+        student = cast(nn.Module, models.student)
+        self.student = Learner("student", student, config.student.optim, config.train.steps, accelerator)
+        networks = {
+            role: Learner(role, network.model, network.optim, network.num_updates, accelerator)
+            for role, network in models.networks.items()
+        }
+        frozen = shard_frozen(cast(nn.Module, teacher).to(accelerator.device), accelerator)
+        guided = Denoiser(frozen, self.condition, settings.cfg_scale, settings.interval, settings.cfg_channels)
+        decay = decay_within(config.student.ema_decay, config.train.steps)
+        self.ema = Ema(self.student.module, decay, self.student.meta_model)
+        setting = Setting(
+            config=config,
+            accelerator=accelerator,
+            condition=self.condition,
+            sample_shape=teacher.sample_shape,
+            t_range=teacher.t_range,
+            t_list=self.t_list,
+            teacher=guided,
+            teacher_std=teacher_std,
+            student=self.student,
+            networks=networks,
+            data=data,
+        )
+        self.objective = OBJECTIVES[config.objective.name](setting)
+        accelerator.register_for_checkpointing(self.ema, *self.objective.stateful())
+
+    def update(self, step: int) -> dict[str, float]:
+        values = self.objective.update(step, log_now=is_logged(step + 1, self.config.train))
+        self.ema.update(self.student.module)
+        return values
+
+    def probe(self, step: int, folder: Path) -> dict[str, float]:
+        """The EMA student's samples from fixed noise, as a picture and by their high frequencies."""
+        averaged = self.averaged_student
+        if not self.accelerator.is_main_process:
+            return {}
+        y = grid_conditions(self.condition, GRID_ROWS)
+        sampler = few_step_sampler("student", averaged, self.t_list)
+        size = self.config.evaluate.batch_size
+        images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)
+        save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
+        return {"high_frequency_ratio": float(high_frequency_ratio(clamp_images(images)))}
+
+    @property
+    def averaged_student(self) -> Backbone:
+        """The EMA, which is what is saved and measured; all processes have to ask for it."""
+        return cast(Backbone, self.ema.module)
+
+    def headline(self, values: dict[str, float]) -> str:
+        names = {**self.objective.headline, "hf": "high_frequency_ratio"}
+        figures = {short: values[name] for short, name in names.items() if name in values}
+        return "  ".join(f"{short} {value:.3f}" for short, value in figures.items())

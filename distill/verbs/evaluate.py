@@ -1,0 +1,54 @@
+"""Measure a student or a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distill.config import EvalConfig
+from distill.evaluation.evaluator import Evaluator, Measured
+from distill.files import new_folder
+from distill.metrics import ReferenceStatistics
+from distill.sampling import Sampler
+from distill.training.devices import default_device
+from distill.verbs.load import load, vae_of
+
+NUM_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """measured: all measures. statistics: the same images as a reference for others. notes: what stood in for what."""
+
+    measured: Measured
+    statistics: ReferenceStatistics
+    notes: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write measures.json and measures.npz."""
+        self.measured.save(folder / "measures.json")
+        self.statistics.save(folder / "measures.npz")
+
+
+def evaluate(
+    model: str | Path | Sampler, config: EvalConfig | None = None, *, output: str | Path | None = None
+) -> Evaluation:
+    """Draw images and measure them.
+
+    Args:
+        model: what `load` takes, or what it returned.
+        config: how many images, which references, which extractor; None for 5000 images and the defaults.
+        output: a new folder for measures.json and measures.npz; None saves nothing.
+    """
+    config = config or EvalConfig(num_images=NUM_IMAGES)
+    folder = None if output is None else new_folder(str(output))
+    sampler = model if isinstance(model, Sampler) else load(model)
+    evaluator = Evaluator(replace(config, vae=vae_of(config.vae, [sampler.path])), default_device())
+    evaluator.check(sampler.model)
+    evaluator.use_teacher_statistics(sampler.model)
+    ((images, rate),) = evaluator.draw([sampler], config.num_images)
+    measured = evaluator.measure(sampler, images, rate)
+    evaluation = Evaluation(measured, evaluator.statistics(sampler, images, measured.description), evaluator.notes)
+    if folder is not None:
+        evaluation.save(folder)
+    return evaluation
