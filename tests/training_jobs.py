@@ -125,11 +125,11 @@ def distil(folder: Path) -> None:
     config = folder / "run.yaml"
     config.write_text(f"output: {folder / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n")
 
-    def report(config: RunConfig, path: Path, teacher: SiT, student: SiT, *_: object) -> Path:
+    def report(config: RunConfig, path: Path, teacher: SiT, student: SiT, *_: object) -> tuple[Path, dict]:
         assert not any(is_sharded(parameter) for parameter in teacher.parameters())
         inputs = torch.zeros(1, *teacher.sample_shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
         assert all(model(*inputs).isfinite().all() for model in (teacher, student))
-        return path
+        return path, {}
 
     with patch("distill.verbs.run.write_run_report", report):
         assert main(["run", str(config), "train.steps=1", "train.batch_size=2"]) == 0

@@ -1,4 +1,7 @@
-"""Files that ship with the package, each with a card: a teacher, a feature extractor, reference statistics."""
+"""Files that ship with the package, each with a card: a teacher, a feature extractor, reference statistics; recipes.
+
+May import errors.
+"""
 
 from __future__ import annotations
 

@@ -2,4 +2,5 @@
 
 `config` says what is compared, `jobs` shares the work out, `training` and `measuring` do one job, `timing` measures
 cost apart from them; `gather`, `statistics` and `claims` turn figures into verdicts, `report` and `plots` show them.
+May import evaluation and what stands below it.
 """

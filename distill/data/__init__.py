@@ -1,4 +1,7 @@
-"""Data sets by name. To add one: a file here, `@register("name")` on its loader, a config, a test."""
+"""Data sets by name. To add one: a file here, `@register("name")` on its loader, a config, a test.
+
+May import latents, conditions, files, seeds and errors.
+"""
 
 from distill.data.base import DATASETS, Dataset, load_dataset, register
 from distill.data.idx import read_idx

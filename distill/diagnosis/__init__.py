@@ -1,1 +1,4 @@
-"""What `dar-distill diagnose` measures: images, models, results."""
+"""Models along depth and timestep: images, measuring, summaries, results as JSON.
+
+May import dar, data, sampling, conditions, seeds and errors.
+"""

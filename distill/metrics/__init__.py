@@ -1,6 +1,7 @@
 """What becomes of detail: spectra, edges, feature distances and perceptual distances, with intervals.
 
 `measure` gives the whole table for a set of images; torch-fidelity and lpips are imported only when used.
+May import config, assets, files and errors.
 """
 
 from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, share_interval

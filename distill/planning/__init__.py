@@ -1,4 +1,7 @@
-"""What a training will take, computed from its configuration before anything is built."""
+"""What a training will take, computed from its configuration before anything is built.
+
+May import dar, objectives, training, sampling, models, config and what stands below them.
+"""
 
 from distill.planning.plan import Launch, Phase, Plan, plan_run, plan_train
 from distill.planning.roles import Role

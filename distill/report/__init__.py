@@ -1,4 +1,7 @@
-"""Before and after on one page: arrays and figures in, a self-contained HTML file out."""
+"""Before and after on one page: arrays and figures in, a self-contained HTML file out.
+
+May import diagnosis (whose page it writes too), metrics, render, files and errors.
+"""
 
 from distill.report.page import write_report
 from distill.report.page_data import (
