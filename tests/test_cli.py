@@ -19,6 +19,7 @@ from PIL import Image
 from dar import SiT
 from distill.assets import asset
 from distill.cli import main
+from distill.config import read_values
 from distill.errors import UserError
 from distill.evaluation.evaluator import Evaluator
 from distill.files import new_folder
@@ -26,6 +27,7 @@ from distill.metrics import ReferenceStatistics
 from distill.sampling.samplers import save_student
 from distill.training.run_log import read_log
 
+ROOT = Path(__file__).parents[1]
 TINY_TRAIN = """
 output: {output}
 model: {{input_size: 8, patch_size: 4, in_channels: 1, hidden_size: 16, depth: 1, num_heads: 2, num_classes: 2,
@@ -315,3 +317,69 @@ def test_a_folder_beside_one_that_is_not_there_yet_is_not_emptied(tmp_path: Path
     with pytest.raises(UserError, match="is not empty"):
         new_folder(str(tmp_path / "new" / ".."))
     assert (tmp_path / "precious.txt").exists() and not (tmp_path / "new").exists()
+
+
+def test_overrides_stand_before_and_after_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config(tmp_path)
+    expected = None
+    for words in (
+        [config, "train.steps=7", "student.steps=3", "--dry-run"],
+        [config, "--dry-run", "train.steps=7", "student.steps=3"],
+        ["--dry-run", config, "train.steps=9", "train.steps=7", "student.steps=3"],
+        [config, "train.steps=9", "--dry-run", "train.steps=7", "student.steps=3"],
+    ):
+        assert main(["run", *words]) == 0
+        expected = expected or capsys.readouterr().out
+        assert expected and "7 of 64 samples" in expected and ": 3 steps from" in expected
+    for wrong in (["run", config, "--dry-run", "--fast=1"], ["sample", "embedded", "--output", "x", "a=b"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert {"quickstart", "train_fashion", "imagenet256/sit_xl_dmd"} <= set(names)
+    assert not any(name.startswith(("accelerate", "slurm")) for name in names)
+    assert "The shipped teacher becomes a 4-step student" in lines[names.index("quickstart")]
+    assert main(["recipes", "--write", "quickstart"]) == 0
+    assert (tmp_path / "quickstart.yaml").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
+    assert "quickstart.yaml is there already" in refused(capsys, "recipes", "--write", "quickstart")
+    assert main(["recipes", "--write", "imagenet256/sit_xl_dmd", "--output", "mine/xl.yaml"]) == 0
+    assert (tmp_path / "mine" / "xl.yaml").is_file()
+    assert "--write must be one of" in refused(capsys, "recipes", "--write", "nothing")
+    assert "give --write NAME" in refused(capsys, "recipes", "--output", "x.yaml")
+
+
+def test_a_recipe_runs_by_name_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "quickstart", *QUICK]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert (tmp_path / "runs/quickstart/report/report.html").is_file()
+    message = "no configuration file quickstrt, and no shipped recipe of that name"
+    with pytest.raises(UserError, match=message):
+        main(["--traceback", "run", "quickstrt"])
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """Its configuration has `dmd` and `fake_score` as sections of their own, and lacks what is younger."""
+    config, overrides = run_config(tmp_path), [*QUICK, "train.save_every=1"]
+    assert main(["run", config, *overrides]) == 0
+    saved = tmp_path / "run" / "config.yaml"
+    values = read_values(saved)
+    objective = values.pop("objective")
+    values.pop("data")
+    values["fake_score"] = objective.pop("fake_score")
+    values["dmd"] = {name: value for name, value in objective.items() if name != "name"}
+    saved.write_text(json.dumps(values))
+    before = read_log(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000002")
+    assert main(["run", config, *overrides, "--resume"]) == 0
+    for old, new in zip(before, read_log(tmp_path / "run"), strict=True):
+        assert {**old, "elapsed_s": 0} == {**new, "elapsed_s": 0}
+    assert "objective:" in saved.read_text()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.conditions import ConditionBatch, slice_rows, to_device
-from distill.config import CONFIG_FILE, TrainConfig, config_to_yaml, load_config
+from distill.config import CONFIG_FILE, TrainConfig, config_to_yaml, flat_values, load_config
 from distill.data import load_dataset
 from distill.data.base import Dataset, noise_of
 from distill.errors import UserError
@@ -196,13 +196,6 @@ def is_trained(job: Job) -> bool:
 
 def _difference(saved: object, wanted: object) -> str:
     """The first setting that differs, by its dotted name."""
-    old, new = (dict(_leaves(asdict(config))) for config in (saved, wanted))  # type: ignore[call-overload]
+    old, new = flat_values(saved), flat_values(wanted)
     key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
     return f"{key}: {old.get(key)} there, {new.get(key)} here"
-
-
-def _leaves(values: dict, prefix: str = "") -> list[tuple[str, object]]:
-    leaves: list[tuple[str, object]] = []
-    for key, value in values.items():
-        leaves += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return leaves

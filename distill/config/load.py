@@ -109,14 +109,13 @@ def config_to_yaml(config: Any) -> str:
 
 def flat_values(config: Any) -> dict[str, Any]:
     """The resolved configuration by dotted name, {"train.steps": 1000, ..}."""
-    return flattened(plain_values(config))
+    return _flattened(plain_values(config))
 
 
-def flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by section as values by dotted name."""
+def _flattened(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 

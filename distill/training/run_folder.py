@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distill.config import CONFIG_FILE, RunConfig, TrainConfig, config_to_yaml, flat_values, flattened, read_values
+from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
 from distill.errors import UserError
 from distill.files import write_text
 from distill.training.checkpoint import checkpoints
@@ -38,7 +38,9 @@ def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
     if resume:
         if not saved.is_file():
             raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
-        different = _differences(flattened(read_values(saved)), flat_values(config))
+        # A field younger than the run had its default then.
+        then = build_config(type(config), read_values(saved))
+        different = _differences(flat_values(then), flat_values(config))
         if different:
             raise UserError(f"--resume: the configuration differs from {saved}: {'; '.join(different[:3])}")
         if not checkpoints(folder):
