@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NonFiniteError as error:
         return _fail(error, 3, args.traceback)
     except KeyboardInterrupt:
-        words = "; --resume continues from the newest checkpoint, if there is one" if args.verb in RESUMABLE else ""
-        print(f"\nstopped{words}", file=sys.stderr)
+        hint = "; --resume continues from the newest checkpoint, if there is one" if args.verb in RESUMABLE else ""
+        print(f"\nstopped{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -12,7 +12,7 @@ LARGEST_KEPT = 2**30  # bytes; a larger tensor still gets pages of its own
 def keep_freed_memory() -> None:
     """Let this process keep what it frees, where the C library is glibc; elsewhere nothing is done.
 
-    Every training step makes the tensors of the one before anew. By default glibc hands large ones back to the system,
+    Every training step allocates the same tensors again. By default glibc hands large ones back to the system,
     and the first touch of a fresh page costs more than the arithmetic that fills it. What the process holds stays at
     its peak until it ends.
     """

@@ -113,7 +113,7 @@ def tabulate(
     costs: dict[tuple[str, str], Cost],
     data: dict[str, float],
 ) -> Figures:
-    """Every quantity of every result; nan where it cannot be told yet."""
+    """Every quantity of every result; nan where it is not known yet."""
     clock = comparison.config.baselines[0]
     finished = {(r.job.size, r.job.arm, r.job.seed): r for r in results}
     figures: Figures = {name: {size: {} for size in comparison.sizes} for name in QUANTITIES}

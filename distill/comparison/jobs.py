@@ -70,7 +70,7 @@ def is_finished(comparison: Comparison, job: Job) -> bool:
 
 
 def run_jobs(comparison: Comparison) -> list[Job]:
-    """Train and measure whatever is missing. Returns: the jobs that are not finished, see `run_queue`."""
+    """Train and measure what is missing. Returns: the jobs that are not finished, see `run_queue`."""
     config, first = comparison.config, comparison.jobs[0].config
     for job in comparison.jobs:
         is_trained(job)  # refuse a folder of another configuration before any compute

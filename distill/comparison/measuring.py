@@ -42,7 +42,7 @@ class MeasuredJob:
 
 
 def is_measured(job: Job, config: MeasuringConfig) -> bool:
-    """Whether the job was measured with these settings; with others it is to be measured anew, not refused."""
+    """Whether the job was measured with these settings; with others it is measured again, not refused."""
     path = job.folder / MEASURES_FILE
     if not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""The report of a comparison: Markdown, pictures and a JSON of all figures, from whatever jobs are finished."""
+"""The report of a comparison: Markdown, pictures and a JSON of all figures, from the jobs that are finished."""
 
 from __future__ import annotations
 

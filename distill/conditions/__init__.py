@@ -1,4 +1,4 @@
-"""What a model is conditioned on: class labels, and whatever else keeps to `Condition`.
+"""What a model is conditioned on: class labels, or anything else with the interface `Condition`.
 
 Batches of conditions (`y` everywhere) are made here, and cut, joined and moved by the functions of `batches`.
 May import errors.

@@ -43,7 +43,7 @@ class Condition(Protocol):
         ...
 
     def select(self, names: list[str]) -> ConditionBatch:
-        """The conditions that a user names, one row each. Raises: UserError where one is not to be had."""
+        """The conditions that a user names, one row each. Raises: UserError for one that it does not have."""
         ...
 
     def names(self, y: ConditionBatch) -> list[str]:

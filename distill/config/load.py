@@ -1,4 +1,4 @@
-"""YAML and dotted overrides to a typed configuration; whatever does not fit is named."""
+"""YAML and dotted overrides to a typed configuration; what does not fit is named."""
 
 from __future__ import annotations
 

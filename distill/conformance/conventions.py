@@ -42,7 +42,7 @@ class Convention:
 
     @property
     def complaint(self) -> str:
-        """What is wrong, in words; "" where nothing is."""
+        """What is wrong, for people; "" where nothing is."""
         low, high = SLOPE_RANGE
         slope_fits, share_fits = low <= self.slope <= high, self.share >= LEAST_SHARE
         if slope_fits and share_fits:

@@ -40,7 +40,7 @@ class Dataset(Protocol):
     def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, ConditionBatch]:
         """Samples (B, *sample_shape) in float32, images in [-1, 1], and what each is conditioned on, B rows.
 
-        noise: for what a sample draws anew at each access (a latent's posterior noise, say); asked once, or never.
+        noise: for what a sample draws at each access, such as a latent's posterior noise; called once, or never.
         """
         ...
 

@@ -139,7 +139,7 @@ def write_latents(
 
     Args:
         workers: threads that read images.
-        advance: told the number of files after each batch.
+        advance: called with the number of files after each batch.
 
     Raises: UserError or ValueError as the images and `Vae.moments`; what is written stays.
     """

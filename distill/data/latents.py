@@ -22,7 +22,7 @@ LABELS_FILE = "dataset.json"
 
 
 class LatentDataset:
-    """z = (mean + std * noise - shift) * scale, drawn anew at each access; files are read when asked for.
+    """z = (mean + std * noise - shift) * scale, drawn again at each access; files are read when they are needed.
 
     Each file is a float array (8, h, w), in older sets (1, 8, h, w): the posterior's mean, then its
     standard deviation (not the log-variance), 4 channels each, unscaled. Channels, scale and shift are SD-VAE's

@@ -1,4 +1,4 @@
-"""The images that models are diagnosed on: as many of each class, from a data set or, for want of one, a model."""
+"""The images that models are diagnosed on: as many of each class, from a data set or, without one, from a model."""
 
 from __future__ import annotations
 

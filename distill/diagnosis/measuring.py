@@ -114,14 +114,14 @@ def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Ad
 
 def describe_routing(routing: Routing) -> str:
     """Its kind and what matters most about it, such as "dar static_t, S = 4"."""
-    words = routing.config.kind
-    if words == "dar":
-        words += f" {routing.config.query}"
+    text = routing.config.kind
+    if routing.config.kind == "dar":
+        text += f" {routing.config.query}"
     if isinstance(routing, DepthRouting):
         lengths = routing.plan.lengths
         even = len(set(lengths[:-1])) <= 1 and lengths[-1] <= lengths[0]
-        words += f", S = {lengths[0] if even else list(lengths)}"
-    return words
+        text += f", S = {lengths[0] if even else list(lengths)}"
+    return text
 
 
 def _passes(
@@ -201,7 +201,7 @@ def _removal_profile(model: SiT, design: Design, advance: Advance) -> Profile:
 
 
 def _probe(model: SiT, design: Design, advance: Advance) -> Probe:
-    """t drawn anew, uniform in [0, 1], R times an image, each with noise of its own."""
+    """Fresh t, uniform in [0, 1], R times an image, each with noise of its own."""
     device = next(model.parameters()).device
     features, times, image = [], [], []
     for draw in range(PROBE_DRAWS):

@@ -62,7 +62,7 @@ class Measured:
 class Evaluator:
     """The decoder, the extractor, the perceptual distance and the references that a configuration asks for.
 
-    `notes` says, by name, where a stand-in takes the place of weights that are not at hand.
+    `notes` says, by name, where a stand-in takes the place of weights that are missing.
     """
 
     def __init__(self, config: EvalConfig, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from distill.latents.vae import IMAGE_CHANNELS, LatentSpace, load_vae
 
 
 class Decoder(Protocol):
-    """factor: pixels of an image per pixel of a sample, along a side. note: what it does, in words; "" for nothing."""
+    """factor: pixels of an image per pixel of a sample, along a side. note: what it does, for people; "" for nothing."""
 
     factor: int
     note: str

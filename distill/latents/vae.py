@@ -2,7 +2,7 @@
 
     latent = (raw - shift) scale,   raw = latent / scale + shift
 
-raw is what the autoencoder speaks, latents are what models are trained on. Which scale counts: at decoding the
+raw is what the autoencoder makes, latents are what models are trained on. Which scale counts: at decoding the
 autoencoder's own (`scaling_factor` and `shift_factor` of its config.json), at reading what a data set recorded when
 it was cached, or SD-VAE's where it recorded nothing; `train` refuses the two where they differ.
 """
@@ -40,8 +40,8 @@ class LatentSpace:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.channels, int) and self.channels >= 1
-        if not whole or not 0 < self.scale < math.inf or not math.isfinite(self.shift):
+        is_count = isinstance(self.channels, int) and self.channels >= 1
+        if not is_count or not 0 < self.scale < math.inf or not math.isfinite(self.shift):
             raise UserError(f"latents need 1 channel or more, a scale above 0 and a finite shift; got {self}")
 
     def latents(self, raw: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Vae:
         return self.space.channels, height // self.factor, width // self.factor
 
     def fingerprint(self) -> str:
-        """Tells weights apart, whatever they are called."""
+        """A hash of the weights: equal for equal weights, whatever their file is called."""
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(key.encode() + value.float().cpu().numpy().tobytes())

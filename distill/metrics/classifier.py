@@ -1,4 +1,4 @@
-"""The small classifier behind the feature distances where no ImageNet network is at hand."""
+"""The small classifier behind the feature distances where no ImageNet network is available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a model. `dar.SiT` is one; anything else that keeps to it is taken as well.
+"""What the pipeline needs of a model. `dar.SiT` is one; any other with this interface works as well.
 
     model = load_model(folder)               whatever its weights predict: `dar.predictions` turns it
     velocity = model(x_t, t, y)              x_t = (1 - t) x0 + t eps, velocity = eps - x0, t = 0 data, t = 1 noise

@@ -40,7 +40,7 @@ class Ema(Generic[M]):
     def module(self) -> M:
         """A plain model with the averages, for evaluation.
 
-        Of a sharded model it is put together anew each time, and all processes have to ask for it.
+        Of a sharded model it is gathered each time, and all processes have to ask for it.
         """
         tensors = self._frozen | self._averages
         return materialize(self._meta_model, {name: full_tensor(tensor) for name, tensor in tensors.items()})

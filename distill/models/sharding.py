@@ -1,7 +1,7 @@
 """Models whose parameters are sharded over processes: FSDP2, as `accelerate launch` or the environment asks for it.
 
-Each block of a model is put together while it computes, all that is no block for a whole pass. Every process has to
-take part whenever a sharded model computes or is put together. What torch has for it takes a second to import, and is
+Each block of a model is gathered while it computes, all that is no block for a whole pass. Every process has to
+take part whenever a sharded model computes or is gathered. What torch has for it takes a second to import, and is
 imported where it is used.
 """
 
@@ -19,7 +19,7 @@ from distill.errors import UserError
 from distill.models.parameters import M
 
 GATHERED = {"no": None, "bf16": torch.bfloat16}
-"""The type that parameters are put together in, by `train.mixed_precision`; None for their own."""
+"""The type that parameters are gathered in, by `train.mixed_precision`; None for their own."""
 
 
 def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
@@ -96,7 +96,7 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """A sharded tensor put together, on every process; any other as it is."""
+    """A sharded tensor gathered, on every process; any other as it is."""
     # The copy leaves behind the padding of what cannot be cut evenly.
     return tensor.full_tensor().clone() if is_sharded(tensor) else tensor
 

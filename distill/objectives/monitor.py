@@ -1,4 +1,4 @@
-"""Figures that tell whether distribution matching works, which its loss does not."""
+"""Figures that show whether distribution matching works, which its loss does not."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class GapByTime:
     def _reset(self) -> None:
         self._sums, self._counts = torch.zeros(2, NUM_BINS)
 
-    def _whole(self) -> Tensor:
+    def _gathered(self) -> Tensor:
         return summed(torch.stack([self._sums, self._counts]), self._accelerator)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gathered": self._whole()}
+        return {"gathered": self._gathered()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._reset()
@@ -43,8 +43,8 @@ class GapByTime:
         self._counts.index_add_(0, bins, torch.ones_like(gap))
 
     def take(self) -> dict[str, float]:
-        """Means over all t and by bin, of bins that were met; starts anew."""
-        sums, counts = self._whole()
+        """Means over all t and by bin, of bins with samples; starts again."""
+        sums, counts = self._gathered()
         self._reset()
         values = {"x0_gap": float(sums.sum() / counts.sum().clamp(min=1))}
         for i in range(NUM_BINS):

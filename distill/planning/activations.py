@@ -29,14 +29,14 @@ class Setting:
 
     product_bytes: of a value that a matrix product makes: 4, or 2 under autocast.
     trainable: `all`, `lora` (of rank `lora_rank`, and the routing) or `routing`.
-    whole_copies: whether autocast makes its own copy of every weight; a sharded model is gathered in low precision.
+    full_copies: whether autocast makes its own copy of every weight; a sharded model is gathered in low precision.
     """
 
     product_bytes: int = FLOAT
     checkpointing: bool = False
     trainable: str = "all"
     lora_rank: int = 0
-    whole_copies: bool = True
+    full_copies: bool = True
 
     @property
     def narrow(self) -> bool:
@@ -127,7 +127,7 @@ def _condition(model: SiTConfig, setting: Setting) -> int:
 
 def weight_copies(model: SiTConfig, setting: Setting) -> int:
     """Bytes of the weights that autocast copies and the backward pass asks for."""
-    if not setting.narrow or not setting.whole_copies:
+    if not setting.narrow or not setting.full_copies:
         return 0
     d, wide, cells = model.hidden_size, mlp_width(model), model.in_channels * model.patch_size**2
     count = _routing_products(model)
@@ -142,7 +142,7 @@ def cached_copies(model: SiTConfig, setting: Setting) -> int:
     """Bytes of the copies that autocast keeps as long as its context lasts, gradients or not: of what learns."""
     if setting.trainable == "all":
         return weight_copies(model, replace(setting, checkpointing=False))
-    if not setting.narrow or not setting.whole_copies:
+    if not setting.narrow or not setting.full_copies:
         return 0
     return setting.product_bytes * (model.depth * _adapters(model, setting) + _routing_products(model))
 

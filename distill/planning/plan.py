@@ -31,7 +31,7 @@ from distill.planning.work import flops_of
 from distill.sampling.samplers import num_in_grid
 from distill.training.preflight import NUM_SAMPLES
 
-MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weights", "models put together"
+MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weights", "gathered models"
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
     trajectories = loop.batch_size // launch.processes
     micro = {turn.role: turn.rows // launch.processes // loop.accumulation for turn in turns}
-    whole_roles = run_roles(config, shape)
-    roles = [_share(role, launch) for role in whole_roles]
+    full_roles = run_roles(config, shape)
+    roles = [_share(role, launch) for role in full_roles]
     gradients = {role.name: role.gradients for role in roles}
     free = setting.product_bytes
     cached = cached_copies(shape, setting)
     rollout = {MOMENT: forward_moment(shape, trajectories, free), COPIES: cached}
     gathered = _gathered(shape, setting, launch)
-    num_whole, adapted = int(launch.sharded), int(setting.trainable == "lora")
+    num_full, adapted = int(launch.sharded), int(setting.trainable == "lora")
     # Before anything is sharded and has an optimizer; EMA, the last role, is not there yet.
-    alone = sum(role.weights for role in whole_roles[:-1]) + forward_moment(shape, guided * NUM_SAMPLES, FLOAT)
+    alone = sum(role.weights for role in full_roles[:-1]) + forward_moment(shape, guided * NUM_SAMPLES, FLOAT)
     phases = [
         Phase("preflight", {WHOLE: max(alone - _held(roles, launch), 0)}),
         Phase("rollout", {**rollout, **gathered}),
@@ -139,9 +139,9 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
             )
             for turn in turns
         ),
-        Phase("grids", _drawing(shape, config.evaluate.batch_size, num_whole)),
-        # The teacher is read anew for it, and adapters are merged into weights of their own.
-        Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_whole, adapted))),
+        Phase("grids", _drawing(shape, config.evaluate.batch_size, num_full)),
+        # The teacher is loaded again for it, and adapters are merged into weights of their own.
+        Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))),
     ]
     return Plan(
         title=f"run -> {config.output}: {config.student.steps} steps from {config.teacher.path}, "
@@ -149,7 +149,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
         model=shape,
         loop=loop,
         launch=launch,
-        trainable=_words(setting),
+        trainable=_trainable_text(setting),
         roles=roles,
         buckets=_buckets(roles, launch),
         phases=_without_zeros(phases),
@@ -202,7 +202,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         model=shape,
         loop=loop,
         launch=launch,
-        trainable=_words(setting),
+        trainable=_trainable_text(setting),
         roles=roles,
         buckets=_buckets(roles, launch),
         phases=_without_zeros(phases),
@@ -220,11 +220,11 @@ def _setting(loop: LoopConfig, launch: Launch, trainable: str, lora_rank: int) -
         checkpointing=loop.gradient_checkpointing,
         trainable=trainable,
         lora_rank=lora_rank,
-        whole_copies=not launch.sharded,
+        full_copies=not launch.sharded,
     )
 
 
-def _words(setting: Setting) -> str:
+def _trainable_text(setting: Setting) -> str:
     return f"lora, rank {setting.lora_rank}" if setting.trainable == "lora" else setting.trainable
 
 
@@ -250,9 +250,9 @@ def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, i
     return {GATHERED: (2 * block + rest) * setting.product_bytes if launch.sharded else 0}
 
 
-def _drawing(shape: SiTConfig, rows: int, num_whole: int) -> dict[str, int]:
+def _drawing(shape: SiTConfig, rows: int, num_full: int) -> dict[str, int]:
     """Models that are made for it, and a pass; outside autocast."""
-    return {WHOLE: num_whole * num_parameters(shape) * FLOAT, MOMENT: forward_moment(shape, rows, FLOAT)}
+    return {WHOLE: num_full * num_parameters(shape) * FLOAT, MOMENT: forward_moment(shape, rows, FLOAT)}
 
 
 def _learning(

@@ -34,12 +34,12 @@ def shape_in(path: str, field: str) -> SiTConfig:
         raise UserError(f"{Path(path) / CONFIG_FILE} is no valid SiTConfig: {error}") from error
 
 
-def named_shape(words: Sequence[str]) -> SiTConfig:
+def named_shape(model: Sequence[str]) -> SiTConfig:
     """A preset, plain as public checkpoints are, with fields replaced: ["SiT-XL/2", "routing.kind=dar"].
 
     Raises: UserError for an unknown name or field, or a bad value.
     """
-    name, *changes = words
+    name, *changes = model
     for change in changes:
         if "=" not in change:
             raise UserError(f"--model {name} {change}: give fields as key=value, such as routing.kind=dar")

@@ -1,7 +1,7 @@
 """Checkpoints: complete, atomic, the newest k kept.
 
 accelerate writes models, optimizers and random states; what else a task registers goes with them. Of a model only
-what learns is written: the rest is built anew from the configuration, and several models may share it. The folder
+trainable parameters are written: the rest is loaded again from its folder, and several models may share it. The folder
 gets its final name only when everything is in it, so a name that exists is a whole checkpoint.
 
 Sharded models are written by torch.distributed.checkpoint, every process its part, with what is frozen.

@@ -1,4 +1,4 @@
-"""The one place that asks accelerate for devices and processes."""
+"""Devices and processes, by accelerate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
     """Devices, ranks and precision of a training; its trackers are found here and begin with `start_trackers`.
 
     Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, FSDP is asked for
-        as it is not supported, or a precision or a tracker is not to be had here.
+        in a way that is not supported, or a precision or a tracker is not available here.
     """
     config = run.train
     plugin = sharding_plugin(config.mixed_precision)
@@ -27,7 +27,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
         log_with=[*config.trackers] or None,
         project_dir=Path(run.output).expanduser(),
         fsdp_plugin=plugin,
-        # Micro-batches are the learners' business, whatever the environment says.
+        # Learners do their own accumulation, whatever the environment says.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
