@@ -6,11 +6,9 @@ import logging
 import os
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from nbclient import NotebookClient
 from PIL import Image
 
 import distill
@@ -120,13 +118,14 @@ def test_retrofit_convert_and_inspect_return_what_they_did(tmp_path: Path, tiny_
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """examples/quickstart.ipynb with short settings in the place of its own."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
     settings = notebook.cells[1]
     assert settings.source.startswith("STEPS = ") and "NUM_IMAGES = " in settings.source
     settings.source = "STEPS, NUM_IMAGES = 1, 20"
     where = {"metadata": {"path": str(tmp_path)}}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
     client.execute(env=environment)
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) == 4
