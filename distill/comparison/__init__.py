@@ -1,6 +1,6 @@
-"""The controlled comparison of routings: the same seeds, data order, noise and steps for every arm.
+"""The controlled comparison of routings: every arm has the same seeds, data order, noise and steps.
 
-`config` says what is compared, `jobs` shares the work out, `training` and `measuring` do one job, `timing` measures
-cost apart from them; `gather`, `statistics` and `claims` turn figures into verdicts, `report` and `plots` show them.
+`config` defines what is compared, `jobs` distributes the work, `training` and `measuring` do one job, and `timing`
+measures cost separately. `gather`, `statistics` and `claims` turn values into verdicts; `report` and `plots` show them.
 May import evaluation and what stands below it.
 """

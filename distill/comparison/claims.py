@@ -1,4 +1,4 @@
-"""What the paper claims (arXiv:2605.20708), as comparisons that the figures decide or leave open."""
+"""Claims of the paper (arXiv:2605.20708), as comparisons that the measured values decide or leave open."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from distill.comparison.gather import Gathered
 from distill.comparison.statistics import Paired, Verdict, all_of, chunk_sizes_of_rule, paired, verdict
 
 QUALITY = ("loss", "loss_raw", "loss_at_time", "frechet")
-RECOGNISABLE = 0.5  # class agreement of the first baseline, below which a Fréchet distance is of blurs
-CHUNK_ARM = "static_t"  # the arm whose chunk size alone is varied by others
+RECOGNISABLE = 0.5  # class agreement of the first baseline; below it, Fréchet distances compare blurred images
+CHUNK_ARM = "static_t"  # other arms differ from this one only in chunk size
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Each arm of `better` has less of each quantity than each arm of `than`."""
+    """Each arm of `better` has a lower value than each arm of `than`, in each quantity."""
 
     text: str
     better: tuple[str, ...]
@@ -27,7 +27,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Part:
-    """One arm against another in one quantity; difference: arm - against by seed, None where a side is missing."""
+    """One arm against another in one quantity; difference: arm - against by seed, None if either has no values."""
 
     arm: str
     against: str
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Finding:
-    """What becomes of a claim at one size in one quantity. note: why it was not tested."""
+    """The verdict on a claim at one size in one quantity. note: why it was not tested."""
 
     claim: str
     size: str
@@ -61,7 +61,7 @@ CLAIMS = (
 
 
 def judge(gathered: Gathered) -> list[Finding]:
-    """Every claim at every size, the rule for the chunk size last."""
+    """Verdicts on every claim at every size, with the chunk size rule last."""
     sizes = gathered.sizes
     findings = [
         finding(gathered, claim, size, best_clock(gathered, quantity))
@@ -75,12 +75,12 @@ def judge(gathered: Gathered) -> list[Finding]:
 
 
 def best_clock(gathered: Gathered, quantity: str) -> str:
-    """Equal time by the timing side by side where there is one: recorded seconds may be of a shared machine."""
+    """For equal time, the side-by-side timing if there is one: recorded seconds may come from a shared machine."""
     return "loss_at_cost" if quantity == "loss_at_time" and gathered.costs else quantity
 
 
 def finding(gathered: Gathered, claim: Claim, size: str, quantity: str) -> Finding:
-    """All parts of a claim; as a whole it holds only where every part does."""
+    """Compare all pairs of arms of a claim; the claim holds only if every part holds."""
     if quantity == "frechet" and (note := unrecognisable(gathered, size)):
         return Finding(claim.text, size, quantity, [], Verdict.NOT_TESTED, note)
     parts = [part(gathered, size, quantity, arm, against) for arm in claim.better for against in claim.than]
@@ -88,7 +88,7 @@ def finding(gathered: Gathered, claim: Claim, size: str, quantity: str) -> Findi
 
 
 def unrecognisable(gathered: Gathered, size: str) -> str:
-    """Why images of this size cannot be compared yet; empty where they can."""
+    """Why images of this size cannot be compared yet; empty if they can."""
     values = gathered.by_seed("class_agreement", size, gathered.comparison.config.baselines[0]).values()
     if not values or statistics.mean(values) >= RECOGNISABLE:
         return ""
@@ -101,7 +101,7 @@ def part(gathered: Gathered, size: str, quantity: str, arm: str, against: str) -
 
 
 def chunk_finding(gathered: Gathered, size: str, quantity: str) -> Finding:
-    """Whether the chunk size that the rule asks for is better than the other ones that were trained."""
+    """Whether the chunk size from the rule is better than the other trained chunk sizes."""
     jobs = [job for job in gathered.comparison.jobs if job.size == size]
     arms = arms_by_chunk_size(jobs)
     low, high = chunk_sizes_of_rule(2 * jobs[0].model.depth)
@@ -122,7 +122,7 @@ def chunk_finding(gathered: Gathered, size: str, quantity: str) -> Finding:
 
 
 def arms_by_chunk_size(jobs: Sequence[Job]) -> dict[int, str]:
-    """The arms that are `CHUNK_ARM` but for its chunk size, by that."""
+    """By chunk size, the arms that differ from `CHUNK_ARM` only in chunk size."""
     reference = next((job.model for job in jobs if job.arm == CHUNK_ARM), None)
     found: dict[int, str] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""From the folders of finished jobs to one table of figures by measure, size, arm and seed."""
+"""Collects the results of finished jobs into one table by quantity, size, arm and seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.metrics import ReferenceStatistics, data_values
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of one job. better: where smaller or larger is better; None where it says nothing by itself."""
+    """A value of one job. better: whether lower or higher is better; None if neither is better by itself."""
 
     title: str
     digits: int
@@ -48,7 +48,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job and what it left."""
+    """A finished job and its results."""
 
     job: Job
     trained: Trained
@@ -59,7 +59,7 @@ class Result:
         return self.trained.curve[-1].train_s
 
     def loss_after(self, seconds: float, seconds_of: Callable[[int, float], float]) -> float:
-        """Loss once `seconds` are spent, on the clock `seconds_of(step, recorded seconds)`; see `CurvePoint.better`."""
+        """Loss (`CurvePoint.better`) after `seconds`, on the clock `seconds_of(step, recorded seconds)`."""
         curve = self.trained.curve
         return value_at([seconds_of(p.step, p.train_s) for p in curve], [p.better for p in curve], seconds)
 
@@ -70,7 +70,7 @@ Figures = dict[str, dict[str, dict[str, dict[int, float]]]]
 
 @dataclass(frozen=True)
 class Gathered:
-    """All there is. missing: the jobs that are not finished. data: the data's own values."""
+    """All results. missing: the unfinished jobs. data: values of the data itself."""
 
     comparison: Comparison
     results: list[Result]
@@ -80,13 +80,13 @@ class Gathered:
     figures: Figures
 
     def by_seed(self, quantity: str, size: str, arm: str) -> dict[int, float]:
-        """Finite values only."""
+        """The finite values by seed."""
         values = self.figures[quantity][size].get(arm, {})
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
     @property
     def sizes(self) -> list[str]:
-        """Those with a finished job."""
+        """Sizes with a finished job."""
         return [size for size in self.comparison.sizes if any(r.job.size == size for r in self.results)]
 
     def of(self, size: str, arm: str) -> list[Result]:
@@ -94,7 +94,7 @@ class Gathered:
 
 
 def gather(comparison: Comparison) -> Gathered:
-    """Read every finished job. Raises: UserError where none is, or a folder holds another configuration."""
+    """Read every finished job. Raises: UserError if no job is finished or a folder holds another configuration."""
     done = [job for job in comparison.jobs if is_finished(comparison, job)]
     results = [
         Result(job, Trained.load(job.folder / TRAINING_FILE), MeasuredJob.load(job.folder / MEASURES_FILE))
@@ -113,7 +113,7 @@ def tabulate(
     costs: dict[tuple[str, str], Cost],
     data: dict[str, float],
 ) -> Figures:
-    """Every quantity of every result; nan where it is not known yet."""
+    """Every quantity of every result; nan if it is not known yet."""
     clock = comparison.config.baselines[0]
     finished = {(r.job.size, r.job.arm, r.job.seed): r for r in results}
     figures: Figures = {name: {size: {} for size in comparison.sizes} for name in QUANTITIES}
@@ -127,7 +127,7 @@ def tabulate(
 
 
 def own_figures(result: Result, data: dict[str, float]) -> dict[str, float]:
-    """What a result says by itself."""
+    """Quantities that need only this result and the data."""
     last = result.trained.curve[-1]
     measured = {name: interval.value for name, interval in result.measured.measures.items() if name in QUANTITIES}
     shape = summarise(result.measured.symptoms)
@@ -144,7 +144,7 @@ def own_figures(result: Result, data: dict[str, float]) -> dict[str, float]:
 
 
 def figures_at_time(result: Result, baseline: Result | None, costs: dict[tuple[str, str], Cost]) -> dict[str, float]:
-    """The loss when the baseline of the same seed was done: on the recorded clock, and on the one of the timing."""
+    """Loss when the baseline of the same seed is done, on the recorded clock and on the side-by-side timing."""
     if baseline is None:
         return {"loss_at_time": math.nan, "loss_at_cost": math.nan}
     at_time = result.loss_after(baseline.train_s, lambda step, seconds: seconds)

@@ -1,4 +1,4 @@
-"""Which job is next: any number of processes share the queue, and one that dies holds nothing back."""
+"""A job queue that any number of processes share; a process that dies blocks no job."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from distill.training.devices import default_device
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process got the claim; it is given back at the end, or by the system when the process dies.
+    """Whether this process got the claim. The claim ends with the context, or when the process dies.
 
-    A lock of the system's, not a file's existence: no claim can outlive its process.
+    The claim is a lock of the operating system, not the existence of a file, so it cannot outlive its process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -38,15 +38,16 @@ def claim_path(job: Job) -> Path:
 
 
 def run_queue(jobs: Sequence[Job], is_done: Callable[[Job], bool], do: Callable[[Job], None]) -> list[Job]:
-    """Do every job that is not done and that no other process works on, in order, until there is none.
+    """Do every job, in order, that is not done and that no other process works on, until no such job is left.
 
-    A job whose training diverges is left out.
-    Returns: the jobs that are not done then: they diverged, or other processes work on them.
+    A job whose training diverges is skipped.
+
+    Returns: the jobs that are still not done: they diverged, or other processes work on them.
     """
     diverged: set[str] = set()
     open_jobs = [job for job in jobs if not is_done(job)]
     worked = True
-    while open_jobs and worked:  # again, in case that another process died meanwhile
+    while open_jobs and worked:  # repeated in case another process died meanwhile
         worked = False
         for job in open_jobs:
             if job.name in diverged:
@@ -65,15 +66,18 @@ def run_queue(jobs: Sequence[Job], is_done: Callable[[Job], bool], do: Callable[
 
 
 def is_finished(comparison: Comparison, job: Job) -> bool:
-    """Trained and measured, with this configuration. Raises: UserError where it was trained with another."""
+    """Whether a job is trained and measured with this configuration.
+
+    Raises: UserError if it was trained with another configuration.
+    """
     return is_trained(job) and is_measured(job, comparison.config.measuring)
 
 
 def run_jobs(comparison: Comparison) -> list[Job]:
-    """Train and measure what is missing. Returns: the jobs that are not finished, see `run_queue`."""
+    """Train and measure the missing jobs. Returns: the jobs that are not finished, see `run_queue`."""
     config, first = comparison.config, comparison.jobs[0].config
     for job in comparison.jobs:
-        is_trained(job)  # refuse a folder of another configuration before any compute
+        is_trained(job)  # raises for a folder of another configuration, before any compute
     data, test = load_data(first.train, "train"), load_data(first.train, "test")
     samples = held_out(test, config.validation, first.train.flow_matching.t_sampler)
     evaluator = Evaluator(config.measuring.evaluate, default_device())
@@ -89,7 +93,7 @@ def run_jobs(comparison: Comparison) -> list[Job]:
 
 
 class Clock:
-    """Says what is done and how long the rest will take, going by the jobs that this process did."""
+    """Logs finished jobs and estimates the remaining time from the jobs of this process."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
@@ -104,7 +108,7 @@ class Clock:
         logger.info(f"{job.name}: {self._seconds[job.size, job.arm]:.0f} s; {self.outlook()}")
 
     def outlook(self) -> str:
-        """The jobs that are left, those in work included, and their time in one process."""
+        """Number of finished jobs, and the time of all others (including those in progress) in one process."""
         jobs = self._comparison.jobs
         left = [job for job in jobs if not (job.folder / MEASURES_FILE).exists()]
         minutes = sum(self.estimate(job) for job in left) / 60
@@ -113,7 +117,7 @@ class Clock:
         )
 
     def estimate(self, job: Job) -> float:
-        """Seconds of the same arm at the same size, else the mean of the size, else of all."""
+        """Seconds of the same arm at the same size; otherwise the mean of that size, otherwise the mean of all."""
         known = self._seconds
         same_size = [seconds for (size, _), seconds in known.items() if size == job.size]
         either = same_size or list(known.values())

@@ -1,4 +1,4 @@
-"""What is measured of a trained job: drawn images and the three symptoms along depth."""
+"""Measures a trained job: drawn images and the three symptoms along depth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ MEASURES_FILE = "measures.json"
 
 @dataclass(frozen=True)
 class MeasuredJob:
-    """measures: by the names of `distill.metrics.MEASURES`. symptoms: profiles along depth, by their names."""
+    """Measurements of a job.
+
+    measures: by the names of `distill.metrics.MEASURES`. symptoms: profiles along depth, by name.
+    """
 
     settings: dict[str, Any]
     measures: dict[str, Interval]
@@ -42,17 +45,17 @@ class MeasuredJob:
 
 
 def is_measured(job: Job, config: MeasuringConfig) -> bool:
-    """Whether the job was measured with these settings; with others it is measured again, not refused."""
+    """Whether the job was measured with these settings. With other settings it is measured again, without an error."""
     path = job.folder / MEASURES_FILE
     if not path.is_file():
         return False
-    # A setting younger than the measurement had its default then.
+    # A setting that did not exist at the time of the measurement had its default value.
     saved = merge_values(_settings(MeasuringConfig()), MeasuredJob.load(path).settings)
     return saved == _settings(config)
 
 
 def measure_job(job: Job, config: MeasuringConfig, evaluator: Evaluator, samples: HeldOut) -> None:
-    """Draw from the job's final EMA model, measure, and look at its symptoms on held-out samples."""
+    """Draw from the job's final EMA model, measure the images, and measure the symptoms on held-out samples."""
     model = SiT.from_pretrained(job.folder / MODEL_FOLDER).to(default_device()).eval()
     evaluator.check(model)
     sampler = ode_sampler(job.name, model, TeacherConfig(cfg_scale=config.cfg_scale), config.num_steps)

@@ -1,4 +1,4 @@
-"""What a comparison would do and cost, from a few updates of every arm."""
+"""Estimates the cost of a comparison from a few updates of every arm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORWARD_BATCH = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one job by what they are spent on."""
+    """Estimated seconds of one job, by activity."""
 
     training: float
     validation: float
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(comparison: Comparison, job: Job, update_s: float, forward_s: float) -> Estimate:
-    """From the seconds of an update and of one sample's forward pass."""
+    """Estimate a job from the seconds of an update and of one sample's forward pass."""
     config, steps = comparison.config, job.config.train.train.steps
     validations = -(-steps // config.validation.every)
     measuring = config.measuring
@@ -47,7 +47,7 @@ def estimate(comparison: Comparison, job: Job, update_s: float, forward_s: float
 
 @torch.no_grad()
 def forward_seconds(job: Job) -> float:
-    """Seconds of one sample's forward pass, in batches as validation and drawing take them."""
+    """Seconds of one sample's forward pass, in batches of the size that validation and drawing use."""
     model = SiT(job.model).eval()
     x = torch.randn(FORWARD_BATCH, *model.sample_shape)
     t, y = torch.rand(FORWARD_BATCH), condition_of(model).balanced(FORWARD_BATCH)
@@ -60,7 +60,7 @@ def forward_seconds(job: Job) -> float:
 
 
 def print_plan(comparison: Comparison) -> None:
-    """Parameters, milliseconds per update and estimated time of every arm at every size, and of all jobs."""
+    """Print parameters, milliseconds per update and estimated time of every arm at every size, and of all jobs."""
     seeds = comparison.config.seeds
     by_arm = {(job.size, job.arm): job for job in comparison.jobs if job.seed == seeds[0]}
     table = Table(title="one job of each, in seconds", title_justify="left")

@@ -16,8 +16,8 @@ from distill.comparison.gather import Gathered, Result
 from distill.comparison.statistics import paired
 from distill.report.style import FAINT, INK, new_figure, style_axes
 
-# Warm for DAR, cool and dashed for all others, ink for the first baseline. After the palettes of Okabe and Ito
-# and of Paul Tol, made for colour-blind readers.
+# Warm colours for DAR, cool colours and dashes for all others, INK for the first baseline. After the palettes of Okabe
+# and Ito and of Paul Tol, which colour-blind readers can tell apart.
 _DAR = ("#d55e00", "#e69f00", "#cc79a7", "#882255", "#a0522d", "#c9a227")
 _OTHERS = ("#0072b2", "#56b4e9", "#009e73", "#332288", "#8a8f98", "#a98bd6", "#117733")
 _DASHED = (0, (5, 1.5))
@@ -35,10 +35,10 @@ def arm_colours(comparison: Comparison) -> dict[str, str]:
 
 
 def curves_plot(gathered: Gathered) -> Figure:
-    """Held-out loss against updates (left) and against time (right), a row for each size.
+    """Held-out loss against updates (left) and against time (right), one row per size.
 
-    Mean over seeds of EMA or raw weights, whichever is lower. Time is that of the timing side by side where
-    there is one, else as recorded.
+    Mean over seeds of EMA or raw weights, whichever is lower. Time is from the side-by-side timing if available,
+    otherwise as recorded.
     """
     sizes = gathered.sizes
     figure, axes = _grid(len(sizes), 2, width=5.0, height=3.5)
@@ -77,7 +77,7 @@ def _curves(ax: Axes, gathered: Gathered, size: str, x_of: Callable[[Result], Se
 def differences_plot(gathered: Gathered, quantities: Mapping[str, str]) -> Figure:
     """Difference of each arm from the first baseline, in per cent of its mean: seeds as dots, 95 % interval as a bar.
 
-    quantities: name to title, a column each; a row for each size.
+    quantities: name to title, one column each; one row per size.
     """
     comparison = gathered.comparison
     first, colours = comparison.config.baselines[0], arm_colours(comparison)
@@ -112,7 +112,7 @@ def _difference(ax: Axes, gathered: Gathered, what: tuple[str, str, str, str], p
 
 
 def symptoms_plot(gathered: Gathered) -> Figure:
-    """The three symptoms along depth, mean over seeds, a row for each size."""
+    """The three symptoms along depth, mean over seeds, one row per size."""
     sizes = gathered.sizes
     columns = (
         ("hidden_rms", "magnitude: RMS of $z_k$", 0),

@@ -1,4 +1,4 @@
-"""The report of a comparison: Markdown, pictures and a JSON of all figures, from the jobs that are finished."""
+"""The report of a comparison: Markdown, pictures, and a JSON file of all values, from the finished jobs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ DIFFERENCES = {"loss": "held-out loss", "frechet": "Fréchet distance", "redunda
 
 
 def write_report(comparison: Comparison) -> Path:
-    """Write the Markdown file, `<name>_*.png` and `<name>.json` beside it. Returns: the Markdown file.
+    """Write the Markdown file, and `<name>_*.png` and `<name>.json` beside it. Returns: the Markdown file.
 
-    Raises: UserError where no job is finished.
+    Raises: UserError if no job is finished.
     """
     gathered = gather(comparison)
     if not gathered.results:
@@ -57,7 +57,7 @@ def write_report(comparison: Comparison) -> Path:
 
 
 def markdown(gathered: Gathered, findings: Sequence[Finding], pictures: dict[str, str]) -> str:
-    """The report; `pictures` are file names by what they show."""
+    """The report as Markdown; `pictures` maps what is shown to file names."""
     where = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, torch {versions()['torch']}"
     sections = [
         "# Routings compared",
@@ -76,7 +76,7 @@ def markdown(gathered: Gathered, findings: Sequence[Finding], pictures: dict[str
 
 
 def as_json(gathered: Gathered, findings: Sequence[Finding]) -> str:
-    """Everything that the report was made of, one job a line; figures to 6 significant digits, nan as null."""
+    """All data of the report, one job per line; values to 6 significant digits, nan as null."""
     jobs = [
         {
             "size": result.job.size,

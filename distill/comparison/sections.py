@@ -1,4 +1,4 @@
-"""The report's sections, each a function of what was gathered; nothing here is known beforehand."""
+"""The sections of the report. Each is a function of the gathered results and states only what they show."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _power(num_seeds: int) -> str:
 
 
 def claims_section(gathered: Gathered, findings: Sequence[Finding]) -> str:
-    """One row per claim and size, a column per quantity; the parts are in the last section."""
+    """One row per claim and size, one column per quantity; the last section shows the parts."""
     lines = [
         "## What the paper claims, here",
         "",
@@ -112,7 +112,7 @@ def _short(part: Part, digits: int) -> str:
 
 
 def loss_section(gathered: Gathered) -> str:
-    """A table per size: the loss, at equal steps and equal time, and its differences from the baselines."""
+    """One table per size: the loss at equal steps and equal time, and its differences from the baselines."""
     clock = gathered.comparison.config.baselines[0]
     lines = [
         "## Held-out loss",
@@ -130,7 +130,7 @@ def loss_section(gathered: Gathered) -> str:
 
 
 def images_section(gathered: Gathered) -> str:
-    """Measures of drawn images per size."""
+    """Measures of drawn images, by size."""
     known = (name for name in IMAGES if name in gathered.data)
     data = ", ".join(f"{QUANTITIES[name].title} {gathered.data[name]:.{QUANTITIES[name].digits}f}" for name in known)
     lines = ["## Images", "", f"Means over seeds with 95 % intervals. The data's own values: {data}."]
@@ -158,7 +158,7 @@ def symptoms_section(gathered: Gathered) -> str:
 
 
 def _presence(gathered: Gathered, size: str) -> str:
-    """How far the first baseline shows each symptom."""
+    """How strongly the first baseline shows each symptom."""
     first = gathered.comparison.config.baselines[0]
     values = (gathered.by_seed(name, size, first) for name in ("magnitude", "gradient", "redundancy"))
     said = ", ".join(f"{statistics.mean(v.values()):.2f}" if v else NONE for v in values)
@@ -166,7 +166,7 @@ def _presence(gathered: Gathered, size: str) -> str:
 
 
 def _table(gathered: Gathered, size: str, quantities: Sequence[str]) -> list[str]:
-    """Mean and interval of each arm. Columns of which nothing is known are left out."""
+    """Mean and interval of each arm. Columns without any value are left out."""
     arms = [arm for arm in gathered.comparison.arms if gathered.of(size, arm)]
     known = [name for name in quantities if any(gathered.by_seed(name, size, arm) for arm in arms)]
     rows = [
@@ -193,7 +193,7 @@ def _baseline_table(gathered: Gathered, size: str, quantity: str) -> list[str]:
 
 
 def cost_section(gathered: Gathered) -> str:
-    """Parameters, time and memory of an update; the recorded time where there was no timing."""
+    """Parameters, time and memory of an update; the recorded time if there is no timing."""
     lines = ["## Cost", ""]
     if gathered.costs:
         lines.append(
@@ -229,7 +229,7 @@ def _recorded(gathered: Gathered, size: str) -> list[str]:
 
 
 def parts_section(findings: Sequence[Finding]) -> str:
-    """Every comparison behind the verdicts, with its seeds."""
+    """Every comparison behind the verdicts, with its values by seed."""
     rows = [_part_row(found, part) for found in findings for part in found.parts]
     headings = ["size", "quantity", "difference", "by seed", "mean [95 %]", "p", "below zero"]
     return "\n".join([f"## The {len(rows)} comparisons behind the verdicts", "", *_markdown(headings, rows)])

@@ -1,4 +1,4 @@
-"""From figures by seed to what can be said of them: pure functions."""
+"""Statistics of values by seed: pure functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verdict(StrEnum):
 class Paired:
     """Differences a - b by seed, their mean with a t interval, and the p-value of the paired t-test.
 
-    With fewer than 2 seeds limits and p are nan.
+    With fewer than 2 seeds, the limits and p are nan.
     """
 
     differences: tuple[float, ...]
@@ -50,7 +50,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
-    """The paired t-test of a against b over the seeds that both have; None where they share none."""
+    """The paired t-test of a against b over their common seeds; None if there are none."""
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         return None
@@ -61,7 +61,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
 def _p_value(differences: Sequence[float]) -> float:
     if len(differences) < 2:
         return math.nan
-    if np.ptp(differences) == 0:  # no spread: the statistic is infinite, or 0 / 0 where nothing differs at all
+    if np.ptp(differences) == 0:  # no spread: the statistic is infinite, or 0 / 0 if all differences are 0
         return 1.0 if differences[0] == 0 else 0.0
     n = len(differences)
     t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(n))
@@ -69,7 +69,7 @@ def _p_value(differences: Sequence[float]) -> float:
 
 
 def verdict(less: Paired) -> Verdict:
-    """Whether the differences are below zero: decided only where the interval excludes zero and all seeds agree."""
+    """Whether the differences are below zero; decided only if the interval excludes zero and all signs are equal."""
     mean = less.mean
     if math.isnan(mean.low) or not less.agree or mean.low <= 0 <= mean.high:
         return Verdict.NOT_DECIDED
@@ -77,7 +77,7 @@ def verdict(less: Paired) -> Verdict:
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim with several parts: one that fails refutes it, one that is open leaves it open."""
+    """The verdict on a claim with several parts: one part that fails refutes it, and one open part leaves it open."""
     for decisive in (Verdict.DOES_NOT_HOLD, Verdict.NOT_TESTED, Verdict.NOT_DECIDED):
         if decisive in verdicts:
             return decisive
@@ -85,20 +85,20 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def value_at(x: Sequence[float], y: Sequence[float], at: float) -> float:
-    """y at `at`, linear between the points (x ascending); nan before the first, the last y after the last."""
+    """y at `at`, linear between the points (x ascending); nan before the first point, the last y after the last."""
     return float(np.interp(at, x, y, left=math.nan))
 
 
 def end_ratio(numerator: float, denominator: float) -> float:
-    """numerator / denominator; nan where either is not positive."""
+    """numerator / denominator; nan if either is not positive."""
     return numerator / denominator if numerator > 0 and denominator > 0 else math.nan
 
 
 def summarise(profiles: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """One number for each symptom along depth.
 
-    magnitude: RMS(z_K) / RMS(z_1), the last block's output over the first's. gradient: RMS(dL/dv) of the first
-    block over the last.
+    magnitude: RMS(z_K) / RMS(z_1), the output of the last block over that of the first.
+    gradient: RMS(dL/dv) of the first block over that of the last.
     redundancy: mean cos(z_k, z_{k+1}) over the second half of depth.
     """
     hidden, gradient, cosine = (profiles[name] for name in ("hidden_rms", "gradient_rms", "neighbour_cosine"))
@@ -110,10 +110,10 @@ def summarise(profiles: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def departure(ratio: float) -> float:
-    """|ln ratio|: 0 for a flat profile, the same for growth and for decay by one factor."""
+    """|ln ratio|: 0 for a flat profile, and equal for growth and decay by the same factor."""
     return abs(math.log(ratio)) if ratio > 0 else math.nan
 
 
 def chunk_sizes_of_rule(num_sublayers: int, low: float = 0.4, high: float = 0.6) -> tuple[float, float]:
-    """The range of S*, for neighbouring sources as alike as the paper finds them: at a = `high` and at a = `low`."""
+    """The range of S* for the paper's cosines of neighbouring sources: S* at a = `high` and at a = `low`."""
     return best_chunk_size(num_sublayers, high), best_chunk_size(num_sublayers, low)

@@ -1,4 +1,4 @@
-"""What an update costs, apart from the trainings, which may share a machine: time side by side, and memory."""
+"""Cost of an update, measured apart from the trainings, which may share a machine: time side by side, and memory."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one arm at one size.
+    """Cost of one arm at one size.
 
-    seconds: of single updates. memory_bytes: weights, EMA, Adam's moments and the most that an update adds to them.
+    seconds: of single updates. memory_bytes: weights, EMA, Adam's moments and the peak memory that an update adds.
     """
 
     size: str
@@ -49,9 +49,10 @@ class Cost:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside the context and not freed yet: `current` now, `peak` at most.
+    """Counts the bytes of live tensors created inside the context: `current` now, `peak` at most.
 
-    Independent of the allocator, so equal on every machine; what a kernel needs inside is not seen.
+    The count does not depend on the allocator, so it is the same on every machine. Memory inside kernels is not
+    counted.
     """
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ def _pointer(tensor: Tensor) -> int:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
+    """All tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -95,7 +96,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def update_memory(task: TeacherTask, step: int) -> int:
-    """Bytes that update `step` needs at most: weights, EMA, Adam's two moments, and what it makes meanwhile."""
+    """Peak bytes of update `step`: weights, EMA, Adam's two moments, and the tensors created in the update."""
     with LiveBytes() as live:
         task.update(step)
     weights = sum(p.numel() * p.element_size() for p in task.learner.module.parameters())
@@ -109,7 +110,7 @@ def update_memory(task: TeacherTask, step: int) -> int:
 
 
 def measure_costs(jobs: list[Job], data: Dataset, repeats: int) -> list[Cost]:
-    """Whole updates of the jobs' arms in turn, in this process, `repeats` of each after a warm-up."""
+    """Time complete updates of the jobs' arms in turn, in this process, `repeats` of each after a warm-up."""
     tasks = [build_task(job, data) for job in jobs]
     seconds: list[list[float]] = [[] for _ in jobs]
     for step in track(range(WARM_UP + repeats), description=jobs[0].size):
@@ -146,5 +147,5 @@ def save_costs(costs: list[Cost], path: Path) -> None:
 
 
 def load_costs(path: Path) -> list[Cost]:
-    """What `save_costs` wrote; no costs where there was no timing yet."""
+    """Read what `save_costs` wrote; an empty list if there is no file."""
     return [Cost(**cost) for cost in json.loads(path.read_text())] if path.is_file() else []

@@ -1,4 +1,4 @@
-"""One job: train an arm on the real code path, and look at its held-out loss outside the clock."""
+"""Trains one job with the same code as `train`, and measures its held-out loss outside the timed updates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALIDATION_BATCH = 100
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples that every arm is looked at with: x0, eps (N, C, H, W), t (N) and y of N rows."""
+    """Samples that evaluate every arm: x0, eps (N, C, H, W), t (N) and y with N rows."""
 
     x0: Tensor
     eps: Tensor
@@ -43,13 +43,13 @@ class HeldOut:
     y: ConditionBatch
 
     def first(self, num: int) -> HeldOut:
-        """The first `num`, their t still spread over the whole range."""
+        """The first `num` samples; their t still cover the whole range."""
         return HeldOut(self.x0[:num], self.eps[:num], self.t[:num], slice_rows(self.y, 0, num))
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The held-out loss after `step` updates, which took `train_s` seconds, validation not counted."""
+    """The held-out loss after `step` updates, which took `train_s` seconds without validation."""
 
     step: int
     train_s: float
@@ -58,13 +58,13 @@ class CurvePoint:
 
     @property
     def better(self) -> float:
-        """The lower of both: early on, while the loss falls fast, an EMA lags behind."""
+        """The lower of the two losses: early on, while the loss falls fast, the EMA lags behind."""
         return min(self.ema, self.raw)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves beside its model."""
+    """Results of a training, saved beside its model."""
 
     parameters: int
     curve: list[CurvePoint]
@@ -89,7 +89,7 @@ def stratified_t(num: int, t_sampler: str, generator: torch.Generator) -> Tensor
 
 
 def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut:
-    """A function of the data and the validation's seed alone, so the same for all arms and seeds of training."""
+    """Held-out samples. They depend only on the data and the validation seed, not on the arm or the training seed."""
     if config.num_images > len(data):
         raise UserError(f"validation.num_images = {config.num_images}; there are {len(data)} held-out images")
     generator = generator_for(config.seed, "validation")
@@ -101,7 +101,7 @@ def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, samples: HeldOut) -> float:
-    """Mean flow matching loss over the samples, the model in eval mode."""
+    """Mean flow matching loss over the samples, with the model in eval mode."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     total = 0.0
@@ -115,7 +115,7 @@ def held_out_loss(model: nn.Module, samples: HeldOut) -> float:
 
 
 class ValidatedTask:
-    """A `TeacherTask` with a clock of its own: only updates count, and instead of grids there is validation."""
+    """A `TeacherTask` with its own clock, which counts only updates, and with validation in place of grids."""
 
     def __init__(self, task: TeacherTask, samples: HeldOut) -> None:
         self.task = task
@@ -141,14 +141,14 @@ class ValidatedTask:
 
 
 def build_task(job: Job, data: Dataset) -> TeacherTask:
-    """A new model of the job's seed: arms of one shape begin with the same weights but for the routing's."""
+    """A new model from the job's seed. Arms of one shape start with the same weights, except those of the routing."""
     config = job.config.train
     torch.manual_seed(config.train.seed)
     return TeacherTask(config, SiT(job.model), data, make_accelerator(config))
 
 
 def num_trainable(model: nn.Module) -> int:
-    """Trainable ones."""
+    """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -157,7 +157,7 @@ def load_data(config: TrainConfig, split: str) -> Dataset:
 
 
 def train_job(job: Job, data: Dataset, samples: HeldOut) -> None:
-    """Train the job's model and put its folder, whole, in place."""
+    """Train the job's model and write its folder atomically."""
     write_folder(job.folder, lambda folder: _train_into(folder, job, data, samples))
 
 
@@ -174,14 +174,14 @@ def _train_into(folder: Path, job: Job, data: Dataset, samples: HeldOut) -> None
     assert isinstance(averaged, SiT)
     averaged.save_pretrained(folder / MODEL_FOLDER)
     Trained(num_trainable(task.learner.module), curve).save(folder / TRAINING_FILE)
-    shutil.rmtree(folder / CHECKPOINTS)  # the loop writes one at the end
+    shutil.rmtree(folder / CHECKPOINTS)  # the loop writes a checkpoint at the end
     task.accelerator.free_memory()
 
 
 def is_trained(job: Job) -> bool:
-    """Whether the job's model is there.
+    """Whether the job's model exists.
 
-    Raises: UserError where the folder holds a job of another configuration.
+    Raises: UserError if the folder holds a job of another configuration.
     """
     if not job.folder.exists():
         return False
@@ -195,7 +195,7 @@ def is_trained(job: Job) -> bool:
 
 
 def _difference(saved: object, wanted: object) -> str:
-    """The first setting that differs, by its dotted name."""
+    """The first setting that differs, by its dotted name, with both values."""
     old, new = flat_values(saved), flat_values(wanted)
     key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
     return f"{key}: {old.get(key)} there, {new.get(key)} here"

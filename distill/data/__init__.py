@@ -1,4 +1,4 @@
-"""Data sets by name. To add one: a file here, `@register("name")` on its loader, a config, a test.
+"""Data sets by name. To add one: a file here, `@register("name")` on its loader, a config and a test.
 
 May import latents, conditions, files, seeds and errors.
 """

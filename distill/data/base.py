@@ -1,4 +1,4 @@
-"""What a data set is here, and the registry."""
+"""The interface of a data set, and the registry."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from distill.conditions import Condition, ConditionBatch
 from distill.seeds import generator_for
 
 Noise = Callable[[torch.Size], Tensor]
-"""Standard normal values of a shape (B, ...), a row for each sample that is asked for."""
+"""Standard normal values of a shape (B, ...), one row per requested sample."""
 
 
 def noise_of(generator: torch.Generator) -> Noise:
-    """Drawn from `generator`, call by call."""
+    """Noise from `generator`; each call draws new values."""
     return lambda shape: torch.randn(shape, generator=generator)
 
 
 class Dataset(Protocol):
     """Labelled samples, addressed by index, so that any order can be drawn and resumed.
 
-    sample_shape: of one sample, (C, H, W). condition: what its batches of conditions are of. labels: of all samples,
-    (N) in int64, known without reading these.
+    sample_shape: shape of one sample, (C, H, W).
+    condition: the condition of its batches.
+    labels: labels of all samples, (N) in int64, known without reading the samples.
     """
 
     sample_shape: tuple[int, ...]
@@ -38,9 +39,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, ConditionBatch]:
-        """Samples (B, *sample_shape) in float32, images in [-1, 1], and what each is conditioned on, B rows.
+        """Samples (B, *sample_shape) in float32, images in [-1, 1], and their conditions, B rows.
 
-        noise: for what a sample draws at each access, such as a latent's posterior noise; called once, or never.
+        noise: source of random values that a sample needs at each access, such as a latent's posterior noise; called
+            once or not at all.
         """
         ...
 
@@ -62,7 +64,10 @@ def register(name: str) -> Callable[[Loader], Loader]:
 
 
 def load_dataset(name: str, path: str | Path, split: str = "train") -> Dataset:
-    """Raises: ValueError for an unknown name or an empty set, FileNotFoundError for a missing path."""
+    """Load a data set by name.
+
+    Raises: ValueError for an unknown name or an empty set, FileNotFoundError for a missing path.
+    """
     if name not in DATASETS:
         raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {name!r}")
     dataset = DATASETS[name](Path(path).expanduser(), split)
@@ -72,15 +77,15 @@ def load_dataset(name: str, path: str | Path, split: str = "train") -> Dataset:
 
 
 def check_batch_size(num_samples: int, batch_size: int) -> None:
-    """Raise ValueError where one batch would need a sample twice."""
+    """Raise ValueError if one batch would need a sample twice."""
     if batch_size > num_samples:
         raise ValueError(f"train.batch_size = {batch_size} is larger than the data set ({num_samples} samples)")
 
 
 def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Indices of batch `step` when the set is walked in a new order each epoch; batches span epochs.
+    """Indices of batch `step`, where each epoch visits the set in a new order; batches may span epochs.
 
-    A function of its arguments alone: any step can be asked for, in any order.
+    The result depends only on the arguments, so steps can be computed in any order.
     """
     check_batch_size(num_samples, batch_size)
     first, last = step * batch_size, (step + 1) * batch_size
@@ -91,6 +96,6 @@ def shuffled_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=2)  # a batch spans two epochs at most, and of a million samples an order takes its time
+@lru_cache(maxsize=2)  # a batch spans two epochs at most, and an order of a million samples takes time
 def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_samples, generator=generator_for(seed, "epoch", epoch))

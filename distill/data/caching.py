@@ -1,10 +1,10 @@
-"""An image set's latents, encoded once and written in REPA's layout, which `LatentDataset` and REPA read.
+"""Latents of an image set, encoded once and written in REPA's layout, which `LatentDataset` and REPA read.
 
     TARGET/vae-sd/00000/img-mean-std-00000000.npy   float32 (2 channels, h, w): the posterior's mean, then its std
-    TARGET/vae-sd/dataset.json                      labels and latent space; written last, so its set is whole
-    TARGET/vae-sd/cache.json                        what the files are made from; written first
+    TARGET/vae-sd/dataset.json                      labels and latent space; written last, when the set is complete
+    TARGET/vae-sd/cache.json                        the settings that the files depend on; written first
 
-File i is image i, file N + i its mirror image where those are asked for.
+File i is image i. With mirrored images, file N + i is the mirror image of image i.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LabelledImages = ImageFolderDataset | NpzDataset
 
 @dataclass(frozen=True)
 class Cache:
-    """Where the latents of a set go and what they are made from.
+    """Where the latents of a set are written and what they are computed from.
 
     source: `fingerprint` of the files that `images` come from.
     """
@@ -62,7 +62,7 @@ class Cache:
         return len(npy_bytes(np.zeros((2 * shape[0], *shape[1:]), np.float32)))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what is in the files, but for the device."""
+        """Everything that determines the content of the files, except the device."""
         return {
             "source": self.source,
             "num_images": len(self.images),
@@ -73,20 +73,20 @@ class Cache:
         }
 
     def missing(self) -> list[int]:
-        """Numbers of the files that are not there in full size."""
+        """Numbers of the files that are missing or not of full size."""
         size = self.file_size
         paths = (self.folder / file_name(index) for index in range(self.num_files))
         return [i for i, path in enumerate(paths) if not path.is_file() or path.stat().st_size != size]
 
     def image(self, index: int) -> Tensor:
-        """(C, H, W) in [-1, 1], from number N on mirrored, left to right."""
+        """Image (C, H, W) in [-1, 1]; from number N on mirrored, left to right."""
         copy, number = divmod(index, len(self.images))
         images, _ = self.images.batch(torch.tensor([number]), torch.randn)
         return images[0].flip(-1) if copy else images[0]
 
 
 def file_name(index: int) -> str:
-    """REPA's: a thousand files to a folder."""
+    """REPA's file names: a thousand files per folder."""
     return f"{index:08d}"[:5] + f"/img-mean-std-{index:08d}.npy"
 
 
@@ -97,7 +97,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def fingerprint(path: Path) -> str:
-    """Of names, sizes and times of the last change: a set that gained, lost or changed files is another set."""
+    """A hash of file names, sizes and modification times: it changes if a file is added, removed or modified."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -108,9 +108,9 @@ def fingerprint(path: Path) -> str:
 
 
 def claim(cache: Cache) -> list[int]:
-    """Begin or continue a cache; the numbers of the files to write.
+    """Start or continue a cache; returns the numbers of the files to write.
 
-    Raises: UserError where the folder holds another cache, naming what differs.
+    Raises: UserError if the folder holds another cache; it names what differs.
     """
     settings, path = cache.settings(), cache.folder / SETTINGS_FILE
     if path.is_file():
@@ -135,13 +135,13 @@ def claim(cache: Cache) -> list[int]:
 def write_latents(
     cache: Cache, missing: Sequence[int], batch_size: int, workers: int, advance: Callable[[int], object]
 ) -> None:
-    """Encode and write the `missing` files, each whole or not at all, then dataset.json.
+    """Encode and write the `missing` files, each atomically, then dataset.json.
 
     Args:
         workers: threads that read images.
-        advance: called with the number of files after each batch.
+        advance: called after each batch with its number of files.
 
-    Raises: UserError or ValueError as the images and `Vae.moments`; what is written stays.
+    Raises: UserError or ValueError as the images and `Vae.moments`; files already written stay.
     """
     batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
     for indices, images in zip(batches, _read_ahead(cache.image, batches, workers), strict=True):
@@ -157,7 +157,7 @@ def write_latents(
 def _read_ahead(
     read: Callable[[int], Tensor], batches: Sequence[Sequence[int]], workers: int
 ) -> Iterator[list[Tensor]]:
-    """What `read` gives, batch by batch; the next batch is read while one is worked on."""
+    """Results of `read`, batch by batch; the next batch is read while the caller works on the current one."""
     ahead: deque[list[Future[Tensor]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for batch in batches:

@@ -18,9 +18,9 @@ PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The unsigned-byte array in an idx file, (N) or (N, H, W).
+    """The array of unsigned bytes in an idx file, (N) or (N, H, W).
 
-    Raises: ValueError naming the file where it is not such a file or cut short.
+    Raises: ValueError, which names the file, if it is not such a file or is truncated.
     """
     path = Path(path)
     try:
@@ -50,7 +50,7 @@ def _find(folder: Path, split: str, kind: str) -> Path:
 
 
 class IdxDataset:
-    """All images in memory as bytes."""
+    """A data set that holds all images in memory as bytes."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         if images.ndim != 3 or labels.shape != images.shape[:1]:
@@ -70,9 +70,9 @@ class IdxDataset:
 
 @register("idx")
 def load_idx(path: Path, split: str) -> IdxDataset:
-    """A folder with `{train,t10k}-images-idx3-ubyte[.gz]` and the labels beside.
+    """Load a folder with `{train,t10k}-images-idx3-ubyte[.gz]` and the matching label files.
 
     Debian's package dataset-fashion-mnist puts Fashion-MNIST into /usr/share/datasets/fashion-mnist;
-    `torchvision.datasets.FashionMNIST(root, download=True)` into root/FashionMNIST/raw.
+    `torchvision.datasets.FashionMNIST(root, download=True)` puts it into root/FashionMNIST/raw.
     """
     return IdxDataset(read_idx(_find(path, split, "images-idx3")), read_idx(_find(path, split, "labels-idx1")))

@@ -18,18 +18,18 @@ LAYOUT = "lay the images out as FOLDER/CLASS/IMAGE.png, one subfolder per class"
 
 
 class ImageFolderDataset:
-    """Images of one size, decoded when they are asked for.
+    """Images of one size, decoded at each access.
 
-    Opening reads every file's header (not its pixels), so that an image of another size is found before
-    the training and not in the middle of it. Images are grey (C = 1) where all of them are, otherwise
-    RGB (C = 3); an alpha channel is dropped. Classes are the subfolders in alphabetical order.
+    The constructor reads the header of every file (not its pixels), so an image of another size is found before
+    training and not in the middle of it. Images are grey (C = 1) if all of them are grey, otherwise RGB (C = 3); an
+    alpha channel is dropped. Classes are the subfolders in alphabetical order.
 
-    Raises: ValueError naming the file where an image is damaged, not 8 bits deep, not square or not of
+    Raises: ValueError, which names the file, if an image is damaged, not 8 bits deep, not square or not of
         the size of the first one; ValueError for a folder without classes or a class without images.
     """
 
     def __init__(self, folder: Path) -> None:
-        from torchvision.datasets import ImageFolder  # here, as it takes seconds to import
+        from torchvision.datasets import ImageFolder  # imported here because it takes seconds
 
         try:
             listed = ImageFolder(str(folder))
@@ -62,7 +62,7 @@ class ImageFolderDataset:
         try:
             with Image.open(path) as image:
                 pixels = torch.from_numpy(np.array(image.convert(self._mode)))  # (H, W) or (H, W, 3)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's word for a broken PNG is SyntaxError
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise ValueError(f"{path} is damaged: {error}") from error
         pixels = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
         if pixels.shape != self.sample_shape:
@@ -72,14 +72,14 @@ class ImageFolderDataset:
 
 
 def _header(path: Path) -> tuple[int, int, str]:
-    """Width, height and Pillow's mode."""
+    """Width, height and Pillow mode of an image."""
     try:
         with Image.open(path) as image:
             width, height, mode = image.width, image.height, image.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no image that can be read: {error}") from error
     if mode not in GREY_MODES + COLOUR_MODES:
-        # Pillow would clip 16-bit values to 255 without a word.
+        # Pillow would silently clip 16-bit values to 255.
         raise ValueError(f"{path} has pixels of kind {mode}; only images of 8 bits per channel are read")
     return width, height, mode
 
@@ -90,9 +90,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 @register("images")
 def load_images(path: Path, split: str) -> ImageFolderDataset:
-    """`path`/CLASS/IMAGE.{png,jpg,webp,..}, or `path`/{train,test}/CLASS/IMAGE where there are such splits.
+    """Load `path`/CLASS/IMAGE.{png,jpg,webp,..}, or `path`/{train,test}/CLASS/IMAGE if there are such splits.
 
-    Without `train` and `test` folders the whole folder serves as both splits. (A `train` that holds images
+    Without `train` and `test` folders, the whole folder serves as both splits. (A `train` folder that holds images
     and no folders is a class of that name.)
     """
     if not path.is_dir():
@@ -102,7 +102,7 @@ def load_images(path: Path, split: str) -> ImageFolderDataset:
         return ImageFolderDataset(path)
     if split not in splits:
         raise FileNotFoundError(f"data.path = {path} has a folder {', '.join(splits)} but none named {split}")
-    # Labels are positions in the list of classes, which therefore has to be the same in both splits.
+    # Labels are positions in the list of classes, so both splits must have the same list.
     classes = [set(_subfolders(folder)) for folder in splits.values()]
     different = sorted(classes[0] ^ classes[-1])
     if different:

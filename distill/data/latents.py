@@ -22,13 +22,13 @@ LABELS_FILE = "dataset.json"
 
 
 class LatentDataset:
-    """z = (mean + std * noise - shift) * scale, drawn again at each access; files are read when they are needed.
+    """z = (mean + std * noise - shift) * scale, with new noise at each access. Files are read at each access.
 
     Each file is a float array (8, h, w), in older sets (1, 8, h, w): the posterior's mean, then its
     standard deviation (not the log-variance), 4 channels each, unscaled. Channels, scale and shift are SD-VAE's
-    unless dataset.json says otherwise under `vae`, as `distill.data.caching` writes it.
+    unless dataset.json gives others under `vae`, as `distill.data.caching` writes it.
 
-    Raises: ValueError naming the file where it is missing, damaged, or not such an array.
+    Raises: ValueError, which names the file, if it is missing, damaged, or not such an array.
     """
 
     def __init__(self, files: _Files) -> None:
@@ -79,7 +79,7 @@ class LatentDataset:
 
 
 class _Files:
-    """Reads files by their relative name, from a folder or from an (uncompressed) zip."""
+    """Reads files by their relative name from a folder or from an (uncompressed) zip."""
 
     def __init__(self, path: Path) -> None:
         self._zip: zipfile.ZipFile | None = None
@@ -105,7 +105,7 @@ class _Files:
         return str(self._root / name)
 
     def read(self, name: str) -> bytes:
-        """Raises: OSError or BadZipFile where it cannot be read."""
+        """Raises: OSError or BadZipFile if the file cannot be read."""
         if self._zip is None:
             return (self._root / name).read_bytes()
         try:
@@ -115,12 +115,12 @@ class _Files:
 
 
 def listing(labelled: list[tuple[str, int]], space: LatentSpace) -> str:
-    """What dataset.json holds: files with their labels, in order, and the space of their latents."""
+    """Content of dataset.json: files with their labels, in order, and the space of their latents."""
     return json.dumps({"labels": labelled, "vae": asdict(space)})
 
 
 def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace]:
-    """Names, labels and space, from {"labels": [[name, label], ...], "vae": {...}}; REPA writes no `vae`."""
+    """Names, labels and space from {"labels": [[name, label], ...], "vae": {...}}; REPA writes no `vae`."""
     where = files.describe(LABELS_FILE)
     try:
         read = json.loads(files.read(LABELS_FILE))
@@ -145,8 +145,8 @@ def _space(values: Any, where: str) -> LatentSpace:
 
 @register("latents")
 def load_latents(path: Path, split: str) -> LatentDataset:
-    """A folder DATA with DATA/vae-sd/dataset.json, that vae-sd folder itself, or a zip file of either.
+    """Load a folder DATA with DATA/vae-sd/dataset.json, that vae-sd folder itself, or a zip file of either.
 
-    The layout knows no splits: all of it serves as `train` and as `test`.
+    The layout has no splits: all of it serves as `train` and as `test`.
     """
     return LatentDataset(_Files(path))

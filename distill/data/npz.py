@@ -1,4 +1,4 @@
-"""Images and labels in one .npz file, as ADM's sampling scripts write them."""
+"""Images and labels in one .npz file, in the format of ADM's sampling scripts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ NAMES = (("images", "labels"), ("arr_0", "arr_1"))
 
 
 class NpzDataset:
-    """All images in memory as bytes.
+    """A data set that holds all images in memory as bytes.
 
     Args:
-        images: (N, H, W, C) or (N, H, W), H = W, C 1 or 3, unsigned bytes. labels: (N), whole numbers from 0.
+        images: (N, H, W, C) or (N, H, W), H = W, C 1 or 3, unsigned bytes.
+        labels: (N), integers from 0.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -45,9 +46,9 @@ class NpzDataset:
 
 @register("npz")
 def load_npz(path: Path, split: str) -> NpzDataset:
-    """A file with `images` and `labels`, or with ADM's `arr_0` and `arr_1`; it knows no splits.
+    """Load a file with `images` and `labels`, or with ADM's `arr_0` and `arr_1`; it has no splits.
 
-    Raises: ValueError naming the file where it is damaged or lacks one of them; pickles are refused.
+    Raises: ValueError, which names the file, if it is damaged or lacks one of them; pickles are refused.
     """
     if not path.is_file():
         raise FileNotFoundError(f"data.path = {path} is not a file")

@@ -1,4 +1,4 @@
-"""The images that models are diagnosed on: as many of each class, from a data set or, without one, from a model."""
+"""Images for a diagnosis: the same number per class, from a data set or, if there is none, drawn by a model."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from distill.sampling.samplers import Sampler, draw_images
 from distill.seeds import generator_for
 
 DEFAULT_DATA = "idx:/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
-MAX_CLASSES = 10  # so that a model of a thousand classes can be diagnosed on a few hundred images
+MAX_CLASSES = 10  # lets a few hundred images suffice for a model of a thousand classes
 MIN_PER_CLASS = 2
 READ_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set that fits the models, and what it is called."""
+    """A data set that fits the models, and its name."""
 
     dataset: Dataset
     name: str
 
 
 def balanced_examples(num_images: int, condition: Condition) -> ConditionBatch:
-    """The largest n <= num_images conditions with as many of each of at most 10.
+    """The largest n <= num_images conditions with equally many of each of at most 10 conditions.
 
-    Raises: UserError where that is less than two of each, or fewer than 4 images in all.
+    Raises: UserError if that is less than two of each, or if num_images is below 4.
     """
     examples = condition.examples(MAX_CLASSES)
     num_examples = num_rows(examples)
@@ -44,12 +44,12 @@ def balanced_examples(num_images: int, condition: Condition) -> ConditionBatch:
 
 
 def find_data(spec: str | None, shape: tuple[int, ...], condition: Condition) -> DataSource | None:
-    """The data set NAME:PATH, or the default one where it is there and fits; None where there is none.
+    """The data set NAME:PATH; without `spec`, the default one if it exists and fits, otherwise None.
 
-    Held-out samples are taken where the data has a test split.
+    Samples are held out if the data has a test split.
 
-    Raises: UserError where a data set that was asked for does not fit, or is not written NAME:PATH; ValueError
-        and FileNotFoundError as `load_dataset`.
+    Raises: UserError if the data set in `spec` does not fit, or `spec` is not NAME:PATH; ValueError and
+        FileNotFoundError as `load_dataset`.
     """
     if spec is None:
         try:
@@ -79,9 +79,9 @@ def _load(spec: str) -> DataSource:
 
 
 def images_of(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
-    """Samples (N, C, H, W), drawn at random by seed, image i of the condition in row i of `y`; none twice.
+    """Samples (N, C, H, W), drawn at random by seed without repetition; image i has the condition in row i of `y`.
 
-    Raises: UserError where the data holds too few of a class.
+    Raises: UserError if the data has too few samples of a class.
     """
     groups = source.dataset.condition.groups
     labels = groups(y)
@@ -104,6 +104,6 @@ def images_of(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
 def images_by(
     sampler: Sampler, y: ConditionBatch, seed: int, batch_size: int, advance: Callable[[int], object]
 ) -> Tensor:
-    """The stand-in: samples that a model draws itself, (N, C, H, W)."""
+    """Stand-in for data: samples (N, C, H, W) that a model draws itself."""
     images, _ = draw_images(sampler, y, seed=seed, batch_size=batch_size, advance=advance)
     return images

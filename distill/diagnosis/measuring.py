@@ -1,6 +1,6 @@
-"""One model along depth and t.
+"""Measures one model along depth and t.
 
-Legend: n_t times, N samples, K blocks, L = 2 K sublayers, R probe draws of t an image.
+Legend: n_t times, N samples, K blocks, L = 2 K sublayers, R probe draws of t per image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from distill.seeds import generator_for
 BATCH_SIZE = 50
 PROBE_DRAWS = 8
 PROBE_SPLITS = 5
-BACKWARD_COST = 3  # a forward and a backward pass, in forward passes
+BACKWARD_COST = 3  # a forward and a backward pass, in units of forward passes
 
 Advance = Callable[[int], object]
 
@@ -54,9 +54,9 @@ REMOVAL_MEASURE = (
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """What every model gets: N images with one noise each, at every t.
+    """The inputs for every model: N images, each with one noise, at every t.
 
-    x0, eps: (N, C, H, W). y: N rows, as many of each condition. t_values: (n_t).
+    x0, eps: (N, C, H, W). y: N rows, equally many of each condition. t_values: (n_t).
     """
 
     x0: Tensor
@@ -67,7 +67,7 @@ class Design:
 
     @classmethod
     def of(cls, x0: Tensor, y: ConditionBatch, t_values: Tensor, seed: int) -> Design:
-        """With the noise of a seed."""
+        """A design with noise drawn from `seed`."""
         eps = torch.randn(x0.shape, generator=generator_for(seed, "diagnosis", "eps"))
         return cls(x0, eps, y, t_values, seed)
 
@@ -82,18 +82,18 @@ class Design:
 
 
 def num_forwards(model: SiT, design: Design) -> int:
-    """The work of `diagnose_model` in forward passes of one sample."""
+    """The cost of `diagnose_model`, in forward passes of one sample."""
     passes = BACKWARD_COST + 2 * model.config.depth + 1
     return len(design.x0) * (len(design.t_values) * passes + PROBE_DRAWS)
 
 
 def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Advance) -> ModelDiagnosis:
-    """Everything that a diagnosis says of one model.
+    """Measure one model.
 
     Args:
-        advance: called with the forward passes done (a progress bar's advance).
+        advance: called with the number of forward passes done (a progress bar's advance).
 
-    Raises: UserError where the model's loss is not finite.
+    Raises: UserError if the model's loss is not finite.
     """
     passes, routing, similarity = _passes(model, design, advance)
     if not np.isfinite(passes[LOSS].values).all():
@@ -113,7 +113,7 @@ def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Ad
 
 
 def describe_routing(routing: Routing) -> str:
-    """Its kind and what matters most about it, such as "dar static_t, S = 4"."""
+    """The kind of a routing and its main settings, such as "dar static_t, S = 4"."""
     text = routing.config.kind
     if routing.config.kind == "dar":
         text += f" {routing.config.query}"
@@ -127,9 +127,9 @@ def describe_routing(routing: Routing) -> str:
 def _passes(
     model: SiT, design: Design, advance: Advance
 ) -> tuple[dict[str, Profile], WeightsOverDepth | None, np.ndarray]:
-    """All registered measures and the loss, the weights over depth, and how alike all sublayers' outputs are.
+    """All registered measures with the loss, the weights over depth, and the similarity of all sublayers' outputs.
 
-    All from one recorded pass per image and t.
+    Everything comes from one recorded pass per image and t.
     """
     measures = measures_of(model)
     shape = len(design.t_values), len(design.x0)
@@ -201,7 +201,7 @@ def _removal_profile(model: SiT, design: Design, advance: Advance) -> Profile:
 
 
 def _probe(model: SiT, design: Design, advance: Advance) -> Probe:
-    """Fresh t, uniform in [0, 1], R times an image, each with noise of its own."""
+    """Probe of t with new t, uniform in [0, 1], R times per image, each time with new noise."""
     device = next(model.parameters()).device
     features, times, image = [], [], []
     for draw in range(PROBE_DRAWS):
@@ -217,7 +217,7 @@ def _probe(model: SiT, design: Design, advance: Advance) -> Probe:
         image.append(torch.arange(len(t)))
     by_block, target, rows = torch.cat(features, dim=1), torch.cat(times), torch.cat(image)
     scores = [
-        # The same splits for every block, and for every model.
+        # The same splits for every block and every model.
         probe_r2(
             block, target, rows, num_splits=PROBE_SPLITS, generator=generator_for(design.seed, "diagnosis", "split")
         )

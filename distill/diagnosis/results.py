@@ -1,6 +1,6 @@
-"""What a diagnosis found, as plain data, and its JSON.
+"""The results of a diagnosis as plain data, and as JSON.
 
-Legend: n_t times, N samples (one image each, seen at every t with one noise), K blocks.
+Legend: n_t times, N samples (one image each, used at every t with the same noise), K blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REMOVAL_COST = "removal_cost"
 class Profile:
     """One quantity along depth and t, for every sample.
 
-    places: names, by depth; positions: where they lie, in blocks: 0 the embedding, K the end of the last block.
+    places: names, by depth; positions: depth of each place in blocks: 0 is the embedding, K the end of the last block.
     values: (n_t, places, N).
     """
 
@@ -37,12 +37,12 @@ class Profile:
 
     @property
     def mean(self) -> np.ndarray:
-        """(n_t, places)."""
+        """Mean over samples, (n_t, places)."""
         return self.values.mean(-1, dtype=np.float64)
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of the mean over samples, (n_t, places)."""
+        """Standard error of the mean over samples, (n_t, places)."""
         return self.values.std(-1, ddof=1, dtype=np.float64) / np.sqrt(self.values.shape[-1])
 
     @property
@@ -54,7 +54,7 @@ class Profile:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Held-out R^2 of t from the hidden state z_0..z_K: mean and spread over splits, median penalty, (K + 1) each."""
+    """Held-out R^2 of t from the hidden states z_0..z_K: mean and spread over splits, median penalty, (K + 1) each."""
 
     r2: np.ndarray
     spread: np.ndarray
@@ -65,9 +65,10 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class WeightsOverDepth:
-    """Who reads what.
+    """Routing weights over depth.
 
-    weights: per reader its mean weights (n_sources, n_t). source_names: likewise.
+    weights: per reader, its mean weights (n_sources, n_t).
+    source_names: per reader, the names of its sources.
     variances: (readers, 5), by `dar.diagnostics.EFFECTS`, summed over each reader's sources.
     """
 
@@ -78,13 +79,13 @@ class WeightsOverDepth:
 
     @property
     def choosing(self) -> np.ndarray:
-        """Places of the readers with more than one source."""
+        """Indices of the readers with more than one source."""
         return np.array([i for i, sources in enumerate(self.source_names) if len(sources) > 1], dtype=int)
 
 
 @dataclass(frozen=True, eq=False)
 class ModelDiagnosis:
-    """One model. `profiles` are by the name of their measure.
+    """Results for one model. `profiles` has the names of the measures.
 
     similarity: mean cosine of every two sublayers' outputs over images, tokens and t, (2 K, 2 K).
     """
@@ -101,15 +102,16 @@ class ModelDiagnosis:
 
     @property
     def chunks(self) -> ChunkProposal:
-        """Chunk boundaries for sources as alike as these, and the uniform ones of the paper's rule."""
+        """Chunk boundaries proposed for this similarity, and the uniform ones from the paper's rule."""
         return propose_chunks(self.similarity)
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Models side by side, on the same images, noise and times.
+    """Several models on the same images, noise and times.
 
-    reference: the name of the model that the others are compared with. images: where they come from.
+    reference: name of the model that the others are compared with.
+    images: where the images come from.
     notes: stand-ins and limits that a reader must know.
     """
 
@@ -126,7 +128,7 @@ class Diagnosis:
 
 
 def to_json(diagnosis: Diagnosis) -> str:
-    """All figures: of profiles mean and standard error by t and place, nan as null."""
+    """All values as JSON: profiles as mean and standard error by t and place, nan as null."""
     plain = {key: value for key, value in vars(diagnosis).items() if key != "models"}
     plain["models"] = [
         {

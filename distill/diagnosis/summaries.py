@@ -1,8 +1,8 @@
-"""A profile in one number per model, with its error: a registry.
+"""Reduces a profile to one number per model, with its error: a registry.
 
-To add one: a function of a `ModelDiagnosis` that gives one number per sample, (N), or None, decorated with `@summary`.
-Models see the same images and noise, so differences are taken sample by sample: their errors are far smaller
-than those of the numbers themselves.
+To add one: a function of a `ModelDiagnosis` that returns one number per sample, (N), or None, decorated with
+`@summary`. Models see the same images and noise, so differences are taken sample by sample. Their errors are far
+smaller than those of the numbers themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PerSample = Callable[[ModelDiagnosis], np.ndarray | None]
 
 @dataclass(frozen=True)
 class Summary:
-    """One row. is_log: the numbers are logarithms, and a row shows factors."""
+    """One row. is_log: the numbers are logarithms, and the row shows factors."""
 
     title: str
     explanation: str
@@ -39,7 +39,7 @@ SUMMARIES: list[Summary] = []
 
 
 def summary(title: str, explanation: str, *, is_log: bool = False) -> Callable[[PerSample], PerSample]:
-    """Register a function that gives one number per sample."""
+    """Register a function that returns one number per sample."""
 
     def add(per_sample: PerSample) -> PerSample:
         SUMMARIES.append(Summary(title, explanation, per_sample, is_log))
@@ -49,13 +49,13 @@ def summary(title: str, explanation: str, *, is_log: bool = False) -> Callable[[
 
 
 def estimate(row: Summary, model: ModelDiagnosis) -> Estimate | None:
-    """The mean over samples; of a logarithm its exponential, the geometric mean."""
+    """The mean over samples; for logarithms its exponential, the geometric mean."""
     values = row.per_sample(model)
     return None if values is None else _estimate(values, row.is_log)
 
 
 def difference(row: Summary, model: ModelDiagnosis, reference: ModelDiagnosis) -> Estimate | None:
-    """model - reference, sample by sample; of a logarithm the factor between them."""
+    """model - reference, sample by sample; for logarithms the factor between them."""
     values, others = row.per_sample(model), row.per_sample(reference)
     return None if values is None or others is None else _estimate(values - others, row.is_log)
 
@@ -66,7 +66,7 @@ def _estimate(values: np.ndarray, is_log: bool) -> Estimate:
 
 
 def _log_ratio(of: np.ndarray, over: np.ndarray) -> np.ndarray | None:
-    """Mean over t of the logarithm of a ratio (n_t, N); None where there is nothing to divide."""
+    """Mean over t of the logarithm of a ratio (n_t, N); None if a value is not positive."""
     return np.log(of / over).mean(0) if (of > 0).all() and (over > 0).all() else None
 
 
@@ -93,7 +93,7 @@ def decay(model: ModelDiagnosis) -> np.ndarray | None:
 
 @summary("Cosine of neighbouring blocks", "mean over the pairs of blocks; 1: a block leaves the direction as it is")
 def redundancy(model: ModelDiagnosis) -> np.ndarray | None:
-    cosine = model.profiles["neighbour_cosine"].values[:, 1:]  # the first pair is of the embedding
+    cosine = model.profiles["neighbour_cosine"].values[:, 1:]  # the first pair is that of the embedding
     return cosine.mean((0, 1)) if cosine.size else None
 
 

@@ -1,4 +1,4 @@
-"""Drawing and measuring samplers, and gathering what the page shows of them.
+"""Draws and measures samplers, and collects the content of the report page.
 
 May import report, sampling, metrics, latents and what stands below them.
 """

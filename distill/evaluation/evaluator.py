@@ -1,4 +1,4 @@
-"""Drawing and measuring samplers; what comes out is stored as one JSON beside one .npz per sampler."""
+"""Draws and measures samplers. The results are stored per sampler as one JSON file and one .npz file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from distill.sampling import Sampler, draw_images
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one sampler; `measures` by the names of `distill.metrics.MEASURES`."""
+    """Measurements of one sampler; `measures` has the names of `distill.metrics.MEASURES`."""
 
     name: str
     description: str
@@ -50,7 +50,7 @@ class Measured:
 
     @classmethod
     def load(cls, path: Path) -> Measured:
-        """Raises: UserError where the file is damaged."""
+        """Raises: UserError if the file is damaged."""
         try:
             values: dict[str, Any] = json.loads(path.read_text())
             values["measures"] = {name: Interval.of_plain(entry) for name, entry in values["measures"].items()}
@@ -60,9 +60,9 @@ class Measured:
 
 
 class Evaluator:
-    """The decoder, the extractor, the perceptual distance and the references that a configuration asks for.
+    """The decoder, the feature extractor, the perceptual distance and the references that a configuration names.
 
-    `notes` says, by name, where a stand-in takes the place of weights that are missing.
+    `notes` are sentences for the report; they name the stand-ins that replace missing weights.
     """
 
     def __init__(self, config: EvalConfig, device: torch.device) -> None:
@@ -103,7 +103,7 @@ class Evaluator:
             )
 
     def _comparable(self, reference: ReferenceStatistics) -> ReferenceStatistics:
-        """Without its diversity where another perceptual distance than this evaluator's gave it."""
+        """The reference; without its diversity if another perceptual distance than this evaluator's measured it."""
         if self._is_comparable(reference) or math.isnan(reference.diversity):
             return reference
         if self.perceptual is not None:
@@ -117,25 +117,26 @@ class Evaluator:
         return self.perceptual is not None and reference.perceptual == self.perceptual.name
 
     def check(self, model: Backbone) -> None:
-        """Raise ValueError where the data's statistics are not of what `model` makes: before any compute."""
+        """Raise ValueError if the data's statistics do not match the samples of `model`; call before any compute."""
         self._check(self.data, model)
 
     def _check(self, reference: ReferenceStatistics, model: Backbone) -> None:
         check_reference(reference, self.extractor, self.decoder.image_shape(model.sample_shape))
 
     def describe(self, sampler: Sampler) -> str:
-        """What defines the images beside the weights: the sampler, and what decodes its samples."""
+        """Everything that defines the images except the weights: the sampler and the decoder of its samples."""
         return ", ".join(part for part in (sampler.description, self.decoder.note) if part)
 
     def patch_size(self, model: Backbone) -> int:
-        """Of the patches as they lie in the images."""
+        """Patch size of the model in pixels of the decoded images."""
         return patch_size_of(model) * self.decoder.factor
 
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
-        """Take the stored statistics and measures of the teacher's reference sampler where they are its own.
+        """Use the stored statistics and measures of the teacher's reference sampler if they match `sampler`.
 
-        They are not where the teacher, its steps or its guidance differ from what they were drawn with. To be called
-        before any compute, as `check`. Raises: as `use_teacher_statistics`; UserError for damaged measures.
+        They do not match if the teacher, its steps or its guidance differ. Call this before any compute, like `check`.
+
+        Raises: as `use_teacher_statistics`; UserError if the stored measures are damaged.
         """
         reference = self.config.reference_for(teacher_path)
         if reference is None:
@@ -160,9 +161,9 @@ class Evaluator:
             )
 
     def use_teacher_statistics(self, model: Backbone) -> None:
-        """Take the stored statistics of the teacher as they are, for distances of what `model` makes.
+        """Use the stored statistics of the teacher, for distances of the samples of `model`.
 
-        Raises: FileNotFoundError; ValueError where they are damaged or not of what `model` makes.
+        Raises: FileNotFoundError; ValueError if they are damaged or do not match the samples of `model`.
         """
         if self.config.teacher_reference is not None:
             loaded = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
@@ -173,7 +174,7 @@ class Evaluator:
             self.teacher = self._comparable(loaded)
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
-        """Images in [-1, 1] and rate of each sampler, from the same noise and conditions, with a progress bar."""
+        """Images in [-1, 1] and images per second of each sampler, from the same noise and conditions."""
         drawn = []
         with progress_bar() as progress:
             for sampler in samplers:
@@ -190,7 +191,7 @@ class Evaluator:
         return drawn
 
     def measure(self, sampler: Sampler, images: Tensor, rate: float, paired_to: Tensor | None = None) -> Measured:
-        """All measures of drawn images; `paired_to` are the teacher's from the same noise and labels."""
+        """All measures of drawn images; `paired_to` are the teacher's images from the same noise and labels."""
         condition = sampler.condition
         labels = condition.groups(condition.balanced(len(images)))
         values = measure(
@@ -215,7 +216,7 @@ class Evaluator:
         )
 
     def statistics(self, sampler: Sampler, images: Tensor, source: str) -> ReferenceStatistics:
-        """The same images as a reference for others."""
+        """Statistics of drawn images, as a reference for other samplers."""
         condition = sampler.condition
         labels = condition.groups(condition.balanced(len(images)))
         return reference_from_images(images, labels, self.extractor, source, perceptual=self.perceptual)

@@ -1,4 +1,4 @@
-"""From measured samplers to the page: gathers what `distill.report` draws."""
+"""From measured samplers to the page: collects the data that `distill.report` draws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from distill.report.versions import versions
 from distill.sampling.samplers import Sampler, num_in_grid, ode_sampler
 from distill.seeds import generator_for
 
-EDGE_BINS = 16  # of the histogram's, in one of the plot's
+EDGE_BINS = 16  # bins of the histogram per bin of the plot
 NUM_ROUTING_T = 9
 NUM_ROUTING_SAMPLES = 60
 
@@ -40,8 +40,9 @@ class Entry:
     """One sampler of a report.
 
     grid: its images of the first labels, (n, C, H, W).
-    spectrum: frequency and power, (K) each. gradients: histogram of gradient magnitude. Both of as many images
-        as there are statistics of.
+    spectrum: frequency and power, (K) each.
+    gradients: histogram of gradient magnitude.
+    spectrum and gradients cover all images in the sampler's statistics.
     """
 
     sampler: Sampler
@@ -57,7 +58,7 @@ def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
 
 
 def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, solver: str = "euler") -> list[Sampler]:
-    """The reference sampler's model at each of these numbers of steps, but for its own, at which it stands already."""
+    """The reference sampler's model with each of these numbers of steps, except the number that `slow` already has."""
     return [
         ode_sampler(f"teacher, {number} steps", slow.model, settings, number, solver)
         for number in sorted(set(numbers) - {slow.num_steps})
@@ -67,7 +68,7 @@ def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, 
 def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_rows: int) -> list[Entry]:
     """Draw and measure the reference sampler and the others, all from the same noise and conditions.
 
-    Where statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each condition.
+    If statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each condition.
     """
     num_images = evaluator.config.num_images
     num_grid = num_in_grid(num_rows, slow.condition.num_distinct, num_images)
@@ -87,7 +88,7 @@ def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampl
 
 @torch.no_grad()
 def routing_of(role: str, model: Any) -> report.Routing | None:
-    """Mean routing weights over depth and t on noise mixed into the model's own one-step estimates.
+    """Mean routing weights over depth and t, with inputs made of the model's own one-step estimates and noise.
 
     None for a model without depth routing.
     """
@@ -104,7 +105,7 @@ def routing_of(role: str, model: Any) -> report.Routing | None:
     for t in t_values.tolist():
         x_t = (1 - t) * x0 + t * eps
         weights = model.routing_weights(x_t, torch.full((len(eps),), t, device=device), y)
-        # As shares: weights that count add up to the number of sources, fixed scalars to anything.
+        # Normalise to shares: `count` weights sum to the number of sources, fixed scalars to any value.
         by_t.append([weight_shares(w.mean((1, 2))).cpu().numpy() for w in weights])
     readers = readers_of(model.routing)
     return report.Routing(
@@ -117,7 +118,7 @@ def routing_of(role: str, model: Any) -> report.Routing | None:
 
 
 def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
-    """cells[measure][column] for every sampler and for the data, which has `of_data`."""
+    """cells[measure][column] for every sampler and for the data, whose values are `of_data`."""
     cells: dict[str, dict[str, report.Cell | None]] = {}
     for name in MEASURES:
         row: dict[str, report.Cell | None] = {}
@@ -159,7 +160,7 @@ def spectra(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.
 
 
 def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Edges]:
-    """Densities of gradient magnitude, in bins coarse enough to be read."""
+    """Densities of gradient magnitude, in bins wide enough for a readable plot."""
     histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries] + [(report.DATA, data.gradient_histogram)]
     width = BIN_WIDTH * EDGE_BINS
     centres = (np.arange(NUM_BINS // EDGE_BINS) + 0.5) * width
@@ -167,9 +168,9 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Ed
 
 
 def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
-    """The student against the teacher at many steps and at as many, in the figures a person asks for first.
+    """The main values: the student against the teacher at many steps and at the same number of steps.
 
-    Nothing where there are several students: their table is what compares them.
+    Empty if there are several students: the table compares them.
     """
     student, *more = (e for e in entries if e.sampler.role == "student")
     if more:
@@ -226,7 +227,7 @@ def page(
     seeds: dict[str, int],
     class_names: Sequence[str] | None = None,
 ) -> report.Report:
-    """Everything for `report.write_report`."""
+    """The report for `report.write_report`."""
     num_grid = min(len(e.grid) for e in entries)
     condition = entries[0].sampler.condition
     labels = condition.groups(condition.balanced(num_grid))

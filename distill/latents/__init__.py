@@ -1,4 +1,4 @@
-"""Latents: autoencoders (diffusers' AutoencoderKL) and what decodes a model's samples into images.
+"""Latents: autoencoders (diffusers' AutoencoderKL) and decoders that turn a model's samples into images.
 
 May import errors.
 """

@@ -1,7 +1,7 @@
-"""What makes images of a model's samples: nothing, where they are pixels, or an autoencoder.
+"""Decoders that turn a model's samples into images: the identity for pixels, or an autoencoder.
 
-One decoder is chosen at the start and applied where samples become images (`draw_images`, the grids of `train`);
-images are clamped after that (`distill.render`).
+A program chooses one decoder at the start and applies it where samples become images (`draw_images`, the grids of
+`train`). `distill.render` clamps the images afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distill.latents.vae import IMAGE_CHANNELS, LatentSpace, load_vae
 
 
 class Decoder(Protocol):
-    """factor: pixels of an image per pixel of a sample, along a side. note: what it does, for people; "" for nothing."""
+    """factor: image pixels per sample pixel, along a side. note: what it does, to show to users; "" if nothing."""
 
     factor: int
     note: str
@@ -26,12 +26,12 @@ class Decoder(Protocol):
         ...
 
     def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H, W) of the images of samples (c, h, w). Raises: UserError where it decodes no such samples."""
+        """(C, H, W) of the images for samples (c, h, w). Raises: UserError if it cannot decode such samples."""
         ...
 
 
 class Pixels:
-    """Samples that are images already."""
+    """The decoder for samples that are already images."""
 
     factor = 1
     note = ""
@@ -53,7 +53,7 @@ PIXELS = Pixels()
 
 
 class LatentPreview:
-    """The first three channels of latents as colours, 3 standard deviations to either side: shapes, no true colours."""
+    """Shows the first three channels of latents as colours, from -3 to 3 standard deviations; colours are not true."""
 
     factor = 1
     note = "latents as they are, channels 0 to 2 as colours, since data.vae names no autoencoder"
@@ -67,19 +67,20 @@ class LatentPreview:
 
 
 def load_decoder(vae: str | None, device: torch.device) -> Decoder:
-    """The decoder of a model whose samples are pixels (None) or an autoencoder's latents."""
+    """The decoder of a model whose samples are pixels (`vae` is None) or latents of an autoencoder."""
     return load_vae(vae, device) if vae else PIXELS
 
 
 def training_decoder(
     vae: str | None, sample_shape: tuple[int, ...], space: LatentSpace | None, device: torch.device
 ) -> Decoder:
-    """The decoder of the grids of `train`, which needs no autoencoder: without one it shows the latents themselves.
+    """The decoder for the grids of `train`. Without an autoencoder it shows the latents themselves.
 
     Args:
-        sample_shape: of the data. space: that the data was cached in, where it is of latents and says so.
+        sample_shape: shape of one sample of the data.
+        space: the latent space that the data set records for its latents; None if it records none or has no latents.
 
-    Raises: UserError where the autoencoder is not the one that the data was cached with, by channels or scale.
+    Raises: UserError if the autoencoder differs in channels, scale or shift from the one that the data was cached with.
     """
     if vae is None:
         return PIXELS if sample_shape[0] in IMAGE_CHANNELS else LatentPreview()

@@ -1,10 +1,10 @@
-"""Images to latents and back by diffusers' AutoencoderKL, stable diffusion's autoencoder ("VAE").
+"""Images to latents and back with diffusers' AutoencoderKL, the autoencoder ("VAE") of Stable Diffusion.
 
     latent = (raw - shift) scale,   raw = latent / scale + shift
 
-raw is what the autoencoder makes, latents are what models are trained on. Which scale counts: at decoding the
-autoencoder's own (`scaling_factor` and `shift_factor` of its config.json), at reading what a data set recorded when
-it was cached, or SD-VAE's where it recorded nothing; `train` refuses the two where they differ.
+raw is the output of the encoder; models are trained on latents. Decoding uses the autoencoder's scale and shift
+(`scaling_factor` and `shift_factor` in its config.json). Reading a data set uses the values recorded when it was
+cached, or those of SD-VAE if it has no record. `train` raises an error if the two differ.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from distill.errors import UserError
 CONFIG_FILE = "config.json"
 CLASS_NAME = "AutoencoderKL"
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-PIXELS_AT_ONCE = 16 * 256 * 256  # of images in one pass: about 4 GB of activations for SD-VAE in float32
+PIXELS_AT_ONCE = 16 * 256 * 256  # image pixels per pass: about 4 GB of activations for SD-VAE in float32
 IMAGE_CHANNELS = (1, 3)
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The only place where scale and shift act. The defaults are SD-VAE's (stabilityai/sd-vae-ft-mse and -ema).
+    """Number of channels, scale and shift of latents; no other code applies scale and shift.
 
-    Raises: UserError where the numbers make no sense.
+    The defaults are those of SD-VAE (stabilityai/sd-vae-ft-mse and -ema).
+
+    Raises: UserError if channels, scale or shift are not valid.
     """
 
     channels: int = 4
@@ -52,12 +54,12 @@ class LatentSpace:
 
 
 class Vae:
-    """An autoencoder in eval mode; a decoder as `distill.latents.decoding` has it.
+    """An autoencoder in eval mode, which is a decoder in the sense of `distill.latents.decoding`.
 
-    Its weights and activations are of `dtype`. What goes in and comes out is float32, in which scale, exp and
-    whatever follows act too: in half precision the posterior's standard deviation would keep three digits.
+    Its weights and activations have the dtype `dtype`. Inputs and outputs are float32, and so are scale, exp and all
+    later operations: in half precision the posterior's standard deviation would have only three digits.
 
-    factor: pixels of an image per pixel of a latent, along a side.
+    factor: image pixels per latent pixel, along a side.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -76,9 +78,9 @@ class Vae:
         """The posterior's mean, then its standard deviation, (B, 2 channels, h, w), neither scaled nor shifted.
 
         Args:
-            images: (B, C, H, W) in [-1, 1]; grey is repeated to the channels of the autoencoder.
+            images: (B, C, H, W) in [-1, 1]; grey images are repeated to the channels of the autoencoder.
 
-        Raises: UserError where the autoencoder does not take such images, or overflows in its dtype.
+        Raises: UserError if the autoencoder does not take such images, or overflows in its dtype.
         """
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -103,7 +105,7 @@ class Vae:
         return torch.cat([self._model.decode(part).sample.float() for part in raw.split(self._at_once(height * width))])
 
     def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H, W) of the images of samples (channels, h, w). Raises: UserError for another number of channels."""
+        """(C, H, W) of the images for samples (channels, h, w). Raises: UserError if the number of channels differs."""
         channels, height, width = sample_shape
         if channels != self.space.channels:
             raise UserError(
@@ -113,7 +115,7 @@ class Vae:
         return self._out_channels, self.factor * height, self.factor * width
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(channels, h, w) of the latents of images (C, H, W). Raises: UserError where there are none of such."""
+        """(channels, h, w) of the latents for images (C, H, W). Raises: UserError if it cannot encode such images."""
         channels, height, width = image_shape
         if channels not in (1, self._in_channels):
             raise UserError(f"images have {channels} channels; the autoencoder {self.name} takes {self._in_channels}")
@@ -124,7 +126,7 @@ class Vae:
         return self.space.channels, height // self.factor, width // self.factor
 
     def fingerprint(self) -> str:
-        """A hash of the weights: equal for equal weights, whatever their file is called."""
+        """A hash of the weights: equal weights give an equal hash, whatever the file is called."""
         digest = hashlib.sha256()
         for key, value in sorted(self._model.state_dict().items()):
             digest.update(key.encode() + value.float().cpu().numpy().tobytes())
@@ -136,9 +138,9 @@ class Vae:
 
 
 def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Vae:
-    """An autoencoder from a folder, or by its name from the hub's local cache; nothing is downloaded.
+    """Load an autoencoder from a folder, or by its name from the hub's local cache. Nothing is downloaded.
 
-    Raises: UserError saying what to get and where to put it, or what is wrong with what is there.
+    Raises: UserError, which says what to get and where to put it, or what is wrong with the files.
     """
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -150,7 +152,7 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
     weights = next((file for file in WEIGHTS_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"{folder} holds the config of an autoencoder but no {WEIGHTS_FILES[0]}")
-    logging.set_verbosity_error()  # what it warns of is refused below
+    logging.set_verbosity_error()  # the checks below report what diffusers would warn about
     try:
         loaded: Any = AutoencoderKL.from_pretrained(
             str(folder),
@@ -161,7 +163,7 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the autoencoder in {folder} is damaged: {error}") from error
     model, found = loaded
-    # diffusers fills what is missing with random numbers.
+    # diffusers initialises missing weights with random numbers.
     wrong = {kind: found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[kind]}
     if wrong:
         kind, keys = next(iter(wrong.items()))
@@ -170,7 +172,9 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
 
 
 def find_vae(name: str) -> Path:
-    """The folder with an autoencoder's config.json: `name`, its `vae` (a pipeline's), or either in the hub's cache."""
+    """The folder that holds an autoencoder's config.json: `name`, its subfolder `vae` (in a pipeline), or either of
+    them in the hub's cache.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -192,7 +196,7 @@ def find_vae(name: str) -> Path:
 
 
 def _check_class(folder: Path) -> None:
-    """diffusers would build an autoencoder from any config."""
+    """Check the class name, because diffusers would build an autoencoder from any config."""
     path = folder / CONFIG_FILE
     try:
         class_name = json.loads(path.read_text()).get("_class_name")

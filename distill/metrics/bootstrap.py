@@ -1,9 +1,10 @@
-"""Intervals over images: how far a figure would move with another draw of as many images.
+"""Confidence intervals over images: how far a value would move with another sample of the same number of images.
 
-The reference side (data, teacher) is held fixed. An interval is the value and 1.96 bootstrap standard errors to
-either side: 50 to 200 resamples tell a standard error, but not the 2.5 and 97.5 percentiles, which lie too close to
-the value then. Nor does the spread see that resampling biases distances upwards, for a resample holds doubles.
-Shares have a closed form. Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 6.
+The reference side (data, teacher) is fixed. An interval is the value plus and minus 1.96 bootstrap standard errors.
+50 to 200 resamples are enough to estimate a standard error, but not the 2.5 and 97.5 percentiles, which come out too
+close to the value. A resample contains duplicates, which biases distances upwards; the standard error does not
+include this bias. Shares have a closed form.
+Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 6.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its confidence limits, all in the figure's own unit; limits of nan: not estimated."""
+    """A value and its confidence limits, all in the unit of the value; limits of nan mean not estimated."""
 
     value: float
     low: float
     high: float
 
     def plain(self) -> dict[str, float | None]:
-        """For JSON, which knows no nan: null in its place."""
+        """The interval for JSON, with null for nan, which JSON does not have."""
         return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
 
     @classmethod
@@ -47,10 +48,10 @@ def bootstrap(
     """Bootstrap interval of any statistic of images.
 
     Args:
-        statistic: takes indices [num_items], int64, with doubles, and gives a number.
-        minimum: smallest value the figure can have (0 for a distance); the limits are cut there.
+        statistic: takes indices [num_items], int64, with duplicates, and returns a number.
+        minimum: smallest possible value (0 for a distance); the lower limit is clipped to it.
 
-    Raises: ValueError where num_items is below 2, num_resamples negative, or level outside (0, 1).
+    Raises: ValueError if num_items is below 2, num_resamples is negative, or level is outside (0, 1).
     """
     _check(num_items, num_resamples)
     generator = torch.Generator().manual_seed(seed)
@@ -69,13 +70,13 @@ def bootstrap_mean(
     level: float = 0.95,
     minimum: float = -float("inf"),
 ) -> Interval:
-    """`bootstrap` of a statistic of the mean row of `table`, as one matrix product.
+    """`bootstrap` of a statistic of the mean row of `table`, computed as one matrix product.
 
     Args:
         table: one row per image, [N, K].
-        statistic: takes the mean row [K], float64, and gives a number.
+        statistic: takes the mean row [K], float64, and returns a number.
 
-    Raises: ValueError as `bootstrap`, or where table is not [N, K].
+    Raises: ValueError as `bootstrap`, or if table is not [N, K].
     """
     if table.ndim != 2:
         raise ValueError(f"table has shape {list(table.shape)}; it must be [N, K]")
@@ -90,10 +91,10 @@ def bootstrap_mean(
 def share_interval(share: float, num_items: int, *, level: float = 0.95) -> Interval:
     """Wilson's score interval of the share p of n = `num_items` yes-or-no items.
 
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n); of some width at 0 and 1, too.
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n). Its width is not 0 at p = 0 or p = 1.
     Wilson (1927), J. Am. Stat. Assoc. 22.
 
-    Raises: ValueError where share is outside [0, 1], num_items below 1, or level outside (0, 1).
+    Raises: ValueError if share is outside [0, 1], num_items is below 1, or level is outside (0, 1).
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}; it must lie in [0, 1]")
@@ -102,11 +103,11 @@ def share_interval(share: float, num_items: int, *, level: float = 0.95) -> Inte
     z2 = _quantile(level) ** 2 / num_items
     centre, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return Interval(share, max(0.0, min(low, share)), min(1.0, max(high, share)))  # rounding, at 0 and 1
+    return Interval(share, max(0.0, min(low, share)), min(1.0, max(high, share)))  # undo rounding at 0 and 1
 
 
 def resample_counts(num_items: int, num_resamples: int, seed: int) -> Tensor:
-    """How often each item is in each resample, [num_resamples, num_items], float64."""
+    """Number of times that each item occurs in each resample, [num_resamples, num_items], float64."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(num_resamples, num_items, dtype=torch.float64)
     for row in counts:
@@ -122,7 +123,7 @@ def interval_from_resamples(
     level: float = 0.95,
     minimum: float = -float("inf"),
 ) -> Interval:
-    """`value` and z(level) standard deviations of `resampled` [R] to either side; limits of nan where R < 2."""
+    """`value` plus and minus z(level) standard deviations of `resampled` [R]; limits of nan if R < 2."""
     if len(resampled) < 2:
         return Interval(value, math.nan, math.nan)
     margin = _quantile(level) * float(resampled.std(ddof=1))
@@ -130,7 +131,7 @@ def interval_from_resamples(
 
 
 def _quantile(level: float) -> float:
-    """z such that a normal variable lies within z standard deviations with probability `level`."""
+    """The z for which a normal variable lies within z standard deviations with probability `level`."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1")
     return NormalDist().inv_cdf((1 + level) / 2)

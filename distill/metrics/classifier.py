@@ -1,4 +1,4 @@
-"""The small classifier behind the feature distances where no ImageNet network is available."""
+"""The small classifier for feature distances when no ImageNet network is available."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD_FILE = "README.md"
 class ClassifierConfig:
     """Shape of a `Classifier`.
 
-    Raises: ValueError where a size is not positive or the stages leave no pixel.
+    Raises: ValueError if a size is not positive or the stages leave no pixel.
     """
 
     image_size: int = 28
@@ -43,7 +43,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Convolution stages that each halve the image, then one hidden layer: its output is the feature.
+    """Convolution stages that each halve the image, then one hidden layer, whose output is the feature vector.
 
     In eval mode the output for an image does not depend on the rest of its batch.
     """
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.feature_dim, config.num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Each stage before its pooling, [B, widths[i], H / 2^i, W / 2^i]; images are [B, C, H, W]."""
+        """Output of each stage before pooling, [B, widths[i], H / 2^i, W / 2^i], for images [B, C, H, W]."""
         maps = []
         x = images
         for stage in self.stages:
@@ -84,13 +84,13 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def scale_features(self, factor: float) -> None:
-        """Multiply the features by `factor` > 0 and keep the logits: a ReLU lets a factor through."""
+        """Multiply the features by `factor` > 0 and keep the logits, which works because ReLU(a x) = a ReLU(x)."""
         self.hidden.weight.mul_(factor)
         self.hidden.bias.mul_(factor)
         self.head.weight.div_(factor)
 
     def save_pretrained(self, folder: str | Path, card: str) -> None:
-        """Write config.json, model.safetensors and README.md as one folder, replacing it in one move."""
+        """Write a folder with config.json, model.safetensors and README.md; one rename replaces an older folder."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
             fresh.mkdir()
             (fresh / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
             save_file(self.state_dict(), fresh / WEIGHTS_FILE)
-            (fresh / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only its owner read
+            (fresh / WEIGHTS_FILE).chmod(0o644)  # safetensors makes the file readable for its owner only
             (fresh / CARD_FILE).write_text(card)
             if folder.exists():
                 shutil.move(folder, Path(temporary) / "old")
@@ -106,9 +106,9 @@ class Classifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Classifier:
-        """The classifier saved in `folder`, in eval mode, on the CPU.
+        """Load the classifier saved in `folder`, in eval mode, on the CPU.
 
-        Raises: FileNotFoundError or ValueError naming the file that is missing, damaged or of another shape.
+        Raises: FileNotFoundError or ValueError, which names the file that is missing, damaged or of another shape.
         """
         folder = Path(folder)
         check_folder(folder, ClassifierConfig)
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
 
 
 def check_classifier_images(images: Tensor, config: ClassifierConfig) -> None:
-    """Raises: ValueError where images are not [B, in_channels, image_size, image_size]."""
+    """Raises: ValueError if images are not [B, in_channels, image_size, image_size]."""
     wanted = (config.in_channels, config.image_size, config.image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
         raise ValueError(f"images have shape {list(images.shape)}; this classifier reads a batch of {list(wanted)}")

@@ -1,7 +1,7 @@
-"""How steep images are: Sobel gradients, the share of edge pixels, and how two sets differ in steepness.
+"""Steepness of images: Sobel gradients, the share of edge pixels, and the distance of two sets in steepness.
 
-Gradients are of the mean over channels, in image units (range 2) per pixel, by Sobel kernels divided by 8, so
-that a ramp of slope s has gradient s and a step of height h has h / 2 on the two pixels beside it. Only
+Gradients are taken of the mean over channels, in image units (range 2) per pixel, with Sobel kernels divided by 8:
+a ramp of slope s has gradient s, and a step of height h has gradient h / 2 on the two pixels beside it. Only
 pixels with all eight neighbours count: [N, H - 2, W - 2].
 """
 
@@ -17,11 +17,11 @@ EDGE_THRESHOLD = 0.25  # image units per pixel; a clean step must exceed 0.5, a 
 MAX_MAGNITUDE = 2**0.5  # each component of the gradient of an image in [-1, 1] is at most 1
 NUM_BINS = 512
 BIN_WIDTH = MAX_MAGNITUDE / NUM_BINS
-_CHUNK = 512  # images filtered at once
+_CHUNK = 512  # images per convolution
 
 
 def gradient_magnitude(images: Tensor) -> Tensor:
-    """Length of the Sobel gradient, image units per pixel, [N, H - 2, W - 2].
+    """Magnitude of the Sobel gradient, image units per pixel, [N, H - 2, W - 2].
 
     Raises: ValueError as `check_images`.
     """
@@ -35,7 +35,7 @@ def gradient_magnitude(images: Tensor) -> Tensor:
 
 
 def edge_share(images: Tensor, threshold: float = EDGE_THRESHOLD) -> Tensor:
-    """Share of the pixels of each image whose gradient is above `threshold`, [N]."""
+    """Share of the pixels in each image whose gradient is above `threshold`, [N]."""
     return (gradient_magnitude(images) > threshold).float().mean((-2, -1))
 
 
@@ -45,9 +45,9 @@ def edge_density(images: Tensor, threshold: float = EDGE_THRESHOLD) -> float:
 
 
 def gradient_histogram(images: Tensor) -> Tensor:
-    """Share of the pixels of each image in each bin of gradient magnitude, [N, 512].
+    """Share of the pixels in each image that fall into each bin of gradient magnitude, [N, 512].
 
-    The 512 equal bins cover [0, sqrt 2]. Larger magnitudes, which only images outside [-1, 1] have, count in
+    The 512 equal bins cover [0, sqrt 2]. Larger magnitudes, which occur only in images outside [-1, 1], count in
     the last bin.
     """
     magnitude = gradient_magnitude(images).flatten(1)  # [N, P]
@@ -67,6 +67,6 @@ def gradient_distance_from_histograms(histogram_a: Tensor, histogram_b: Tensor) 
 def gradient_distance(a: Tensor, b: Tensor) -> float:
     """Wasserstein-1 distance between the gradient magnitudes of two sets of images, image units per pixel.
 
-    Exact up to a bin's width (0.0028). Symmetric; too flat and too steep count alike.
+    It is exact up to the width of a bin (0.0028) and symmetric: too flat and too steep count the same.
     """
     return gradient_distance_from_histograms(gradient_histogram(a).mean(0), gradient_histogram(b).mean(0))

@@ -1,6 +1,6 @@
-"""Fréchet distance, KID, precision and recall of two sets of features, all but KID by torch-fidelity's own functions.
+"""Fréchet distance, KID, precision and recall of two sets of features. All except KID use torch-fidelity's functions.
 
-"features" are [N, D]; the first set is the generated one, the second the real one.
+Features are [N, D]; the first set is generated, the second set is real.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from distill.metrics.bootstrap import Interval, interval_from_resamples, resample_counts, share_interval
 
-MAX_BOOTSTRAP_DIM = 256  # above, each resample's eigenvalues take seconds
-_CHUNK = 250  # rows of a kernel matrix at once
+MAX_BOOTSTRAP_DIM = 256  # above this, the eigenvalues of each resample take seconds
+_CHUNK = 250  # rows of a kernel matrix per product
 NEIGHBOURHOOD = 3  # k of the k-th nearest neighbour, as in arXiv:1904.06991
 MIN_IMAGES = NEIGHBOURHOOD + 1
 
@@ -32,21 +32,22 @@ class FrechetStatistics:
 def frechet_statistics(features: Tensor) -> FrechetStatistics:
     """Mean and covariance of features [N, D].
 
-    Raises: ValueError where there are fewer than 2 images or values are not finite.
+    Raises: ValueError if there are fewer than 2 images or values are not finite.
     """
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     _check_features(features, 2)
     statistics = fid_features_to_statistics(features.detach().cpu().double())
-    # np.cov gives a bare number for a single feature
+    # np.cov returns a scalar for a single feature
     return FrechetStatistics(statistics["mu"], np.atleast_2d(statistics["sigma"]), len(features))
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)). Heusel et al., arXiv:1706.08500.
 
-    Rounding may leave equal statistics a hair below 0; such values come back as 0.
-    Raises: ValueError where the two have different numbers of features.
+    Rounding can make the distance of equal statistics slightly negative; such values are returned as 0.
+
+    Raises: ValueError if the two have different numbers of features.
     """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
@@ -70,7 +71,7 @@ def frechet_interval(
     num_images = len(rows)
     resampled = []
     for counts in resample_counts(num_images, num_resamples, seed):
-        # The mean and covariance of a resample, from how often each image is in it.
+        # Mean and covariance of each resample, from the number of times that it contains each image.
         mu = counts @ rows / num_images
         centred = rows - mu
         sigma = (centred * counts[:, None]).T @ centred / (num_images - 1)
@@ -83,11 +84,11 @@ def kid(features: Tensor, reference: Tensor) -> Interval:
     """Kernel Inception distance: squared MMD with k(x, y) = (x . y / D + 1)^3, unbiased. arXiv:1801.01401.
 
     mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j) over all images x of `features`
-    and y of `reference`; may be slightly negative. With the y fixed, image i moves it by 2 h_i / n,
-    h_i = mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j); the limits are 1.96 * 2 std(h) / sqrt(n) to either side
+    and y of `reference`; may be slightly negative. With y fixed, image i changes it by 2 h_i / n, where
+    h_i = mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j); the limits are plus and minus 1.96 * 2 std(h) / sqrt(n)
     (Hoeffding 1948).
 
-    Raises: ValueError where either set has fewer than 4 images or their widths differ.
+    Raises: ValueError if either set has fewer than 4 images or the numbers of features differ.
     """
     _check_pair(features, reference, MIN_IMAGES)
     features, reference = features.detach().cpu().float(), reference.detach().cpu().float()
@@ -113,11 +114,12 @@ def _kernel_to_others(a: Tensor) -> Tensor:
 def precision_recall(features: Tensor, reference: Tensor) -> tuple[Interval, Interval]:
     """Improved precision and recall with 3 neighbours, arXiv:1904.06991.
 
-    Precision: share of generated images inside the reference's neighbourhoods, with Wilson's interval. Recall: share
-    of the reference inside the generated images' neighbourhoods. These move together with every generated image
-    and shrink as there are more, so recall has no interval and falls with the number of images.
+    Precision is the share of generated images inside the neighbourhoods of the reference, with Wilson's interval.
+    Recall is the share of the reference inside the neighbourhoods of the generated images. Those neighbourhoods
+    change with every generated image and shrink as images are added. Recall therefore has no interval and falls with
+    the number of images.
 
-    Raises: ValueError where either set has fewer than 4 images or their widths differ.
+    Raises: ValueError if either set has fewer than 4 images or the numbers of features differ.
     """
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 

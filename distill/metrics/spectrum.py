@@ -1,4 +1,4 @@
-"""Where the power of images lies in frequency: how much fine detail there is, and how two sets differ.
+"""Power spectra of images: how much fine detail there is, and how much two sets differ.
 
 Power is |FFT|^2 / (H W) of each channel after its mean is removed, without a window; by Parseval it sums to
 the sum of squares about the mean. Frequencies are in cycles per pixel; 0.5 is the Nyquist frequency along an
@@ -14,11 +14,11 @@ from torch import Tensor
 
 DETAIL_BAND = (0.25, 0.5)  # the upper half of the frequencies along an axis, cycles per pixel
 POWER_FLOOR = 1e-10  # keeps the logarithm of an empty ring finite; far below 8-bit rounding (5e-6)
-_CHUNK = 512  # images transformed at once
+_CHUNK = 512  # images per FFT
 
 
 def check_images(images: Tensor, min_images: int = 1) -> None:
-    """Raises: ValueError where images are not finite floats [N >= min_images, C, H >= 4, W >= 4]."""
+    """Raises: ValueError if images are not finite floats [N >= min_images, C, H >= 4, W >= 4]."""
     if images.ndim != 4 or min(images.shape[2:]) < 4:
         raise ValueError(f"images have shape {list(images.shape)}; they must be [N, C, H >= 4, W >= 4]")
     if len(images) < min_images:
@@ -30,7 +30,7 @@ def check_images(images: Tensor, min_images: int = 1) -> None:
 
 
 def power_spectrum(images: Tensor) -> Tensor:
-    """Power of each image averaged over its channels, [N, H, W], frequency zero first, float32.
+    """Power of each image averaged over its channels, [N, H, W], float32, with frequency zero at index [0, 0].
 
     Raises: ValueError as `check_images`.
     """
@@ -53,7 +53,7 @@ def ring_power(images: Tensor) -> tuple[Tensor, Tensor]:
     """Azimuthal mean of the power of each image.
 
     Ring k holds the frequencies whose radius times s = min(H, W) rounds to k. Frequency zero (the removed
-    mean) and the corners beyond the last ring are in no ring.
+    mean) and the corners beyond the last ring belong to no ring.
 
     Returns: ring frequencies k / s for k = 1 .. s // 2, [K], and power [N, K].
     """
@@ -72,22 +72,23 @@ def radial_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def band_power(images: Tensor, cutoff: float = 0.25) -> Tensor:
-    """Power at radial frequency >= cutoff and power at all but frequency zero, per pixel, [N, 2].
+    """Power at radial frequency >= cutoff, and power at all frequencies except zero, per pixel, [N, 2].
 
     Both include the corners of the spectrum; the second is the variance of the pixels.
-    Raises: ValueError where cutoff is not in (0, 0.5], or as `check_images`.
+
+    Raises: ValueError if cutoff is not in (0, 0.5], or as `check_images`.
     """
     if not 0 < cutoff <= 0.5:
         raise ValueError(f"cutoff is {cutoff}; it must lie in (0, 0.5] cycles per pixel")
     power = power_spectrum(images)
-    # 1e-6: a frequency that equals the cutoff belongs to the band whatever its rounding
+    # 1e-6: a frequency equal to the cutoff belongs to the band, however it is rounded
     high = (radial_frequency(*power.shape[-2:]) >= cutoff - 1e-6).to(power)
     total = power.flatten(1).mean(1)
     return torch.stack([(power * high).flatten(1).mean(1), total], dim=1)
 
 
 def high_frequency_ratio(images: Tensor, cutoff: float = 0.25) -> float:
-    """Share of the power (mean removed) at radial frequency >= cutoff, a ratio of means, in [0, 1]."""
+    """Share of the power (mean removed) at radial frequency >= cutoff, in [0, 1]; a ratio of means."""
     return ratio_from_band_power(band_power(images, cutoff).double().mean(0))
 
 
@@ -103,7 +104,8 @@ def spectral_difference(
     """Signed 10 log10(power_a / power_b) in decibels at the rings inside `band` (ends included), [K'].
 
     Positive: a has more power. Powers below 1e-10 count as 1e-10.
-    Raises: ValueError where shapes differ or no ring lies in the band.
+
+    Raises: ValueError if shapes differ or no ring lies in the band.
     """
     if not frequency.shape == power_a.shape == power_b.shape:
         raise ValueError(
@@ -122,14 +124,14 @@ def spectral_difference(
 def spectral_distance_from_power(
     frequency: Tensor, power_a: Tensor, power_b: Tensor, band: tuple[float, float] = DETAIL_BAND
 ) -> float:
-    """Root mean square of `spectral_difference`, decibels: too little and too much power count alike."""
+    """Root mean square of `spectral_difference`, in decibels: too little and too much power count the same."""
     return spectral_difference(frequency, power_a, power_b, band).square().mean().sqrt().item()
 
 
 def spectral_distance(a: Tensor, b: Tensor, band: tuple[float, float] = DETAIL_BAND) -> float:
-    """RMS difference in decibels of the radial spectra of images a and b in `band`; symmetric.
+    """RMS difference in decibels between the radial spectra of images a and b in `band`; symmetric.
 
-    Raises: ValueError where the images of a and b differ in size, or as `spectral_difference`.
+    Raises: ValueError if the images of a and b differ in size, or as `spectral_difference`.
     """
     if a.shape[-2:] != b.shape[-2:]:
         raise ValueError(f"images are {list(a.shape[-2:])} in a and {list(b.shape[-2:])} in b")
@@ -141,7 +143,9 @@ def spectral_distance(a: Tensor, b: Tensor, band: tuple[float, float] = DETAIL_B
 def axis_power(images: Tensor) -> Tensor:
     """Power of each image along each frequency axis, where the other frequency is 0, [N, 2, M].
 
-    Index m is m cycles per side; M = side // 2 + 1. Square images only: raises ValueError.
+    Index m is m cycles per side; M = side // 2 + 1.
+
+    Raises: ValueError if the images are not square.
     """
     check_images(images)
     height, width = images.shape[-2:]
@@ -153,31 +157,31 @@ def axis_power(images: Tensor) -> Tensor:
 
 
 def patch_peak(images: Tensor, patch_size: int) -> float:
-    """Grid artefact: power at the patch frequencies k / patch_size against their neighbours'.
+    """Strength of a patch grid artefact: power at the patch frequencies k / patch_size relative to their neighbours.
 
     The geometric mean over both axes and k = 1 .. patch_size // 2 of P(k n) / sqrt(P(k n - 1) P(k n + 1)),
-    with P(m) the mean power at m cycles per side along the axis and n patches per side. 1.0: no grid; also on
-    a power-law spectrum, up to its curvature. Compare with the data's own value: real images are not exactly
-    1.
+    where P(m) is the mean power at m cycles per side along the axis, with n patches per side. 1.0 means no grid; a
+    power-law spectrum also gives 1.0, up to its curvature. Compare with the value of the data: real images are not
+    exactly 1.
 
-    Raises: ValueError where patch_size is below 2 or does not divide the side into at least 2 patches.
+    Raises: ValueError if patch_size is below 2 or does not divide the side into at least 2 patches.
     """
     return peak_from_axis_power(axis_power(images).double().mean(0), images.shape[-1], patch_size)
 
 
 def has_patch_grid(side: int, patch_size: int) -> bool:
-    """Whether patches of `patch_size` have frequencies of their own: 2 pixels or more, and 2 or more of them a side."""
+    """Whether `patch_size` has grid frequencies: patches of at least 2 pixels, and at least 2 patches per side."""
     return patch_size >= 2 and side % patch_size == 0 and side // patch_size >= 2
 
 
 def peak_from_axis_power(mean_axis_power: Tensor, side: int, patch_size: int) -> float:
-    """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels a side."""
+    """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels per side."""
     if not has_patch_grid(side, patch_size):
         raise ValueError(f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches")
     patches = side // patch_size
     log_power = mean_axis_power.double().clamp_min(POWER_FLOOR).log()
     peaks = torch.arange(1, patch_size // 2 + 1) * patches
-    # About the Nyquist frequency the spectrum is its own mirror image.
+    # The spectrum is symmetric about the Nyquist frequency.
     above = torch.where(peaks == side / 2, peaks - 1, peaks + 1)
     ratios = log_power[:, peaks] - (log_power[:, peaks - 1] + log_power[:, above]) / 2
     return ratios.mean().exp().item()

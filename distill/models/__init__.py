@@ -1,4 +1,4 @@
-"""Models: the protocol they keep, how they are loaded, copied, adapted (LoRA), sharded (FSDP2) and averaged (EMA).
+"""Models: the interface of a backbone, and how to load, copy, adapt (LoRA), shard (FSDP2) and average (EMA) one.
 
 May import dar, config, conditions, assets and errors.
 """

@@ -1,11 +1,11 @@
-"""What the pipeline needs of a model. `dar.SiT` is one; any other with this interface works as well.
+"""The interface that the pipeline needs from a model. `dar.SiT` has it; any other model that has it works too.
 
-    model = load_model(folder)               whatever its weights predict: `dar.predictions` turns it
+    model = load_model(folder)               the weights may predict eps, x0 or velocity: `dar.predictions` converts
     velocity = model(x_t, t, y)              x_t = (1 - t) x0 + t eps, velocity = eps - x0, t = 0 data, t = 1 noise
 
-x0 and guidance are not the model's: `distill.sampling.Denoiser` makes them of the velocity of any backbone. A new
-one is held to the protocol by `distill.conformance.check_backbone`, and its folders are read by a family
-(`distill.models.families`).
+A model does not compute x0 or guidance: `distill.sampling.Denoiser` computes both from the velocity of any backbone.
+`distill.conformance.check_backbone` checks that a new model has this interface, and a family
+(`distill.models.families`) loads its folders.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ from torch import Tensor, nn
 
 
 class Backbone(Protocol):
-    """An `nn.Module` (it is moved, copied, trained and averaged as one) with these.
+    """An `nn.Module` (it is moved, copied, trained and averaged as one) with these members.
 
-    gradient_checkpointing: set by trainings; a model without checkpointing may ignore it.
+    gradient_checkpointing: set by training; a model without checkpointing may ignore it.
 
-    What it is conditioned on is its attribute `condition`, a `distill.conditions.Condition`. One that has `null_label`
-    instead takes class labels below that, and that label for none.
+    The model may have an attribute `condition`, a `distill.conditions.Condition`, which says what `y` is. A model with
+    `null_label` instead takes class labels below it, and `null_label` itself for the unconditional case.
     """
 
     gradient_checkpointing: bool
 
     @property
     def t_range(self) -> tuple[float, float]:
-        """The least and the largest t that the model is defined for, within (0, 1); it is never asked outside."""
+        """The smallest and largest t that the model is defined for, within (0, 1). It is never called outside."""
         ...
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of pixels or latents."""
+        """Shape of one sample: (C, H, W) of pixels or latents."""
         ...
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Any) -> Tensor:
-        """The velocity of each row for itself, in x_t's shape and type.
+        """The velocity, in the shape and dtype of x_t. Each row is computed independently of the others.
 
         Args:
             x_t: noisy samples (B, *sample_shape).
-            t: noise levels (B), one per row. y: a batch of its condition, B rows.
+            t: noise levels (B), one per row.
+            y: a batch of conditions, B rows.
 
-        Nothing in it may be random, in training mode either: dropping labels is the training's.
+        The call must be deterministic, in training mode too: the training code drops labels, not the model.
         """
         ...
 
@@ -59,10 +60,10 @@ class Backbone(Protocol):
     def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
 
     def save_pretrained(self, folder: Path, /) -> Any:
-        """Write a folder that loads as the same function, t_range and condition included."""
+        """Write a folder that loads as the same function, including its t_range and condition."""
         ...
 
 
 def patch_size_of(model: Any) -> int:
-    """Side of the patches that a transformer makes tokens of, in pixels of a sample; 1 where its config says none."""
+    """Patch size of a transformer, in pixels of a sample along a side; 1 if the config has none."""
     return getattr(getattr(model, "config", None), "patch_size", 1)

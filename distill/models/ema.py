@@ -12,21 +12,21 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from distill.models.parameters import M, frozen_parameters, materialize, meta_copy, trainable_parameters
 from distill.models.sharding import full_tensor, local_shard, shard_like
 
-FIRST_SHARE = 0.05  # of the average that the first weights may be when training is over
+FIRST_SHARE = 0.05  # largest share of the final average that the initial weights may have
 
 
 def decay_within(decay: float, num_updates: int) -> float:
-    """`decay`, or as much less as leaves the first of so many updates a twentieth of the average."""
+    """The smaller of `decay` and the value that gives the first of `num_updates` updates 1/20 of the final average."""
     return min(decay, FIRST_SHARE ** (1 / num_updates))
 
 
 class Ema(Generic[M]):
-    """The average of a model's trainable parameters; frozen ones are the model's own tensors, not copies.
+    """Exponential moving average of a model's trainable parameters. Frozen ones are shared with the model, not copied.
 
-    Averages are sharded where the model is.
+    The averages of a sharded model are sharded too.
 
     Args:
-        meta_model: a `meta_copy` of the model, made before it was sharded; None for one that is not.
+        meta_model: a `meta_copy` of the model, made before sharding; None if the model is not sharded.
     """
 
     def __init__(self, model: M, decay: float, meta_model: M | None = None) -> None:
@@ -38,16 +38,16 @@ class Ema(Generic[M]):
 
     @property
     def module(self) -> M:
-        """A plain model with the averages, for evaluation.
+        """A model without sharding that holds the averages, for evaluation.
 
-        Of a sharded model it is gathered each time, and all processes have to ask for it.
+        If the model is sharded, each access gathers the averages, so every process must access it.
         """
         tensors = self._frozen | self._averages
         return materialize(self._meta_model, {name: full_tensor(tensor) for name, tensor in tensors.items()})
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move by (1 - decay) towards `model`; the first update copies."""
+        """Move the averages by (1 - decay) towards `model`; the first update copies its parameters."""
         current = trainable_parameters(model)
         if self._num_updates:
             averages: list[Tensor] = [local_shard(average) for average in self._averages.values()]

@@ -1,7 +1,7 @@
-"""Model families: what makes a `Backbone` of a model folder.
+"""Model families: loaders that make a `Backbone` from a model folder.
 
 To add one: a file with a loader under `@register("name", reads=..)`, and a test that calls
-`distill.conformance.check_backbone`. A folder goes to the family registered last whose `reads` accepts it.
+`distill.conformance.check_backbone`. A folder belongs to the most recently registered family whose `reads` accepts it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Loader = Callable[[Path], Backbone]
 
 
 class Family(NamedTuple):
-    """reads: whether a folder is of this family, by its configuration alone. load: of such a folder, on the CPU."""
+    """reads: tells from a folder's configuration alone whether it belongs to this family. load: loads it on the CPU."""
 
     reads: Callable[[Path], bool]
     load: Loader
@@ -28,7 +28,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(name: str, reads: Callable[[Path], bool]) -> Callable[[Loader], Loader]:
-    """Let `load` make the backbone of every folder that `reads` accepts."""
+    """Make `load` the loader of every folder that `reads` accepts."""
 
     def add(load: Loader) -> Loader:
         if name in FAMILIES:
@@ -39,16 +39,16 @@ def register(name: str, reads: Callable[[Path], bool]) -> Callable[[Loader], Loa
     return add
 
 
-@register("sit", reads=lambda folder: True)  # the first and last resort: it says what a folder lacks
+@register("sit", reads=lambda folder: True)  # accepts every folder, tried last; its error says what is missing
 def load_sit(folder: Path) -> SiT:
-    """`dar.SiT`, plain or routed; public checkpoints become its folders by `dar-distill convert`."""
+    """Load a `dar.SiT`, with or without routing. `dar-distill convert` makes such folders from public checkpoints."""
     return SiT.from_pretrained(folder)
 
 
 def load_model(path: str | Path) -> Backbone:
-    """The model in a folder, or the shipped teacher where path is `embedded`.
+    """Load the model in a folder, or the shipped teacher if path is `embedded`.
 
-    Raises: FileNotFoundError and ValueError, naming the file and what is wrong with it.
+    Raises: FileNotFoundError or ValueError, which names the file and what is wrong with it.
     """
     folder = resolve(str(path), "teacher")
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))

@@ -1,7 +1,7 @@
-"""LoRA, arXiv:2106.09685, by peft: adapters on the linear layers of all blocks, the routing trained in full.
+"""LoRA, arXiv:2106.09685, with peft: adapters on the linear layers of all blocks; the routing is trained in full.
 
-peft gives an adapted model a routing of its own (`modules_to_save`), saved with the adapters; the one that it
-had stays beside it, as it was.
+peft gives an adapted model its own copy of the routing (`modules_to_save`) and saves it with the adapters. The
+original routing stays in the model unchanged.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ LoRA of rank {rank} and a routing of its own, trained by dar-distill on the mode
 
 
 def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
-    """Give `model` adapters that have no effect yet, in place; only they and the routing learn from now on.
+    """Add adapters to `model` in place. They have no effect at first; only they and the routing are trainable.
 
-    alpha = rank: they act with factor 1.
+    alpha = rank, so the scale of the adapters is 1.
 
     Args:
-        base: the model's own name or path, which is saved with the adapters.
-        field: the setting that asks for them, for the message.
+        base: name or path of the base model, saved with the adapters.
+        field: the setting that enables LoRA, for the error message.
 
-    Raises: UserError where peft is missing.
+    Raises: UserError if peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -57,14 +57,14 @@ def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
 
 
 def has_adapters(model: Any) -> bool:
-    return hasattr(model, "peft_config")  # peft's own mark
+    return hasattr(model, "peft_config")  # peft sets this attribute
 
 
 def save_adapters(model: Any, folder: Path) -> None:
-    """adapter_config.json and adapter_model.safetensors, as `PeftModel.from_pretrained` reads them."""
+    """Write adapter_config.json and adapter_model.safetensors, in the format that `PeftModel.from_pretrained` reads."""
     from peft import get_peft_model_state_dict
 
-    # False: no embedding is adapted; peft would ask the Hub to find that out.
+    # False: no embedding is adapted, and peft would ask the Hub to find that out.
     learnt = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     save_file({f"base_model.model.{name}": tensor for name, tensor in learnt.items()}, folder / WEIGHTS_FILE)
     config = model.peft_config[NAME]
@@ -73,7 +73,7 @@ def save_adapters(model: Any, folder: Path) -> None:
 
 
 def plain_model(model: M) -> M:
-    """A model without adapters that computes the same: a copy with them merged, or `model` where it has none."""
+    """A model without adapters that computes the same: a copy with merged adapters, or `model` if it has none."""
     if not has_adapters(model):
         return model
     from peft.tuners.lora import LoraLayer

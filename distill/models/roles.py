@@ -1,7 +1,7 @@
-"""The models of a distillation, made of one folder: the frozen teacher, and copies of it that learn.
+"""The models of a distillation, made from one folder: the frozen teacher and trainable copies of it.
 
-Trained whole, a copy has weights of its own. As `lora`, its backbone is the teacher's own tensors: several models
-with one backbone, each with its own adapters and routing, none of which knows of the others.
+With `all`, a copy has its own weights. With `lora`, copies share the teacher's tensors as their backbone, and each
+has its own adapters and routing, independent of the other copies.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from distill.models.parameters import copy_sharing
 
 
 def load_teacher(teacher: TeacherConfig) -> Backbone:
-    """The model of `teacher.path`, not frozen yet."""
+    """Load the model of `teacher.path`. It is not frozen yet."""
     return load_model(teacher.path)
 
 
 def trainable_copy(model: Backbone, teacher: TeacherConfig, roles: RolesConfig) -> Backbone:
-    """A model that computes what `model` does and learns as `roles.trainable` says.
+    """A model that computes the same as `model` and whose trainable parameters `roles.trainable` selects.
 
-    Adapters are drawn from torch's global generator. Raises: UserError where peft is needed and missing.
+    LoRA adapters are initialised from torch's global generator.
+
+    Raises: UserError if peft is needed but not installed.
     """
     return TRAINABLE_COPIES[roles.trainable](model, teacher, roles)
 

@@ -1,8 +1,8 @@
-"""Models whose parameters are sharded over processes: FSDP2, as `accelerate launch` or the environment asks for it.
+"""Models with parameters sharded over processes: FSDP2, configured by `accelerate launch` or environment variables.
 
-Each block of a model is gathered while it computes, all that is no block for a whole pass. Every process has to
-take part whenever a sharded model computes or is gathered. What torch has for it takes a second to import, and is
-imported where it is used.
+FSDP gathers each block while the block computes, and all other parameters for a whole pass. Every process must take
+part whenever a sharded model computes or is gathered. torch's modules for sharding take a second to import, so each
+function imports them where it needs them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from distill.errors import UserError
 from distill.models.parameters import M
 
 GATHERED = {"no": None, "bf16": torch.bfloat16}
-"""The type that parameters are gathered in, by `train.mixed_precision`; None for their own."""
+"""The dtype in which parameters are gathered, by `train.mixed_precision`; None keeps their own dtype."""
 
 
 def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | None:
-    """What is asked of FSDP, None where it is not asked for.
+    """The FSDP settings for accelerate; None if FSDP is not requested.
 
-    Gradients are added up in float32 or better, and inputs keep their type: in bf16 a t would be another t.
+    Gradients are reduced in float32 or wider, and inputs keep their dtype: bf16 would change the value of t.
 
-    Raises: UserError naming what is not supported.
+    Raises: UserError, which names the setting that is not supported.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
@@ -36,7 +36,7 @@ def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | No
     plugin = FullyShardedDataParallelPlugin()
     _check(plugin, mixed_precision)
     plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or [Block.__name__]
-    plugin.cpu_ram_efficient_loading = False  # for models that transformers loads; ours every process has read
+    plugin.cpu_ram_efficient_loading = False  # for models that transformers loads; here every process reads them
     narrow = GATHERED[mixed_precision]
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=narrow, reduce_dtype=narrow and torch.float32, cast_forward_inputs=False
@@ -71,43 +71,43 @@ def _check(plugin: FullyShardedDataParallelPlugin, mixed_precision: str) -> None
 
 
 def start_sharding(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """See that `accelerator` shards what it prepares.
+    """Make `accelerator` shard the models that it prepares.
 
-    Raises: UserError in a process that was started alone.
+    Raises: UserError if the process was not started by a launcher.
     """
     if accelerator.distributed_type == DistributedType.NO:
         raise UserError("FSDP needs processes that `accelerate launch` or torchrun started; this one was started alone")
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         if torch.accelerator.is_available():
             raise UserError("FSDP on CPUs takes a GPU where it sees one: hide them, CUDA_VISIBLE_DEVICES=")
-        # accelerate turns to FSDP on GPUs only and would go on with DDP; what it prepares works with gloo as well.
+        # accelerate switches to FSDP on GPUs only and would use DDP here; its FSDP preparation works with gloo too.
         for state in (PartialState(), accelerator.state):
             state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
 
 
 def shard_frozen(model: M, accelerator: Accelerator) -> M:
-    """Shard a model that does not learn, in place, as `Accelerator.prepare` does with those that do."""
+    """Shard a frozen model in place, the way `Accelerator.prepare` shards trainable ones."""
     return cast(M, fsdp2_prepare_model(accelerator, model)) if accelerator.is_fsdp2 else model
 
 
 def is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "full_tensor")  # a DTensor's own method
+    return hasattr(tensor, "full_tensor")  # a method of DTensor
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """A sharded tensor gathered, on every process; any other as it is."""
-    # The copy leaves behind the padding of what cannot be cut evenly.
+    """Gather a sharded tensor on every process; return any other tensor unchanged."""
+    # The copy drops the padding of tensors that do not divide evenly.
     return tensor.full_tensor().clone() if is_sharded(tensor) else tensor
 
 
 def local_shard(tensor: Any) -> Tensor:
-    """This process's shard of a sharded tensor; any other as it is."""
+    """This process's shard of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, other: Any) -> Tensor:
-    """A tensor that every process has, sharded as `other` is."""
+    """Shard a tensor that every process has in full, the way `other` is sharded."""
     if not is_sharded(other):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""What a training will take, computed from its configuration before anything is built.
+"""Parameters, memory and compute of a training, computed from its configuration before anything is built.
 
 May import dar, objectives, training, sampling, models, config and what stands below them.
 """

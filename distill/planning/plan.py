@@ -1,8 +1,8 @@
-"""What a training will take: parameters, memory by role and phase, operations. Computed, never measured.
+"""The plan of a training: parameters, memory by role and phase, operations. All values are computed, not measured.
 
-Everything is of one process; a phase's peak is what the roles hold all the time and what the phase adds at its
-highest instant. Not counted: the context and the fragments of a device's allocator (about 1 GiB), data, the
-autoencoder and the feature extractor of the report.
+All memory is per process. The peak of a phase is the memory that the roles hold all the time plus the largest amount
+that the phase adds. Not included: the device context and allocator fragmentation (about 1 GiB), data, the autoencoder
+and the feature extractor of the report.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weig
 
 @dataclass(frozen=True)
 class Launch:
-    """How many processes, and what they share.
+    """Number of processes and how they share models.
 
-    strategy: `ddp`: every process holds everything; `fsdp`: all models, moments and averages are cut among them.
+    strategy: `ddp`: every process holds everything; `fsdp`: all models, moments and averages are sharded over them.
     """
 
     processes: int = 1
@@ -51,7 +51,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of an update: bytes that it adds at its highest instant, by what they are."""
+    """One part of an update: the bytes that it adds at its peak, by kind."""
 
     name: str
     parts: dict[str, int]
@@ -63,10 +63,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """rows: of a micro-batch, in one process. forwards: sample passes of an update, a backward pass counting as two.
+    """The plan of a training.
 
-    flops: of an update, over all processes. warmup_flops: of the critic's turns before the first one, likewise.
-    drawing_flops: of the report's images, in one process.
+    rows: rows of a micro-batch in one process.
+    forwards: sample passes of an update; a backward pass counts as two.
+    flops: operations of an update, over all processes.
+    warmup_flops: operations of the critic's turns before the first update, over all processes.
+    drawing_flops: operations for the images of the report, in one process.
     """
 
     title: str
@@ -85,7 +88,7 @@ class Plan:
 
     @property
     def held(self) -> int:
-        """Bytes that are there all the time."""
+        """Bytes held all the time."""
         return _held(self.roles, self.launch)
 
     @property
@@ -94,20 +97,20 @@ class Plan:
 
     @property
     def training_flops(self) -> float:
-        """Of all updates, over all processes."""
+        """Operations of all updates, over all processes."""
         return self.warmup_flops + self.flops * self.loop.steps
 
     def hours(self, tflops: float, drawing_tflops: float) -> float:
-        """At so many 10^12 operations a second in each process, all of them busy all the time.
+        """Hours if each process runs `tflops` 10^12 operations per second without idle time.
 
-        drawing_tflops: in float32, in which the report's images are drawn whatever the training's precision.
+        drawing_tflops: the rate in float32, which draws the images of the report in any training precision.
         """
         training, drawing = self.training_flops / self.launch.processes / tflops, self.drawing_flops / drawing_tflops
         return (training + drawing) / 1e12 / 3600
 
 
 def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
-    """teacher, student, the objective's networks and EMA; an update is what the objective's turns say."""
+    """Plan a distillation: teacher, student, the objective's networks, EMA. The objective's turns define an update."""
     loop, guided = config.train, 2 if config.teacher.cfg_scale != 1 else 1
     turns = OBJECTIVES[config.objective.name].turns(config)
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
@@ -121,7 +124,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     rollout = {MOMENT: forward_moment(shape, trajectories, free), COPIES: cached}
     gathered = _gathered(shape, setting, launch)
     num_full, adapted = int(launch.sharded), int(setting.trainable == "lora")
-    # Before anything is sharded and has an optimizer; EMA, the last role, is not there yet.
+    # Before sharding and without optimizers. EMA, the last role, does not exist yet.
     alone = sum(role.weights for role in full_roles[:-1]) + forward_moment(shape, guided * NUM_SAMPLES, FLOAT)
     phases = [
         Phase("preflight", {WHOLE: max(alone - _held(roles, launch), 0)}),
@@ -140,7 +143,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
             for turn in turns
         ),
         Phase("grids", _drawing(shape, config.evaluate.batch_size, num_full)),
-        # The teacher is loaded again for it, and adapters are merged into weights of their own.
+        # The report loads the teacher again and merges adapters into separate weights.
         Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))),
     ]
     return Plan(
@@ -159,7 +162,10 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
 
 
 def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[str, float]:
-    """Of the whole batch, in sample passes; a backward pass counts as two there, and as what it is in `flops`."""
+    """Operations for the whole batch, and sample passes in `forwards`.
+
+    `forwards` counts a backward pass as two passes; `flops` counts its actual operations.
+    """
     steps, guided, evaluate = config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1, config.evaluate
     turns = OBJECTIVES[config.objective.name].turns(config)
     flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
@@ -175,7 +181,7 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
 
 
 def _beside(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
-    """What the frozen models' passes of a turn need while everything is kept for the backward pass."""
+    """Memory of the frozen models' passes in a turn, needed while all activations are kept for the backward pass."""
     if not turn.teacher_passes:
         return 0
     widest = forward_moment(shape, turn.teacher_passes * rows, product_bytes)
@@ -183,7 +189,7 @@ def _beside(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached:
 
 
 def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
-    """The teacher that learns, and its EMA."""
+    """Plan a teacher training: the trainable teacher and its EMA."""
     loop = config.train
     setting = _setting(loop, launch, config.start.trainable, config.start.lora_rank)
     rows = loop.batch_size // launch.processes // loop.accumulation
@@ -229,7 +235,7 @@ def _trainable_text(setting: Setting) -> str:
 
 
 def _share(role: Role, launch: Launch) -> Role:
-    """What one process holds of a role."""
+    """The part of a role that one process holds."""
     if not launch.sharded:
         return role
     parts = {name: -(-getattr(role, name) // launch.processes) for name in ("weights", "optimizer", "gradients")}
@@ -237,13 +243,13 @@ def _share(role: Role, launch: Launch) -> Role:
 
 
 def _buckets(roles: Sequence[Role], launch: Launch) -> int:
-    """DistributedDataParallel sends gradients from buckets of its own, as large as they are."""
+    """DistributedDataParallel sends gradients from its own buckets, which are as large as the gradients."""
     ddp = launch.processes > 1 and not launch.sharded
     return sum(role.gradients for role in roles) if ddp else 0
 
 
 def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, int]:
-    """FSDP puts together the block at hand and the next one, and for a whole pass what belongs to no block."""
+    """FSDP gathers the current block and the next one, and for a whole pass all parameters outside blocks."""
     d = shape.hidden_size
     block = 10 * d * d + 2 * d * mlp_width(shape)
     rest = num_parameters(shape) - shape.depth * block
@@ -251,7 +257,7 @@ def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, i
 
 
 def _drawing(shape: SiTConfig, rows: int, num_full: int) -> dict[str, int]:
-    """Models that are made for it, and a pass; outside autocast."""
+    """Memory of drawing images: models made for it, and a pass without autocast."""
     return {WHOLE: num_full * num_parameters(shape) * FLOAT, MOMENT: forward_moment(shape, rows, FLOAT)}
 
 
@@ -265,15 +271,15 @@ def _learning(
     beside: int,
     gathered: dict[str, int],
 ) -> Phase:
-    """Forward and backward of R rows, at its highest instant.
+    """Forward and backward of R rows, at the peak of memory.
 
-    Gradients grow as what was kept goes, so that one or the other is whole, not both; with several micro-batches
-    they are there from the first on.
+    Gradients grow while kept activations are freed, so they are not in memory in full at the same time. With several
+    micro-batches, gradients stay in memory after the first one.
 
-    beside: what other models need for a moment while everything is kept.
+    beside: temporary memory of other models while all activations are kept.
     """
     activations = kept(shape, rows, setting)
-    # Until its context ends autocast has copies that only a sublayer's second run will ask for.
+    # Until its context ends, autocast caches copies that only the recomputation of a sublayer needs.
     passing = max(cached_copies(shape, setting) - activations.get(COPIES, 0), 0)
     backward = backward_moment(shape, rows, setting)
     there = gradients if loop.accumulation > 1 else 0
@@ -287,6 +293,6 @@ def _held(roles: Sequence[Role], launch: Launch) -> int:
 
 
 def _without_zeros(phases: Sequence[Phase]) -> list[Phase]:
-    """Phases that add something, and of them the parts that are there."""
+    """Phases that add memory, without parts of zero size."""
     kept_parts = [replace(p, parts={name: size for name, size in p.parts.items() if size}) for p in phases]
     return [phase for phase in kept_parts if phase.parts]

@@ -1,4 +1,4 @@
-"""The models of a training as they will be, on the device `meta`: parameters that are counted and take no memory."""
+"""The models of a training on the meta device: their parameters can be counted but take no memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from distill.training.start import TRAINABLE
 
 EMA = "EMA"
 SMALL_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in float32
-BLOCK_8BIT = 256  # moments that share one float32 scale
-TABLES_8BIT = 2 * 256 * 4  # the 256 values that an 8-bit moment can have, of either moment
+BLOCK_8BIT = 256  # moments per float32 scale
+TABLES_8BIT = 2 * 256 * 4  # the 256 possible values of an 8-bit moment, for each of the two moments
 
 
 @dataclass(frozen=True)
 class Role:
-    """Bytes that one model has for itself; what it shares is the first one's.
+    """Bytes of one model, without what it shares with earlier roles.
 
-    parameters: numbers of its own. learning: those with a gradient.
+    parameters: number of parameters and buffers that no earlier role has. learning: number of trainable parameters.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Role:
 
 
 def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
-    """teacher, student, what the objective trains beside it, and the student's EMA."""
+    """teacher, student, the networks that the objective trains, and the student's EMA."""
     with torch.device("meta"):
         teacher = SiT(shape)
         models = models_from(teacher, config)
@@ -53,7 +53,7 @@ def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
 
 
 def train_roles(config: TrainConfig, shape: SiTConfig) -> list[Role]:
-    """The teacher that learns, and its EMA."""
+    """The trainable teacher and its EMA."""
     with torch.device("meta"):
         model = SiT(shape)
         if config.start.path is not None:
@@ -82,10 +82,10 @@ def _counted(*models: tuple[str, nn.Module, OptimConfig | None]) -> list[Role]:
 
 
 def optimizer_bytes(sizes: list[int], name: str) -> int:
-    """Of an optimizer for tensors of the given numbers of elements: two moments each.
+    """Bytes of an optimizer for tensors with `sizes` elements; it has two moments per element.
 
-    adamw counts its steps on the device, in 4 bytes a tensor. adamw_8bit has a byte per moment and a float32 scale per
-    block of them (bitsandbytes' block-wise form, arXiv:2110.02861); small tensors keep float32.
+    adamw keeps a step count of 4 bytes per tensor on the device. adamw_8bit has one byte per moment and a float32 scale
+    per block of moments (bitsandbytes' block-wise form, arXiv:2110.02861); moments of small tensors stay in float32.
     """
     if name == "adamw":
         return sum(2 * 4 * size + 4 for size in sizes)

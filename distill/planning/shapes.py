@@ -1,4 +1,4 @@
-"""The shape of a model that may not be there yet: a plan needs no weights."""
+"""The shape of a model that may not exist yet: a plan needs no weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from distill.errors import UserError
 
 
 def shape_in(path: str, field: str) -> SiTConfig:
-    """The shape of the model in a folder (or `embedded`), from its config.json alone.
+    """The shape of the model in a folder (or `embedded`), read from its config.json only.
 
-    Raises: UserError naming `field` and what to do where there is none.
+    Raises: UserError, which names `field` and says what to do if there is no such file.
     """
     folder = resolve(path, "teacher")
     try:
@@ -35,7 +35,7 @@ def shape_in(path: str, field: str) -> SiTConfig:
 
 
 def named_shape(model: Sequence[str]) -> SiTConfig:
-    """A preset, plain as public checkpoints are, with fields replaced: ["SiT-XL/2", "routing.kind=dar"].
+    """A preset without routing, as in public checkpoints, with fields replaced: ["SiT-XL/2", "routing.kind=dar"].
 
     Raises: UserError for an unknown name or field, or a bad value.
     """

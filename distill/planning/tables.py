@@ -1,4 +1,4 @@
-"""A plan for people to read, or as JSON. Every figure of it is computed; none was measured."""
+"""A plan as text or as JSON. All values are computed, not measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dar import num_parameters
 from distill.planning.plan import Plan
 from distill.planning.work import DEVICES, UTILISATION
 
-MARGIN_GIB = 1.0  # the device's context and what its allocator cannot use
+MARGIN_GIB = 1.0  # the device context and allocator fragmentation
 NOTES = (
     "Estimates, not measurements. Peak: what the roles hold and the phase that adds most; not counted are data, the "
     "autoencoder and the feature extractor of the report.",
@@ -24,7 +24,7 @@ NOTES = (
 
 
 def print_plan(plan: Plan, tflops: float | None = None) -> None:
-    """tflops: what one device achieves, where that is known, in 10^12 operations a second."""
+    """Print a plan. tflops: the rate that one device achieves, if known, in 10^12 operations per second."""
     console = Console()
     console.print(plan.title, style="bold", highlight=False, markup=False, soft_wrap=True)
     for table in (_summary(plan), _roles(plan), _phases(plan), _devices(plan, tflops)):
@@ -34,7 +34,7 @@ def print_plan(plan: Plan, tflops: float | None = None) -> None:
 
 
 def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
-    """All numbers in bytes, operations and hours."""
+    """The plan as JSON, in bytes, operations and hours."""
     values: dict[str, Any] = {
         "title": plan.title,
         "measured": False,

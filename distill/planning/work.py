@@ -1,7 +1,7 @@
-"""Floating-point operations of a SiT, those of its matrix products, and what a device makes of them.
+"""Floating-point operations of a SiT's matrix products, and the time that a device needs for them.
 
-A product of (m, k) and (k, n) counts 2 m k n, as torch's own FlopCounterMode has it. What is done value by value is
-not counted: it costs memory traffic, which a device's utilisation is to cover.
+A product of (m, k) and (k, n) counts 2 m k n, as in torch's FlopCounterMode. Element-wise operations are not counted:
+they cost memory traffic, which the utilisation of the device accounts for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from distill.planning.activations import (
     num_tokens,
 )
 
-UTILISATION = 0.3  # share of the peak that a transformer of this size is assumed to reach; not measured
+UTILISATION = 0.3  # assumed share of the peak that a transformer of this size reaches; not measured
 
 
 @dataclass(frozen=True)
 class Device:
-    """Dense peaks by its maker's data sheet, in 10^12 operations a second; memory in GiB."""
+    """Dense peaks from the manufacturer's data sheet, in 10^12 operations per second; memory in GiB."""
 
     name: str
     memory_gib: float
@@ -32,7 +32,7 @@ class Device:
     tflops_float32: float
 
     def tflops(self, mixed_precision: str) -> float:
-        """What is assumed to be reached."""
+        """The rate that the plan assumes."""
         peak = self.tflops_float32 if mixed_precision == "no" else self.tflops_low_precision
         return UTILISATION * peak
 
@@ -46,11 +46,11 @@ DEVICES = (
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one row's forward pass, by what the backward pass makes of it.
+    """Operations of one row's forward pass, grouped by their cost in the backward pass.
 
-    sublayers: products of tokens with the sublayers' weights; attention: of tokens with each other;
-    routing: of the routing; adapters: of LoRA; rest: embeddings, modulations, the head.
-    idle_sublayers, idle_attention: what of the two has no backward pass (`activations.num_idle`).
+    sublayers: products of tokens with the sublayers' weights; attention: products of tokens with each other;
+    routing: products of the routing; adapters: products of LoRA; rest: embeddings, modulations, the head.
+    idle_sublayers, idle_attention: the part of the two without a backward pass (`activations.num_idle`).
     """
 
     sublayers: float
@@ -66,7 +66,7 @@ class Flops:
         return self.sublayers + self.attention + self.routing + self.adapters + self.rest
 
     def update(self, setting: Setting) -> float:
-        """Forward and backward: a product's gradient is two products, of a frozen weight one."""
+        """Forward and backward: the gradient of a product takes two products, or one if the weight is frozen."""
         frozen = setting.trainable != "all"
         sublayers, attention = self.sublayers - self.idle_sublayers, self.attention - self.idle_attention
         backward = 2 * (attention + self.routing + self.adapters) + (1 if frozen else 2) * sublayers
@@ -76,7 +76,7 @@ class Flops:
 
 
 def flops_of(model: SiTConfig, setting: Setting) -> Flops:
-    """Of one row of a model that is trained by `setting`."""
+    """Operations for one row of a model trained with `setting`."""
     tokens, d, wide = num_tokens(model), model.hidden_size, mlp_width(model)
     rank = setting.lora_rank if setting.trainable == "lora" else 0
     cells = model.in_channels * model.patch_size**2
@@ -94,7 +94,7 @@ def flops_of(model: SiTConfig, setting: Setting) -> Flops:
 
 
 def _routing_products(model: SiTConfig) -> float:
-    """Multiplications of the routing's products per token."""
+    """Multiplications of the routing's products, per token."""
     routing, d = model.routing, model.hidden_size
     if routing.kind == "unet_skip":
         return model.depth // 2 * 2 * d * d

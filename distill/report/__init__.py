@@ -1,4 +1,4 @@
-"""Before and after on one page: arrays and figures in, a self-contained HTML file out.
+"""Before and after on one page: takes arrays and values, writes a self-contained HTML file.
 
 May import diagnosis (whose page it writes too), metrics, render, files and errors.
 """

@@ -1,4 +1,4 @@
-"""Pictures of pictures: samplers side by side, and a large grid of each. Pixels are never smoothed."""
+"""Image grids: samplers side by side, and a large grid of each. Pixels are never smoothed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from matplotlib.figure import Figure
 from distill.report.page_data import Report
 from distill.report.style import FAINT, INK, new_figure, sampler_colours
 
-ROW_WIDTH = 1480  # pixels; with 28 x 28 images ten columns at five-fold size
-CELL = 140  # pixels an upscaled image may take
+ROW_WIDTH = 1480  # pixels; fits ten columns of 28 x 28 images at five times their size
+CELL = 140  # pixels per image after upscaling, at most
 GAP = 8
-DPI = 128  # a power of two: pixels / DPI * DPI is exact
+DPI = 128  # a power of two, so that pixels / DPI * DPI is exact
 MAX_COLUMNS = 10
-GRID_PIXELS = 80_000  # of images per large grid before upscaling: what keeps the page small
+GRID_PIXELS = 80_000  # image pixels per large grid before upscaling; limits the size of the page
 TEXT = 19  # pixels
 
 
 def overview(report: Report) -> Figure:
     """One row per sampler, one column per image; a column shares noise and label.
 
-    Large images are not scaled down, which would hide the detail in question; there are fewer of them instead.
+    Large images are not scaled down, because that would hide the detail in question; fewer of them are shown instead.
     """
     shape = np.shape(report.samplers[0].images)
     scale = max(1, CELL // max(shape[2:]))
@@ -36,7 +36,7 @@ def overview(report: Report) -> Figure:
     width = max(len(chosen) * (cell_w + GAP) - GAP, 720)
     height = heading + len(rows) * (label + cell_h + GAP)
     figure = new_figure(width / DPI, height / DPI, dpi=DPI)
-    points = 72 / DPI  # of a font size in pixels
+    points = 72 / DPI  # font size in points per pixel
     bold = {"fontsize": 21 * points, "color": INK, "fontweight": "bold", "va": "center"}
     for column, index in enumerate(chosen):
         name = fitting(class_name(report, int(report.labels[index])), cell_w)
@@ -48,7 +48,7 @@ def overview(report: Report) -> Figure:
         y = 1 - (top + label / 2) / height
         figure.text(0, y, "■", fontsize=TEXT * points, color=colours[name], va="center")
         text = figure.text(24 / width, y, name, **bold)
-        # The name's width is known only once it is set; the renderer is the one that draws it later.
+        # The width of the name is known only after layout, by the same renderer that draws it later.
         end = text.get_window_extent().x1 / width
         figure.text(end + 14 / width, y, remark, fontsize=TEXT * points, color=FAINT, va="center")
         for column, index in enumerate(chosen):
@@ -57,15 +57,15 @@ def overview(report: Report) -> Figure:
 
 
 def grid(images: np.ndarray, labels: np.ndarray) -> Figure:
-    """Many images of one sampler, (N, C, H, W) in [-1, 1], sorted by class; as many as stay small."""
+    """A grid of images from one sampler, (N, C, H, W) in [-1, 1], sorted by class; limited in size."""
     count, _, height, width = images.shape
     count = min(count, max(4, GRID_PIXELS // (height * width)))
     num_classes = len(np.unique(labels))
     if count < len(images) and count >= num_classes:
-        count -= count % num_classes  # as many of each
+        count -= count % num_classes  # the same number per class
     order = one_of_each_class(labels, count)
     classes, per_class = np.unique(np.asarray(labels)[order], return_counts=True)
-    # Where every class has as many images, a row holds whole classes; else the grid is nearly square.
+    # If all classes have equally many images, each row holds complete classes; otherwise the grid is nearly square.
     if len(set(per_class)) == 1 and 4 <= per_class[0] <= 16:
         columns = int(per_class[0])
     elif len(set(per_class)) == 1 and 4 <= len(classes) <= 16:
@@ -91,9 +91,9 @@ def grid(images: np.ndarray, labels: np.ndarray) -> Figure:
 
 
 def pixels(image: np.ndarray, scale: int) -> np.ndarray:
-    """One image (C, H, W) in [-1, 1] as (scale H, scale W, 3) uint8, every pixel a square block.
+    """One image (C, H, W) in [-1, 1] as (scale H, scale W, 3) uint8; every pixel becomes a square block.
 
-    Values outside [-1, 1] are clipped, as they would be in a file.
+    Values outside [-1, 1] are clipped, as in a saved image.
     """
     bytes_ = np.rint((np.clip(np.asarray(image, dtype=np.float64), -1, 1) + 1) * 127.5).astype(np.uint8)
     rgb = np.broadcast_to(bytes_, (3, *bytes_.shape[1:])).transpose(1, 2, 0)
@@ -101,7 +101,7 @@ def pixels(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def one_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of at most `count` images: a first of each class, then a second of each; sorted by class."""
+    """Indices of at most `count` images: the first of each class, then the second of each class; sorted by class."""
     labels = np.asarray(labels)
     rank = np.zeros(len(labels), dtype=int)
     for label in np.unique(labels):
@@ -111,12 +111,12 @@ def one_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def class_name(report: Report, label: int) -> str:
-    """The class's name, or its number where there are no names."""
+    """The name of a class, or its number if there are no names."""
     return str(label) if report.class_names is None else report.class_names[label]
 
 
 def fitting(name: str, width: int) -> str:
-    """The name, cut short with an ellipsis where it would not fit into `width` pixels of `TEXT`."""
+    """The name, shortened with an ellipsis if it does not fit into `width` pixels of `TEXT`."""
     room = max(3, int(width / (0.56 * TEXT)))
     return name if len(name) <= room else name[: room - 1].rstrip() + "…"
 
@@ -126,5 +126,5 @@ def _with_note(cost: str, note: str) -> str:
 
 
 def _place(figure: Figure, rgb: np.ndarray, x: int, top: int, height: int) -> None:
-    """Copy pixels into the figure, one to one: no axes, so nothing is resampled."""
+    """Copy pixels into the figure without axes, so that nothing is resampled."""
     figure.figimage(rgb, x, height - top - rgb.shape[0], origin="upper")

@@ -1,4 +1,4 @@
-"""Pictures of routing: who reads what at which t, for teacher and student, and where they differ."""
+"""Figures of routing: weights of readers on sources by t, for teacher and student, and the differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_A_SOURCE = "#e3e5e9"
 
 @dataclass(frozen=True)
 class Scale:
-    """A colour scale around 1 that ends at 2^-octaves and 2^octaves."""
+    """A colour scale around 1, from 2^-octaves to 2^octaves."""
 
     label: str
     colours: str
@@ -35,7 +35,7 @@ RATIO = Scale("ratio of weights", "PuOr_r", 1)
 
 @dataclass(frozen=True, eq=False)
 class HeatmapRow:
-    """One row of panels: log2 of what is shown, (readers, sources, n_t), nan where nothing is read."""
+    """One row of panels: log2 of the shown values, (readers, sources, n_t); nan where a source is not read."""
 
     name: str
     octaves: np.ndarray
@@ -44,11 +44,11 @@ class HeatmapRow:
 
 
 def routing_plot(routings: Sequence[Routing], max_times: int = MAX_TIMES) -> Figure:
-    """Reader by source at some t; the colour is the weight over the even share 1 / n_sources.
+    """Reader by source at some t; the colour is the weight divided by the even share 1 / n_sources.
 
-    Every reader has another number of sources, so weights as such would fade with depth. Rows of panels:
-    the teacher (or whoever comes first), each other model, and the ratio of each to the first where both
-    have the same readers, sources and times.
+    Readers have different numbers of sources, so plain weights would fade with depth. Rows of panels: the first model
+    (usually the teacher), each other model, and the ratio of each to the first if both have the same readers, sources
+    and times.
     """
     first = routings[0]
     rows = [HeatmapRow(routing.role, _over_even(routing), routing, EVEN_SHARE) for routing in routings]
@@ -75,7 +75,7 @@ def routing_plot(routings: Sequence[Routing], max_times: int = MAX_TIMES) -> Fig
 def _draw_row(axes: Sequence[Axes], row: HeatmapRow, chosen: Sequence[int]) -> AxesImage:
     routing, limit = row.routing, row.scale.octaves
     sources = all_sources(routing)
-    narrow = len(chosen) > MAX_TIMES  # then a name and a t do not fit above one panel
+    narrow = len(chosen) > MAX_TIMES  # a name and a t do not fit above one panel then
     image = None
     for column, ax in enumerate(axes):
         if column >= len(chosen):
@@ -102,9 +102,9 @@ def _draw_row(axes: Sequence[Axes], row: HeatmapRow, chosen: Sequence[int]) -> A
 
 
 def shares_plot(report: Report) -> Figure:
-    """What the embedding keeps: its share over t (mean over readers) and over depth (mean over t).
+    """The embedding's share of the weights, over t (mean over readers) and over depth (mean over t).
 
-    Readers with a single source are left out: they have no choice.
+    Readers with a single source are left out, because they have no choice.
     """
     colours = sampler_colours(report.samplers)
     figure = new_figure(9.4, 3.3)
@@ -132,10 +132,10 @@ def shares_plot(report: Report) -> Figure:
 
 
 def embedding_shares(routing: Routing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The weight that each reader gives the embedding, the first source of the first reader.
+    """The weight that each reader gives the embedding, which is the first source of the first reader.
 
-    Returns: numbers of the readers that read it among others, from 1, (R,); their weights, (R, n_t);
-    what an even share would be, (R,). R = 0 where nobody does, as with an anchored embedding.
+    Returns: numbers, from 1, of the readers that have the embedding among several sources, (R,); their weights,
+    (R, n_t); the even share, (R,). R = 0 if there is no such reader, for example with an anchored embedding.
     """
     names = routing.source_names
     embedding = names[0][0] if len(names) and len(names[0]) else None
@@ -150,16 +150,16 @@ def embedding_shares(routing: Routing) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def all_sources(routing: Routing) -> list[str]:
-    """The names of all sources in the order in which readers meet them, which is that of depth."""
+    """The names of all sources, in order of their first reader, which is the order of depth."""
     return list(dict.fromkeys(name for sources in routing.source_names for name in sources))
 
 
 def _over_even(routing: Routing) -> np.ndarray:
-    """log2 of weight times n_sources, (readers, sources, n_t); nan where a source is not read."""
+    """log2 of weight times n_sources, (readers, sources, n_t); nan if a reader does not read a source."""
     place = {name: index for index, name in enumerate(all_sources(routing))}
     table = np.full((len(routing.weights), len(place), len(routing.t_values)), np.nan)
     for reader, (weights, names) in enumerate(zip(routing.weights, routing.source_names, strict=True)):
-        # A weight of zero would be minus infinity; far below the end of the scale is as good.
+        # A weight of zero would give minus infinity; a value far below the end of the scale looks the same.
         octaves = np.log2(np.maximum(np.asarray(weights, dtype=float) * len(names), 2.0**-30))
         for name, row in zip(names, octaves, strict=True):
             table[reader, place[name]] = row
@@ -175,12 +175,12 @@ def _same_layout(first: Routing, other: Routing) -> bool:
 
 
 def chosen_times(t_values: np.ndarray, max_times: int = MAX_TIMES) -> list[int]:
-    """Indices of up to so many t, evenly spaced from the first to the last."""
+    """Indices of up to `max_times` t, evenly spaced from the first to the last."""
     count = len(t_values)
     return sorted({round(i) for i in np.linspace(0, count - 1, min(max_times, count))})
 
 
 def _sparse_ticks(axis: Axis, names: Sequence[str], count: int) -> None:
-    """Ticks at about so many of the names, so that they can be read."""
+    """Ticks at about `count` of the names, so that they stay readable."""
     places = range(0, len(names), max(1, -(-len(names) // count)))
     axis.set_ticks(list(places), [names[i] for i in places])

@@ -1,4 +1,4 @@
-"""One page that stands alone: pictures inside, no script, nothing fetched. Written whole or not at all."""
+"""The report as a self-contained page: embedded pictures, no scripts, no external resources. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from distill.report.style import png, sampler_colours
 from distill.report.table import format_number, table_columns, table_rows, verdicts
 
 PAGE = "report.html"
-PREFIX = "report-"  # of the pictures beside the page
+PREFIX = "report-"  # prefix of the picture files beside the page
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what the page needs around it. `width` in pixels of the PNG."""
+    """A PNG with the attributes that the page needs. `width` in pixels of the PNG."""
 
     file: str
     png: bytes
@@ -43,13 +43,13 @@ class Picture:
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write `report.html` and its pictures as `report-*.png` into the folder, which is made if missing.
+    """Write `report.html` and its pictures as `report-*.png` into the folder, which is created if missing.
 
-    Everything is drawn before the first byte is written, and the page appears last and by renaming.
-    Equal reports give equal bytes. A page from before is replaced, and so are its pictures.
+    Everything is drawn before the first byte is written; the page is written last, by a rename. Equal reports give
+    equal bytes. An older page and its pictures are replaced.
 
     Returns: the path of the page.
-    Raises: ValueError naming what does not fit together (see `check_report`); the folder is then as it was.
+    Raises: ValueError, which names what does not fit together (see `check_report`); the folder is then unchanged.
     """
     check_report(report)
     pictures = draw(report)
@@ -64,7 +64,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def draw(report: Report) -> dict[str, list[Picture]]:
-    """All pictures by section of the page; a section without content is an empty list."""
+    """All pictures, by section of the page; a section without content is an empty list."""
     pictures = {
         "overview": [_picture("overview", png(overview(report)), "Samplers side by side")],
         "spectra": [],
@@ -98,7 +98,7 @@ def draw(report: Report) -> dict[str, list[Picture]]:
 
 
 def template(name: str) -> Template:
-    """A template of this package: what is missing is an error, and text is escaped."""
+    """A template of this package; missing values raise an error, and text is escaped."""
     environment = Environment(
         loader=PackageLoader("distill.report"),
         autoescape=True,
@@ -113,7 +113,7 @@ def template(name: str) -> Template:
 
 
 def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     rates = [sampler.images_per_second for sampler in report.samplers]
     return template("report.html.j2").render(
         report=report,
@@ -131,7 +131,7 @@ def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3.4 h."""
+    """Seconds as readable text: 45 s, 12 min, 3.4 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -142,7 +142,7 @@ def _picture(name: str, content: bytes, alt: str, title: str = "", caption: str 
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write each file under a temporary name, then rename them all in order, the page last."""
+    """Write each file under a temporary name, then rename all of them in order, the page last."""
     suffix = f".{uuid.uuid4().hex}.tmp"
     temporary = {name: folder / f".{name}{suffix}" for name in files}
     try:

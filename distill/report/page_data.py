@@ -1,4 +1,4 @@
-"""What a report shows, as plain data: whoever measured it fills this in, the report only draws it."""
+"""The content of a report as plain data: the caller fills it in, and the report only draws it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-DATA = "data"  # the name of the real data among spectra, edges and the columns of the table
-MAX_PER_ROLE = 8  # so many colours can be told apart
+DATA = "data"  # the name of the real data in spectra, edges and the columns of the table
+MAX_PER_ROLE = 8  # the number of colours that readers can tell apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +18,8 @@ class Sampler:
 
     images: (N, C, H, W) float in [-1, 1], C = 1 or 3. Image i of every sampler was made from the same
         noise and the same label.
-    nfe: network evaluations per image; guidance makes two of one step.
-    note: half a sentence about how it was made, e.g. "Euler, guidance 2".
+    nfe: network evaluations per image; with guidance, one step takes two.
+    note: half a sentence about how the images were made, e.g. "Euler, guidance 2".
     """
 
     name: str
@@ -33,7 +33,7 @@ class Sampler:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Radially averaged power of a set of images. `name` is a sampler's, or `DATA`.
+    """Radially averaged power of a set of images. `name` is the name of a sampler, or `DATA`.
 
     frequency: (K,) cycles per pixel, ascending; power: (K,).
     """
@@ -45,7 +45,7 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """How often pixels have a gradient of a given size. `name` is a sampler's, or `DATA`.
+    """Distribution of the gradient magnitude of pixels. `name` is the name of a sampler, or `DATA`.
 
     magnitude: (K,) size of the gradient, ascending; density: (K,) per unit of magnitude.
     """
@@ -57,9 +57,9 @@ class Edges:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table. `help` says in a sentence or two what it measures and what moves it.
+    """One row of the table. `help` says in a sentence or two what it measures and what changes it.
 
-    ideal: "lower", "higher", or "as data": the closer to the data's own value, the better.
+    ideal: "lower", "higher", or "as data": the closer to the value of the data, the better.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and, where it is known, its interval."""
+    """A value and its interval, if known."""
 
     value: float
     low: float | None = None
@@ -80,11 +80,11 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """How the readers of one model mix their sources, averaged over images and tokens.
+    """Routing weights of one model, averaged over images and tokens.
 
-    role: whose it is, "teacher" or "student", or a sampler's name where several students are compared.
+    role: the owner: "teacher" or "student", or a sampler's name if several students are compared.
     t_values: (n_t,) times in [0, 1], 0 = data, ascending.
-    weights: per reader (n_sources, n_t); each column adds up to 1. No sources: n_sources = 0.
+    weights: per reader (n_sources, n_t); each column sums to 1. No sources: n_sources = 0.
     reader_names: one per reader, in order of depth.
     source_names: per reader the names of its sources. The first source of the first reader is the embedding.
     """
@@ -97,7 +97,7 @@ class Routing:
 
 
 class Headline(NamedTuple):
-    """One thing a reader wants first: what, how much, and what it means."""
+    """One main result: its title, its value, and what it means."""
 
     label: str
     value: str
@@ -106,12 +106,12 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """Everything on one page. Whatever is left empty is left out of the page.
+    """The whole content of the page. Empty fields are left out of the page.
 
     labels: (N,) class of each grid image; class_names: by class.
-    cells: cells[measure.name][column], a column being a sampler's name or `DATA`; None: not measured.
+    cells: cells[measure.name][column], where a column is a sampler's name or `DATA`; None: not measured.
     history: records of metrics.jsonl, in order.
-    notes: stand-ins and warnings that a reader must know to judge the figures.
+    notes: stand-ins and warnings that a reader must know to judge the values.
     """
 
     title: str
@@ -133,9 +133,9 @@ class Report:
 
 
 def check_report(report: Report) -> None:
-    """Refuse content that cannot be shown truthfully.
+    """Reject content that cannot be shown truthfully.
 
-    Raises: ValueError naming the sampler, curve, measure or reader, what it has and what it should have.
+    Raises: ValueError, which names the sampler, curve, measure or reader, what it has and what it should have.
     """
     _check_samplers(report)
     columns = {DATA, *(sampler.name for sampler in report.samplers)}
@@ -152,9 +152,9 @@ def check_report(report: Report) -> None:
 
 
 def check_columns(columns: Sequence[tuple[str, str]]) -> None:
-    """Refuse samplers, given as (name, role), that no page can hold: known before anything is drawn.
+    """Reject samplers, given as (name, role), that do not fit on a page; needs no drawn images.
 
-    Raises: ValueError where there are none, two of one name, or too many of one role.
+    Raises: ValueError if there are none, two have the same name, or too many have the same role.
     """
     if not columns:
         raise ValueError("a report needs at least one sampler")

@@ -1,4 +1,4 @@
-"""Curves: spectra, edges, and what the training log says. Numbers in, matplotlib figures out."""
+"""Curves: spectra, edges and the training log. Takes numbers, returns matplotlib figures."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from distill.metrics.spectrum import DETAIL_BAND
 from distill.report.page_data import DATA, Edges, Report, Spectrum
 from distill.report.style import BAND, FAINT, INK, new_figure, sampler_colours, style_axes
 
-SINGLE = "#3b4a63"  # of a line that is alone in its panel
-RATIO_RANGE = (1.5, 15.0)  # dB: a small difference shall look small, a huge one not flatten all others
+SINGLE = "#3b4a63"  # for a single line in a panel
+RATIO_RANGE = (1.5, 15.0)  # dB: keeps small differences small, and a huge one from flattening all others
 
 
 def spectra_plot(report: Report) -> Figure:
     """Power over frequency and, below, each sampler's power relative to the data's in dB.
 
-    Both directions show: below 0 dB detail is missing, above it there is grain. A line that leaves the
-    lower panel is off by more than 15 dB. Without a spectrum of the data only the upper panel is drawn.
+    The lower panel shows both directions: below 0 dB detail is missing, above 0 dB there is grain. A line that leaves
+    the panel differs by more than 15 dB. Without a spectrum of the data, only the upper panel is drawn.
     """
     data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
     colours = sampler_colours(report.samplers)
@@ -74,7 +74,7 @@ def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours:
         decibels = _decibels(spectrum.power, reference)
         ax.plot(data.frequency, decibels, color=colours[spectrum.name], linewidth=1.9, zorder=3)
         extent = max(extent, np.nanmax(np.abs(decibels), initial=0))
-    # Symmetric, so that missing power and surplus power take equal room.
+    # Symmetric, so that missing and surplus power get the same room.
     extent = 1.12 * float(np.clip(extent, *RATIO_RANGE))
     ax.set_ylim(-extent, extent)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
@@ -84,12 +84,12 @@ def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours:
 
 
 def signed(value: float) -> str:
-    """For ticks around zero: +3, 0, −3."""
+    """Text for ticks around zero: +3, 0, −3."""
     return f"{value:+.3g}".replace("-", "−") if value else "0"
 
 
 def edges_plot(report: Report) -> Figure:
-    """How often gradients of each size occur: the right end are sharp edges."""
+    """Distribution of gradient magnitudes; sharp edges are at the right end."""
     colours = sampler_colours(report.samplers)
     figure = new_figure(4.9, 3.5)
     figure.set_layout_engine("constrained")
@@ -112,19 +112,19 @@ def _edge_line(ax: Axes, edges: Edges, colour: str) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of the training log: the keys that match are its lines."""
+    """One picture of the training log; each key that matches is one line."""
 
     name: str
     title: str
-    keys: str  # a regular expression for the whole key
+    keys: str  # a regular expression that matches the whole key
     log: bool = False
-    reference: float | None = None  # dotted: where all is as with the teacher
+    reference: float | None = None  # dotted line: the value of the teacher
     caption: str = ""
-    named: bool = False  # the title does not say whose a line is, even where it is alone
+    named: bool = False  # show a legend even for one line, because the title does not name it
 
 
 HIGH_FREQUENCY = "high-frequency"
-# `student/loss` is left out on purpose: only the gradient of that surrogate has a meaning.
+# `student/loss` is left out on purpose: only the gradient of this surrogate loss has a meaning.
 PANELS = (
     Panel("student-gradient", "Student: gradient norm", r"student/grad_norm", log=True,
           caption="The gradient is normalised: its size is no sign of convergence, but jumps are a warning."),
@@ -148,8 +148,8 @@ def training_plots(
 ) -> dict[Panel, Figure]:
     """The panels for which the log has at least two finite values, over `step`.
 
-    high_frequency_of_data: a dotted line beside the student's share of high frequencies.
-    Records need not carry every key. Values that are not finite leave a gap and are counted in the title.
+    high_frequency_of_data: draws a dotted line beside the student's share of high frequencies.
+    Records need not have every key. Values that are not finite leave a gap, and the title gives their number.
     """
     keys = list(dict.fromkeys(key for record in history for key in record))
     figures = {}
@@ -163,7 +163,7 @@ def training_plots(
 
 
 def training_span(history: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
-    """The last step of the log and the seconds elapsed by then, None where the log does not say."""
+    """The last step of the log and the seconds elapsed by then; None if the log does not record them."""
     steps = [record["step"] for record in history if _is_number(record.get("step"))]
     seconds = [record["elapsed_s"] for record in history if _is_number(record.get("elapsed_s"))]
     return max(steps, default=0), max(seconds, default=None)
@@ -186,7 +186,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     values = np.concatenate([values for _, values in lines.values()])
     lost = int((~np.isfinite(values)).sum())
     values = values[np.isfinite(values)]
-    # A log axis only where it has something to say: over less than a third of a decade its ticks are few.
+    # A log axis needs a range of more than a third of a decade; otherwise it has few ticks.
     log = panel.log and values.min() > 0 and values.max() > 2 * values.min()
     shades = [SINGLE] if len(lines) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
@@ -208,7 +208,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
 
 
 def _trend(ax: Axes, steps: np.ndarray, line: np.ndarray, colour: Any, label: str) -> None:
-    """The line as logged and, where it is long enough to hide its own trend, a running median over it."""
+    """The line as logged and, if it is long enough, a running median on top to show the trend."""
     window = len(line) // 25
     if window < 3:
         ax.plot(steps, line, color=colour, linewidth=1.5, label=label)
@@ -223,7 +223,7 @@ def _trend(ax: Axes, steps: np.ndarray, line: np.ndarray, colour: Any, label: st
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
-    """Zero and negative power has no logarithm; the line has a gap there."""
+    """Replace zero and negative power, which has no logarithm, by nan, which leaves a gap in the line."""
     values = np.asarray(values, dtype=float)
     return np.where(values > 0, values, np.nan)
 
@@ -237,5 +237,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _natural(key: str) -> list[tuple[bool, int, str]]:
-    """Sorts bin2 before bin10."""
+    """Sort key that puts bin2 before bin10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", key)]

@@ -1,4 +1,4 @@
-"""How every picture of the report looks: colours, axes, and the way to PNG bytes."""
+"""The style of every picture in the report: colours, axes and PNG output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GRID = "#e6e7ea"
 BAND = "#f2f0e6"
 DPI = 160
 
-# Cool for teachers and warm for students, so that the role is seen before the legend is read.
-# From the palettes of Okabe and Ito and of Paul Tol, made for colour-blind readers.
+# Cool colours for teachers and warm ones for students, so that readers see the role before they read the legend.
+# From the palettes of Okabe and Ito and of Paul Tol, which colour-blind readers can tell apart.
 _COLOURS = {
     "teacher": ("#0072b2", "#56b4e9", "#009e73", "#332288", "#44aa99", "#6f8fa8", "#117733", "#88ccee"),
     "student": ("#d55e00", "#e69f00", "#cc79a7", "#882255", "#aa4499", "#a0522d", "#cc6677", "#c9a227"),
@@ -26,7 +26,7 @@ _COLOURS = {
 
 
 def sampler_colours(samplers: Sequence[Sampler]) -> dict[str, str]:
-    """One colour per sampler, the same in every picture; the data are always `INK`."""
+    """One colour per sampler, the same in every picture; the colour of the data is always `INK`."""
     colours = {DATA: INK}
     taken = {role: iter(palette) for role, palette in _COLOURS.items()}
     for sampler in samplers:
@@ -35,19 +35,19 @@ def sampler_colours(samplers: Sequence[Sampler]) -> dict[str, str]:
 
 
 def role_colour(role: str, colours: dict[str, str]) -> str:
-    """The colour of a routing's owner: its sampler's, or that of the first of its role."""
+    """The colour of a routing's owner: that of its sampler, or of the first sampler with its role."""
     return colours.get(role) or _COLOURS["teacher" if role.startswith("teacher") else "student"][0]
 
 
 def new_figure(width: float, height: float, *, dpi: int = DPI) -> Figure:
-    """An Agg figure of that many inches, apart from pyplot and its list of open figures."""
+    """An Agg figure of `width` x `height` inches that pyplot does not track."""
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def style_axes(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Light axes: two spines, faint grid, small ticks. The title stands at the left, as text would."""
+    """Light axes: two spines, a faint grid, small ticks, and the title on the left."""
     ax.set_facecolor("white")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -65,7 +65,7 @@ def style_axes(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, without date or version inside: equal figures give equal bytes."""
+    """The figure as PNG, without date or version: equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi, metadata={"Software": None})
     return buffer.getvalue()

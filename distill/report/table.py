@@ -1,6 +1,6 @@
-"""The table of measures: how values are written, and who is ahead at equal steps.
+"""The table of measures: formatted values, and which sampler is better at equal steps.
 
-Nothing is measured here. A comparison is called clear only where the two intervals do not overlap.
+This module measures nothing. It calls a comparison clear only if the two intervals do not overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MISSING = "–"  # an en dash
 
 @dataclass(frozen=True)
 class TableCell:
-    """What stands in one place. `mark`: "clear" or "slight" where this sampler is the best at its steps."""
+    """The content of one cell. `mark`: "clear" or "slight" if this sampler is the best at its number of steps."""
 
     value: str
     interval: str
@@ -32,7 +32,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Student against teacher at equal steps, as titles of measures; `open` also says who is ahead."""
+    """Student against teacher at equal steps, as titles of measures; `open` also says which one is ahead."""
 
     student: str
     teacher: str
@@ -45,13 +45,13 @@ ARROWS = {"lower": "↓", "higher": "↑", "as data": "≈"}
 
 
 def table_columns(report: Report) -> list[str]:
-    """The samplers, led by the data where any measure has a value for them."""
+    """The names of the samplers, preceded by the data if any measure has a value for it."""
     has_data = any(row.get(DATA) is not None for row in report.cells.values())
     return [DATA] * has_data + [sampler.name for sampler in report.samplers]
 
 
 def table_rows(report: Report) -> list[TableRow]:
-    """One row per measure, over `table_columns`."""
+    """One row per measure, with a cell for each of `table_columns`."""
     rows = []
     for measure in report.measures:
         marks = _marks(report, measure)
@@ -64,10 +64,10 @@ def table_rows(report: Report) -> list[TableRow]:
 
 
 def format_cell(cell: Cell | None) -> tuple[str, str]:
-    """Value and interval as text, e.g. ("0.523", "[0.49, 0.56]"); an en dash where nothing was measured.
+    """Value and interval as text, e.g. ("0.523", "[0.49, 0.56]"); an en dash if nothing was measured.
 
-    The ends have so many decimals that half the interval is 3 to 30 units;
-    the value has one more where those are fewer than ten.
+    The limits have as many decimals as make half the interval 3 to 30 units of the last digit;
+    the value has one more if those are fewer than ten units.
     """
     if cell is None:
         return MISSING, ""
@@ -82,7 +82,7 @@ def format_cell(cell: Cell | None) -> tuple[str, str]:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, without an exponent where that is short; "not finite" is said as it is."""
+    """Three significant digits, without an exponent if that is short; "not finite" for values that are not finite."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -97,7 +97,7 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """Every student against every teacher of as many steps, over the measures that both have."""
+    """Every student against every teacher with the same number of steps, over the measures that both have."""
     pairs = [
         (student, teacher)
         for student in report.samplers
@@ -120,10 +120,10 @@ def verdicts(report: Report) -> list[Verdict]:
 
 
 def compare(report: Report, measure: Measure, first: str, second: str) -> int | None:
-    """1 where the first is clearly better, -1 where the second is, 0 where the intervals overlap.
+    """1 if the first is clearly better, -1 if the second is, 0 if the intervals overlap.
 
-    Without an interval nothing is clear, which counts as overlap; the data are taken as a point.
-    None: one of the values, or that of the data where it is needed, is missing.
+    Without an interval nothing is clear, which counts as overlap; the value of the data counts as exact.
+    None: one of the values is missing, or that of the data if it is needed.
     """
     spans = [_badness(report, measure, name) for name in (first, second)]
     if spans[0] is None or spans[1] is None:
@@ -135,7 +135,7 @@ def compare(report: Report, measure: Measure, first: str, second: str) -> int | 
 
 
 def _badness(report: Report, measure: Measure, column: str) -> tuple[float, float, float] | None:
-    """Value, least and greatest of a number of which less is better."""
+    """A number of which less is better: its value, lower limit and upper limit."""
     cell = _cell(report, measure, column)
     if cell is None or not math.isfinite(cell.value):
         return None
@@ -154,7 +154,7 @@ def _badness(report: Report, measure: Measure, column: str) -> tuple[float, floa
 
 
 def _marks(report: Report, measure: Measure) -> dict[str, str]:
-    """The best of each group of equal steps in which a student meets a teacher or another student."""
+    """The best sampler of each group of equal steps that has a student and at least one more sampler."""
     groups: dict[int, list[Sampler]] = {}
     for sampler in report.samplers:
         groups.setdefault(sampler.num_steps, []).append(sampler)
@@ -168,7 +168,7 @@ def _marks(report: Report, measure: Measure) -> dict[str, str]:
 
 
 def _best(report: Report, measure: Measure, names: Sequence[str]) -> tuple[str, bool] | None:
-    """The name with the best value and whether it is clearly so; None for a tie or fewer than two values."""
+    """The name with the best value and whether it is clearly best; None for a tie or fewer than two values."""
     ranked = sorted((span[0], name) for name in names if (span := _badness(report, measure, name)) is not None)
     if len(ranked) < 2 or ranked[0][0] == ranked[1][0]:
         return None

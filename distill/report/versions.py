@@ -1,4 +1,4 @@
-"""The software that figures depend on."""
+"""Versions of software that can change results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from importlib.metadata import version
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that figures depend on."""
+    """Versions of Python and of the libraries that can change results."""
     names = ("dar-distill", "torch", "accelerate", "torch-fidelity", "lpips", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,4 +1,4 @@
-"""From noise to samples: the path, timesteps, guidance, ODE solvers, the few-step sampler, drawing by seed.
+"""From noise to samples: the path, timesteps, guidance, ODE solvers, the few-step sampler and seeded drawing.
 
 May import models, conditions, latents, config, assets, seeds and errors.
 """

@@ -27,5 +27,5 @@ def velocity_to_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 
 
 def combine_cfg(cond: Tensor, uncond: Tensor, cfg_scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance, arXiv:2207.12598: uncond + cfg_scale (cond - uncond); 1.0 is none."""
+    """Classifier-free guidance, arXiv:2207.12598: uncond + cfg_scale (cond - uncond); 1.0 means no guidance."""
     return uncond + cfg_scale * (cond - uncond)

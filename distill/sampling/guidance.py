@@ -1,4 +1,4 @@
-"""The only place where guidance is applied."""
+"""Classifier-free guidance; no other module applies it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from distill.conditions import Condition, ConditionBatch, concat_rows
 from distill.sampling.flow import combine_cfg, t_like, velocity_to_x0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, ..), t (B)) -> velocity, in x_t's shape."""
+"""(x_t (B, ..), t (B)) -> velocity, in the shape of x_t."""
 
 
 class Denoiser:
-    """A model with a guidance scale, seen as velocity and as x0.
+    """A model with guidance, which gives the velocity and x0.
 
     Args:
-        model: model(x_t, t, y) -> velocity. condition: what y is a batch of.
-        cfg_scale: 1.0 for none; otherwise conditional and unconditional run as one batch of 2 B.
-        interval: guidance acts for t in [low, high] only (arXiv:2404.07724); elsewhere the scale is 1.
-        cfg_channels: guidance acts on the first so many channels, and the others are the conditional ones, as in the
-            samplers of DiT and SiT with 3 of 4; None for all.
+        model: model(x_t, t, y) -> velocity.
+        condition: the condition that y is a batch of.
+        cfg_scale: 1.0 for no guidance; otherwise conditional and unconditional inputs run as one batch of 2 B rows.
+        interval: guidance applies only for t in [low, high] (arXiv:2404.07724); elsewhere the scale is 1.
+        cfg_channels: guidance applies to the first `cfg_channels` channels, and the others keep the conditional
+            velocity, as in the samplers of DiT and SiT, which guide 3 of 4; None guides all channels.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Denoiser:
         self.cfg_channels = cfg_channels
 
     def velocity(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
-        """Guided velocity at x_t (B, *sample_shape), t (B), y of B rows."""
+        """Guided velocity at x_t (B, *sample_shape), t (B) and y with B rows."""
         guided = self._acts_at(t)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
             return self.model(x_t, t, y)
@@ -54,15 +55,15 @@ class Denoiser:
         return velocity
 
     def x0(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
-        """Guided estimate of the clean sample; guiding x0 and guiding the velocity are the same."""
+        """Guided estimate of the clean sample. Guiding x0 and guiding the velocity give the same result."""
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
 
     def given(self, y: ConditionBatch) -> Velocity:
-        """The velocity field of a fixed condition, as the ODE samplers take it."""
+        """The velocity field for a fixed condition, as the ODE solvers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
     def evaluations(self, t: Tensor) -> int:
-        """Forward passes per sample of a sampler that asks at these t, (S); guidance takes two where it acts."""
+        """Forward passes per sample for velocities at t (S). A guided evaluation counts as two."""
         return len(t) if self.cfg_scale == 1.0 else len(t) + int(self._acts_at(t).sum())
 
     def _acts_at(self, t: Tensor) -> Tensor:

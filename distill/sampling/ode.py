@@ -1,4 +1,4 @@
-"""Solvers of dx/dt = velocity(x, t) from t = 1 to t = 0; all of one signature."""
+"""Solvers of dx/dt = velocity(x, t) from t = 1 to t = 0; all have the same signature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def euler(velocity: Velocity, x: Tensor, grid: Tensor) -> Tensor:
 
 @torch.no_grad()
 def heun(velocity: Velocity, x: Tensor, grid: Tensor) -> Tensor:
-    """Second order, arXiv:2206.00364 alg. 1: two evaluations per step, one in the last."""
+    """Second order, arXiv:2206.00364 alg. 1: two evaluations per step, one in the last step."""
     for t, t_next in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
         slope = velocity(x, x.new_full((len(x),), t))
         x_next = x + (t_next - t) * slope

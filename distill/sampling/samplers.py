@@ -1,4 +1,4 @@
-"""Models with the sampler they were made for, drawn by seed: image i is the same whatever the batch size."""
+"""Models with the sampler they are made for. Drawing is seeded: image i does not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from distill.seeds import generator_for
 MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 CLASSES_FILE = "classes.json"
-MAX_GRID = 200  # images of a report's grid
+MAX_GRID = 200  # images in the grid of a report
 
 
 M = TypeVar("M", bound=Backbone)
@@ -35,14 +35,14 @@ M = TypeVar("M", bound=Backbone)
 
 @dataclass
 class Sampler(Generic[M]):
-    """One way to draw from one model.
+    """One way to draw samples from one model.
 
-    description: what defines it beside the weights; equal descriptions draw equal images.
-    draw: noise (K, B, *sample_shape), y of B rows -> samples (B, *sample_shape).
-    num_noises: K, independent noises a sample needs: one for an ODE, one per step for a student.
-    evaluations: forward passes of the network per sample, guidance included.
-    t_list: a student's own timesteps, descending (S); empty for an ODE, which takes any.
-    path: where the model was loaded from; empty for one that was not.
+    description: everything that defines the sampler except the weights; equal descriptions draw equal images.
+    draw: noise (K, B, *sample_shape), y with B rows -> samples (B, *sample_shape).
+    num_noises: K, the independent noises that a sample needs: one for an ODE, one per step for a student.
+    evaluations: forward passes of the network per sample, including guidance.
+    t_list: timesteps of a student, descending (S); empty for an ODE, which takes any timesteps.
+    path: where the model was loaded from; empty if it was not loaded.
     """
 
     name: str
@@ -62,13 +62,16 @@ class Sampler(Generic[M]):
 
 
 def read_class_names(path: str) -> list[str] | None:
-    """Names of the classes, from `classes.json` in a model folder (or `embedded`) that has one."""
+    """Class names from `classes.json` in a model folder (or `embedded`); None if it has no such file."""
     file = resolve(path, "teacher") / CLASSES_FILE
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler[M]:
-    """A model with guidance under an ODE solver. Raises: UserError where more channels are to be guided than it has."""
+    """A sampler that solves the ODE of a model with guidance.
+
+    Raises: UserError if `teacher.cfg_channels` exceeds the channels of the model.
+    """
     channels = teacher.cfg_channels
     if channels is not None and channels > model.sample_shape[0]:
         raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
@@ -91,7 +94,7 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
 
 
 def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
-    """A student with its list of t."""
+    """The sampler of a student with its list of t."""
     denoiser = Denoiser(model, condition_of(model))
 
     def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
@@ -102,21 +105,23 @@ def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
 
 
 def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
-    """The student as a folder that `load_sampler` reads: a model and its list of t."""
+    """Write the student as a folder that `load_sampler` reads: the model and its list of t."""
     model.save_pretrained(folder)
     (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
 
 
 def model_folder(path: str) -> Path:
-    """The folder that `path` means: itself, a run's student, a training's teacher, or the shipped teacher's."""
+    """The model folder that `path` names: the folder itself, or the student of a run, the teacher of a training run, or
+    the shipped teacher.
+    """
     folder = resolve(path, "teacher")
     return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
 
 
 def configured_vae(path: str) -> str | None:
-    """The autoencoder that the configuration of a run or a training names; None where it or that names none.
+    """The autoencoder named in the configuration of the run that the model is from; None if there is none.
 
-    path: as `model_folder`.
+    path: as in `model_folder`.
     """
     folder = model_folder(path)
     file = folder.parent / CONFIG_FILE
@@ -127,9 +132,9 @@ def configured_vae(path: str) -> str | None:
 
 
 def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[Backbone]:
-    """A folder's model with its own sampler: few-step where it says so, else the teacher's ODE.
+    """Load a folder's model with its sampler: few-step if the folder has a sampler file, otherwise the teacher's ODE.
 
-    path: as `model_folder`.
+    path: as in `model_folder`.
     """
     folder = model_folder(path)
     model = load_model(folder)
@@ -150,18 +155,18 @@ def _read_t_list(file: Path) -> Tensor:
 
 
 def num_in_grid(num_rows: int, num_distinct: int, num_images: int) -> int:
-    """Images in a report's grid, of `num_images` that are drawn: `num_rows` of each condition, as far as they go."""
+    """Images in the grid of a report: `num_rows` of each condition, but at most the `num_images` that are drawn."""
     return min(num_rows * num_distinct, MAX_GRID, num_images)
 
 
 def grid_conditions(condition: Condition, num_rows: int) -> ConditionBatch:
-    """`num_rows` of every example, one after the other: the columns of a grid."""
+    """`num_rows` of every example, grouped by example: the columns of a grid."""
     examples = condition.examples()
     return take_rows(examples, torch.arange(num_rows_of(examples)).repeat_interleave(num_rows))
 
 
 def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """(K, B, *shape): noise k of image i is a function of (seed, i, k) alone."""
+    """Noise (K, B, *shape). Noise k of image i depends only on (seed, i, k)."""
     rows = [
         [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices] for k in range(num_noises)
     ]
@@ -178,12 +183,12 @@ def draw_images(
     decoder: Decoder = PIXELS,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[Tensor, float]:
-    """Images 0, 1, .. of a seed, one per row of `y`, not clamped; with `PIXELS` the samples as they are.
+    """Draw images 0, 1, .. of a seed, one per row of `y`, not clamped. With `PIXELS` they are the samples themselves.
 
     Args:
-        advance: called with the number of images of each batch.
+        advance: called after each batch with its number of images.
 
-    Returns: images (N, C, H, W) on the CPU and images per second, decoding counted, noise drawing not.
+    Returns: images (N, C, H, W) on the CPU, and images per second, which includes decoding but not noise drawing.
     """
     device = next(sampler.model.parameters()).device
     images: list[Tensor] = []

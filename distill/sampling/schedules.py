@@ -1,4 +1,4 @@
-"""Where on the path: random t for training, grids of t for sampling."""
+"""Timesteps: random t for training, grids of t for sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def uniform_t(num: int, generator: torch.Generator, low: float = 0.0, high: floa
 
 
 def logit_normal_t(num: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """t = low + (high - low) sigmoid(n), n ~ N(0, 1): more weight to the middle (arXiv:2403.03206)."""
+    """t = low + (high - low) sigmoid(n), n ~ N(0, 1): puts more weight on the middle (arXiv:2403.03206)."""
     return low + (high - low) * torch.randn(num, generator=generator).sigmoid()
 
 
@@ -22,14 +22,15 @@ T_SAMPLERS: dict[str, Callable[..., Tensor]] = {"uniform": uniform_t, "logit_nor
 
 
 def shift_t(t: Tensor, shift: float) -> Tensor:
-    """Move t towards noise: s t / (1 + (s - 1) t) (arXiv:2403.03206 eq. 23); 1.0 leaves it."""
+    """Shift t towards noise: s t / (1 + (s - 1) t) (arXiv:2403.03206 eq. 23); 1.0 changes nothing."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def t_grid(num_steps: int, shift: float = 1.0, t_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """num_steps + 1 values from 1 (noise) to 0 (data), shifted.
 
-    t_range: where the model is defined; all values are moved into it but the last, at which no sampler asks.
+    t_range: range of t in which the model is defined. All values are clamped to it except the last, at which no
+        sampler evaluates the model.
     """
     if num_steps < 1:
         raise ValueError(f"a sampler needs at least 1 step; got {num_steps}")

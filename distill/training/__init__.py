@@ -1,4 +1,4 @@
-"""The loop, what learns in it, and what survives it: learner, checkpoints, log, run folder, devices.
+"""The training loop and its parts: learners, checkpoints, log, run folder and devices.
 
-May import conformance, data, sampling, models and what stands below them. Of objectives it knows nothing.
+May import conformance, data, sampling, models and what stands below them. It does not depend on objectives.
 """

@@ -1,4 +1,4 @@
-"""Splitting a global batch over processes, of which each sees what one alone would see."""
+"""Splitting a global batch over processes, so that each row is the same as with a single process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from distill.data.base import Noise, noise_of
 
 
 def rank_slice(batch: ConditionBatch, accelerator: Accelerator, dim: int = 0) -> Any:
-    """This process's share, along `dim`, of a tensor or of conditions that every process drew alike; on its device."""
+    """This process's rows, along `dim`, of a tensor or of conditions, moved to its device.
+
+    Every process must pass the same global batch.
+    """
     return map_tensors(lambda part: local_rows(part, accelerator, dim).to(accelerator.device), batch)
 
 
 def local_rows(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:
-    """`rank_slice` where the batch is."""
+    """As `rank_slice`, for one tensor and without a move to another device."""
     share = batch.shape[dim] // accelerator.num_processes
     return batch.narrow(dim, accelerator.process_index * share, share)
 
 
 def rank_noise(generator: torch.Generator, accelerator: Accelerator) -> Noise:
-    """This process's rows of the whole batch's noise, which every process draws alike."""
+    """This process's rows of the noise of the global batch. Every process draws the same global noise."""
 
     def noise(shape: torch.Size) -> Tensor:
         whole = torch.Size([shape[0] * accelerator.num_processes, *shape[1:]])

@@ -1,10 +1,10 @@
-"""Checkpoints: complete, atomic, the newest k kept.
+"""Checkpoints: complete and atomic; the newest k are kept.
 
-accelerate writes models, optimizers and random states; what else a task registers goes with them. Of a model only
-trainable parameters are written: the rest is loaded again from its folder, and several models may share it. The folder
-gets its final name only when everything is in it, so a name that exists is a whole checkpoint.
+accelerate writes models, optimizers, random states and every object that a task registers. Of a model it writes only
+trainable parameters: frozen parameters are loaded again from the model's folder, and several models may share them.
+The folder gets its final name after everything is written, so a folder with that name is a complete checkpoint.
 
-Sharded models are written by torch.distributed.checkpoint, every process its part, with what is frozen.
+torch.distributed.checkpoint writes sharded models; every process writes its shard, and frozen parameters are included.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def checkpoint_path(run_folder: Path, step: int) -> Path:
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
+    """Complete checkpoints of a run, oldest first."""
     return sorted((run_folder / FOLDER).glob("step_????????"))
 
 
 def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep: int) -> Path:
-    """Write the checkpoint of `step` and drop all but the newest `keep`.
+    """Write the checkpoint of `step` and remove all but the newest `keep`.
 
-    Raises: NonFiniteError where what learns is not finite; UserError where it could not be written.
+    Raises: NonFiniteError if a trainable parameter is not finite; UserError if the checkpoint cannot be written.
     """
     _check_finite(accelerator, step)
     final = checkpoint_path(run_folder, step)
@@ -53,7 +53,7 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
     hook = accelerator.register_save_state_pre_hook(_drop_frozen)
     try:
         accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError, _of_sharded()) as error:  # these wrap a full disk
+    except (OSError, RuntimeError, SafetensorError, _of_sharded()) as error:  # a full disk raises one of these
         shutil.rmtree(partial, ignore_errors=True)
         intact = next(reversed(checkpoints(run_folder)), None)
         raise UserError(
@@ -74,7 +74,7 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
 
 
 def _check_finite(accelerator: Accelerator, step: int) -> None:
-    # The last optimizer step of all is followed by no loss that would tell.
+    # No loss is computed after the last optimizer step, so no loss would show that it failed.
     parameters = [
         local_shard(p.detach()) for model in accelerator._models for p in trainable_parameters(model).values()
     ]
@@ -88,8 +88,9 @@ def _check_finite(accelerator: Accelerator, step: int) -> None:
 def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     """Load the newest checkpoint into everything that was prepared or registered.
 
-    Raises: UserError where there is none, or it is damaged, or holds other parameters than those that learn, or was
-        written with FSDP and is loaded without, or the other way round; ValueError where a file of it asks to run code.
+    Raises: UserError if there is no checkpoint, if it is damaged, if its parameters are not the trainable ones of this
+        run, or if it was written with FSDP and is loaded without FSDP or vice versa; ValueError if one of its files
+        would run code when loaded.
     """
     found = checkpoints(run_folder)
     if not found:
@@ -99,10 +100,10 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
     for file in sorted(path.glob("custom_checkpoint_*.pkl")):
-        read_pickle(file)  # or raises: accelerate would run what it is asked to
+        read_pickle(file)  # raises if the pickle would run code, because accelerate would run it
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
-        accelerator.load_state(str(path), strict=False)  # not strict: what is frozen is not in it
+        accelerator.load_state(str(path), strict=False)  # not strict: the checkpoint has no frozen parameters
     except _of_sharded() as error:
         raise UserError(f"--resume: {path} does not fit this run: {_reason(error)}") from error
     except (SafetensorError, EOFError, RuntimeError, UnpicklingError) as error:
@@ -113,20 +114,20 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
 
 
 def _of_sharded() -> type[BaseException]:
-    """What torch.distributed.checkpoint raises; it takes a second to import."""
+    """The exception of torch.distributed.checkpoint, which takes a second to import."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     return CheckpointException
 
 
 def _reason(error: BaseException) -> BaseException:
-    """Of an error that gathers those of all processes, one of them."""
+    """One of the errors that `error` collects from all processes, or `error` itself."""
     failures: dict[int, Any] = getattr(error, "failures", {})
     return next((cause for cause, _ in failures.values()), error)
 
 
 def _drop_frozen(models: Sequence[nn.Module], weights: Sequence[dict[str, Tensor]], folder: str) -> None:
-    # Sharded models are written by now, and accelerate hands over no weights.
+    # For sharded models accelerate passes no weights here: they are already written.
     for model, state in zip(models, weights, strict=bool(weights)):
         for name in frozen_parameters(model):
             del state[name]

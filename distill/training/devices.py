@@ -1,4 +1,4 @@
-"""Devices and processes, by accelerate."""
+"""Devices and processes, through accelerate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from distill.models.sharding import sharding_plugin, start_sharding
 
 
 def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
-    """Devices, ranks and precision of a training; its trackers are found here and begin with `start_trackers`.
+    """The accelerator of a training run: devices, ranks and precision. `start_trackers` starts its trackers.
 
-    Raises: UserError where the batch cannot be shared out evenly, processes do not find each other, FSDP is asked for
-        in a way that is not supported, or a precision or a tracker is not available here.
+    Raises: UserError if the batch does not divide evenly over processes, processes do not find each other, the FSDP
+        settings are not supported, or a precision or a tracker is not available here.
     """
     config = run.train
     plugin = sharding_plugin(config.mixed_precision)
@@ -27,7 +27,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
         log_with=[*config.trackers] or None,
         project_dir=Path(run.output).expanduser(),
         fsdp_plugin=plugin,
-        # Learners do their own accumulation, whatever the environment says.
+        # Learners accumulate gradients themselves, so environment variables must not change this.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
@@ -46,7 +46,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
         raise UserError(
             f"train.batch_size must be a multiple of processes x accumulation = {share}; got {config.batch_size}"
         )
-    # accelerate passes over those that are not installed.
+    # accelerate silently skips trackers that are not installed.
     missing = set(config.trackers) - {"all", *map(str, accelerator.log_with)}
     if missing:
         raise UserError(f"train.trackers: {', '.join(sorted(missing))} is not installed")
@@ -54,13 +54,13 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
 
 
 def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
-    """Tell the trackers, where there are any, of a run and its configuration; some write into its folder."""
+    """Start the trackers, if any, with the configuration of the run; some write into its folder."""
     if run.train.trackers:
         accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
 
 
 def default_device() -> torch.device:
-    """The device of a single process, as accelerate picks it."""
+    """The device that accelerate selects for a single process."""
     device = PartialState().device
     assert device is not None
     return device

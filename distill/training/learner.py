@@ -1,4 +1,4 @@
-"""One role that learns: its model, optimizer and rate, and the only update there is."""
+"""A trainable model with its optimizer and learning rate; every optimizer step is made here."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from distill.models.parameters import meta_copy, trainable_parameters
 from distill.models.sharding import full_tensor
 from distill.training.optimizers import OPTIMIZERS
 
-MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below it are not too large, but broken
+MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below this scale are broken, not just large
 
 
 def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
-    """Warm-up, plateau, linear decay: the rate of update `step` (from 0) of `num_steps` as a share of lr."""
+    """Learning rate of update `step` (from 0) of `num_steps`, relative to lr: warm-up, plateau, linear decay."""
     warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
     decay_steps = optim.decay_fraction * num_steps
     left = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
@@ -29,7 +29,7 @@ def lr_factor(step: int, num_steps: int, optim: OptimConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[str, Any]]:
-    """What learns: the routing's parameters, which have a rate of their own, and all others."""
+    """Trainable parameters in two groups: the routing, which has its own learning rate, and all others."""
     routing, others = [], []
     for name, parameter in trainable_parameters(model).items():
         (routing if name.startswith("routing.") else others).append(parameter)
@@ -38,9 +38,9 @@ def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[st
 
 
 class Learner:
-    """A role with an optimizer. The rate is a function of the update's number, so nothing is to be resumed.
+    """A model with an optimizer. The learning rate depends only on the number of the update, so no state is saved.
 
-    meta_model: the model without values, to make plain copies of: one that is sharded cannot be copied.
+    meta_model: the model without values, used to make copies without sharding, since a sharded model cannot be copied.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Learner:
 
     @property
     def module(self) -> nn.Module:
-        """The bare model, without what accelerate wraps around it."""
+        """The model without the wrappers of accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
     def update(self, step: int, losses: Sequence[Callable[[], Tensor]]) -> dict[str, float]:
-        """One optimizer step on the mean of `losses`, one closure per micro-batch.
+        """Make one optimizer step on the mean of `losses`, one closure per micro-batch.
 
-        Returns: loss and gradient norm before clipping.
-        Raises: NonFiniteError before anything is changed.
+        Returns: the loss, and the gradient norm before clipping.
+        Raises: NonFiniteError before any parameter is changed.
         """
         rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
         for group in self.optimizer.param_groups:
@@ -77,7 +77,7 @@ class Learner:
         for i, closure in enumerate(losses):
             with self._sync(is_last=i == len(losses) - 1):
                 loss = closure() / len(losses)
-                # The mean over processes, so that all of them stop where one of them must.
+                # The mean over processes: if one process must stop, all of them stop.
                 reduced = self.accelerator.reduce(loss.detach(), reduction="mean")
                 assert isinstance(reduced, Tensor)
                 value = float(reduced)
@@ -96,7 +96,7 @@ class Learner:
         return {"loss": total, "grad_norm": float(norm)}
 
     def _may_overflow(self) -> bool:
-        """With fp16 it is expected now and then: the scaler skips the step and halves the scale, while that helps."""
+        """Whether an overflow is normal: the fp16 scaler then skips the step and halves the scale, down to a limit."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() >= MIN_LOSS_SCALE
 

@@ -1,4 +1,4 @@
-"""The loop around an update: progress, log, grids, checkpoints. The task defines what an update is."""
+"""The training loop: progress, log, grids and checkpoints. A task defines what an update does."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ COLUMNS = (
 
 
 class Task(Protocol):
-    """Something that can be trained update by update."""
+    """Something that is trained update by update."""
 
     def update(self, step: int) -> dict[str, float]:
-        """Update number `step` (from 0); returns figures for the log."""
+        """Run update number `step` (from 0); returns values for the log."""
         ...
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """A slower look every `grid_every` updates: pictures into `folder`, figures for the log."""
+        """A slower evaluation every `grid_every` updates: writes pictures into `folder`, returns values for the log."""
         ...
 
     def headline(self, values: dict[str, float]) -> str:
-        """The figures that stand beside the progress bar."""
+        """Text that shows the main values beside the progress bar."""
         ...
 
 
 class Counter:
-    """The number of finished updates and the seconds they took, as accelerate's checkpoints hold it."""
+    """The number of finished updates and the seconds they took, saved in accelerate's checkpoints."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -55,9 +55,9 @@ class Counter:
 
 
 class Pace:
-    """Time spent and left, after each update.
+    """Elapsed and remaining time after each update.
 
-    The first one, which also does what comes before all (the critic's warm-up), says nothing of those to come.
+    The first update also includes one-time work (the critic's warm-up), so the estimate ignores its duration.
     """
 
     def __init__(self, num_steps: int) -> None:
@@ -73,17 +73,17 @@ class Pace:
 
 
 def is_logged(step: int, config: LoopConfig) -> bool:
-    """Whether the log has a line after so many updates."""
+    """Whether the log has a record after update number `step` (from 1)."""
     return step == 1 or step % config.log_every == 0 or has_grid(step, config)
 
 
 def has_grid(step: int, config: LoopConfig) -> bool:
-    """Whether the slower look is taken after so many updates."""
+    """Whether `Task.probe` runs after update number `step` (from 1)."""
     return step % config.grid_every == 0 or step == config.steps
 
 
 def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> None:
-    """Train `task` for `config.steps` updates, from its newest checkpoint where `resume`."""
+    """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint."""
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
     if resume:

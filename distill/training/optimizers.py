@@ -1,4 +1,4 @@
-"""Optimizers by the name that a configuration gives them."""
+"""Optimizers by their name in the configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _adamw(groups: Groups, optim: OptimConfig, device: torch.device) -> Optimize
 
 
 def _adamw_8bit(groups: Groups, optim: OptimConfig, device: torch.device) -> Optimizer:
-    """Block-wise 8-bit moments, arXiv:2110.02861; small tensors keep theirs in float32."""
+    """AdamW with block-wise 8-bit moments, arXiv:2110.02861; the moments of small tensors stay in float32."""
     if device.type != "cuda":
         raise UserError(f"optim.name = adamw_8bit needs a CUDA device, and this is {device.type}; adamw runs on any")
     try:

@@ -1,4 +1,4 @@
-"""Checks before the first update: most failed distillations are a wrong convention, not a wrong rate."""
+"""Checks before the first update: most failed distillations come from a wrong convention, not a wrong learning rate."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NUM_STEPS = 10
 
 @torch.no_grad()
 def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: TeacherConfig) -> float:
-    """Raise UserError where the teacher, or a copy of it that learns, is not what distillation assumes.
+    """Raise UserError if the teacher or a trainable copy of it does not meet the assumptions of distillation.
 
     Args:
-        copies: models that must compute what the teacher does before the first update, by role.
+        copies: models that must compute the same as the teacher before the first update, by role.
 
-    Returns: std of the teacher's samples, the yardstick of the student's drift.
+    Returns: standard deviation of the teacher's samples, the reference for the student's drift.
     """
     complaint = convention_of(teacher).complaint
     if complaint:

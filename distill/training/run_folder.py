@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and what it was started with."""
+"""The folder of a run: who may write into it, and the configuration that it was started with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.training.devices import start_trackers
 
 
 def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool) -> Path:
-    """The folder `config.output`, claimed for all processes, with the trackers on.
+    """Claim the folder `config.output` for all processes and start the trackers.
 
     Raises: UserError as `claim_folder`.
     """
@@ -28,17 +28,17 @@ def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resum
 
 
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
-    """Save the resolved configuration into a new folder, or see that a resumed run is the same run.
+    """Save the resolved configuration into a new folder, or check that a resumed run has the same configuration.
 
-    What is measured when a run is over may be changed between its parts.
+    The settings under `evaluate` may change between parts of a run.
 
-    Raises: UserError where the folder holds another run, or `resume` finds none or a different configuration.
+    Raises: UserError if the folder holds another run, or if `resume` finds no run or a different configuration.
     """
     saved = folder / CONFIG_FILE
     if resume:
         if not saved.is_file():
             raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
-        # A field younger than the run had its default then.
+        # A setting that did not exist when the run started had its default value.
         then = build_config(type(config), read_values(saved))
         different = _differences(flat_values(then), flat_values(config))
         if different:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line and logged step; accelerate's trackers get the same."""
+"""metrics.jsonl: one JSON object per line and logged step; accelerate's trackers get the same values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends to `folder/metrics.jsonl`; a resumed run first drops what lies after its checkpoint."""
+    """Appends to `folder/metrics.jsonl`; a resumed run first drops the records after its checkpoint."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, resumed_step: int) -> None:
         self._path = folder / FILE
@@ -31,7 +31,7 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The records of a run, oldest first; a half-written last line (a killed process) is left out."""
+    """The records of a run, oldest first. An incomplete last line (from a killed process) is left out."""
     path = folder / FILE
     if not path.is_file():
         return []

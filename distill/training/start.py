@@ -1,4 +1,4 @@
-"""The model that `train` begins with: new or from a folder, and which of its parameters learn."""
+"""The model that `train` starts from: a new one or one from a folder, and which of its parameters are trainable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.models.lora import add_adapters
 
 
 def _all(model: Any, start: StartConfig) -> None:
-    """Everything but the fixed positions, as the model is built."""
+    """Everything except the fixed position embedding, as `SiT` is constructed."""
 
 
 def _routing(model: Any, start: StartConfig) -> None:
@@ -37,11 +37,11 @@ TRAINABLE: dict[str, Callable[[Any, StartConfig], None]] = {"all": _all, "routin
 
 
 def starting_model(config: TrainConfig) -> Backbone:
-    """A new model of `config.model`, or the one in `config.start.path` with what does not learn frozen.
+    """A new model of `config.model`, or the one in `config.start.path` with `config.start.trainable` applied.
 
-    With `lora`, linear layers have gained adapters, which change nothing yet.
+    With `lora`, the linear layers get adapters that have no effect yet.
 
-    Raises: UserError where there is nothing to train or peft is missing.
+    Raises: UserError if there is nothing to train or peft is not installed.
     """
     if config.start.path is None:
         assert config.model is not None

@@ -1,4 +1,4 @@
-"""A diagnosis on one page."""
+"""The page of a diagnosis."""
 
 from distill.report.diagnosis.figures import MODEL_COLOURS
 from distill.report.diagnosis.page import JSON, PAGE, write_diagnosis

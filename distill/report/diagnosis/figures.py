@@ -1,7 +1,7 @@
-"""Pictures of a diagnosis. Models side by side share their axes; shaded bands are two standard errors.
+"""Figures of a diagnosis. Models share their axes; shaded bands are two standard errors.
 
-Colours of models are from Okabe and Ito's palette, those of t run from dark (data) to light (noise) in viridis:
-both can be told apart by colour-blind readers.
+Colours of models are from Okabe and Ito's palette, those of t run from dark (data) to light (noise) in viridis.
+Colour-blind readers can tell both apart.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ REACH = {
     "first_half_share": ("first half of depth", "#56b4e9"),
     "second_half_share": ("second half of depth", "#0072b2"),
 }
-WIDTH = 10.0  # inches, what the page shows at full width
+WIDTH = 10.0  # inches; the page shows it at full width
 COLUMNS = 3
 LINES_BY_T = 5
 HEATMAPS_BY_T = 5
-LINEAR_COST = 0.01  # of the loss: below this the scale of costs is linear
-COST_ENDS = (0.1, 1.0, 10.0)  # where it may end
+LINEAR_COST = 0.01  # as a share of the loss: below this the scale of costs is linear
+COST_ENDS = (0.1, 1.0, 10.0)  # possible ends of the scale
 DASHED = (0, (3, 1.5))
 DEPTH = "depth, in blocks"
 
@@ -52,7 +52,7 @@ class _Panel:
 
 
 def depth_plot(diagnosis: Diagnosis, name: str) -> Figure:
-    """One measure over depth: the models' means over t in one panel, then each model by t."""
+    """One measure over depth: one panel with the models' means over t, then one panel per model by t."""
     profiles = {model.name: model.profiles[name] for model in diagnosis.models if name in model.profiles}
     first = next(iter(profiles.values()))
     colours = colours_of(diagnosis)
@@ -101,7 +101,7 @@ def _legend_below(figure: Figure, ax: Axes) -> None:
 def _log_axis(ax: Axes) -> None:
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    narrow = high < 100 * low  # then decades alone would leave an axis without ticks
+    narrow = high < 100 * low  # decades alone would leave the axis without ticks
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     ax.yaxis.set_minor_locator(NullLocator())
@@ -110,7 +110,7 @@ def _log_axis(ax: Axes) -> None:
 def _means(
     profiles: Mapping[str, Profile], colours: Mapping[str, str], counted: Sequence[ModelDiagnosis]
 ) -> Callable[[Axes], None]:
-    """Means over t, one line per model; of `counted` models also how many sources there are to use."""
+    """Draws means over t, one line per model; for `counted` models also the number of available sources."""
 
     def draw(ax: Axes) -> None:
         for name, profile in profiles.items():
@@ -144,9 +144,9 @@ def _by_t(profile: Profile, t_values: np.ndarray) -> Callable[[Axes], None]:
 
 
 def _profile_lines(ax: Axes, profile: Profile, mean: np.ndarray, band: np.ndarray, colour: object, label: str) -> None:
-    """One line with a band; of sublayers' outputs two, dashed for attention, and a point for the embedding.
+    """One line with a band. Sublayer outputs get two lines, dashed for attention, and a point for the embedding.
 
-    The two kinds of sublayer differ so much that a line through both would be a saw.
+    The two kinds of sublayer differ so much that a single line would zigzag.
     """
     x = profile.positions
     if profile.axis != "source":
@@ -161,20 +161,20 @@ def _line(
     ax: Axes, x: np.ndarray, mean: np.ndarray, band: np.ndarray, colour: object, label: str, style: object = "-"
 ) -> None:
     ax.plot(x, mean, color=colour, linewidth=1.5, marker="o", markersize=2, label=label or None, linestyle=style)
-    # A logarithmic axis has no place below zero.
+    # A logarithmic axis cannot show values below zero.
     low = np.where(mean > 0, np.maximum(mean - band, 1e-9 * mean), mean - band)
     ax.fill_between(x, low, mean + band, color=colour, alpha=0.2, linewidth=0)
 
 
 def similarity_plot(diagnosis: Diagnosis) -> Figure:
-    """Sublayer by sublayer: how alike their outputs are, with proposed chunks (solid) and uniform ones (dashed)."""
+    """Cosine similarity of sublayer outputs, with proposed chunks (solid) and uniform ones (dashed)."""
     models = diagnosis.models
     columns = min(len(models), COLUMNS)
     rows = -(-len(models) // columns)
     figure = new_figure(max(3.4 * columns + 0.8, 4.6), 3.4 * rows)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    # The ones on the diagonal say nothing; the scale ends where the others do.
+    # The diagonal is always 1, so the colour scale ends at the largest other value.
     limit = max(float(np.abs(model.similarity - np.diag(np.diag(model.similarity))).max()) for model in models)
     image = None
     for ax, model in zip(axes, models, strict=False):
@@ -202,7 +202,7 @@ def similarity_plot(diagnosis: Diagnosis) -> Figure:
 
 
 def removal_plot(diagnosis: Diagnosis) -> Figure:
-    """Sublayer by t: the rise of the loss without it, over the loss; white where it cannot be told from none."""
+    """Relative rise of the loss without a sublayer, by sublayer and t; white if it cannot be told from zero."""
     models = diagnosis.models
     figure = new_figure(WIDTH, 0.6 + 1.75 * len(models))
     figure.set_layout_engine("constrained")
@@ -239,7 +239,7 @@ def removal_plot(diagnosis: Diagnosis) -> Figure:
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
-    """Cell borders halfway between the centres."""
+    """Cell edges halfway between the centres."""
     middles = (centres[1:] + centres[:-1]) / 2
     return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
 
@@ -262,12 +262,12 @@ def probe_plot(diagnosis: Diagnosis) -> Figure:
 
 
 def weights_plot(diagnosis: Diagnosis) -> Figure:
-    """Heatmaps of the weights over the even share, by t, one row of small multiples per model."""
+    """Heatmaps of the weights divided by the even share, by t, one row of panels per model."""
     routings = []
     for model in diagnosis.models:
         routing = model.routing
         if routing is not None:
-            # Over their sum: what is compared is who gets how much, also where weights do not add up to 1.
+            # Divided by their sum, because the relative weights are compared, also if weights do not sum to 1.
             shares = [np.abs(w) / np.abs(w).sum(0) for w in routing.weights]
             name = model.name if len(diagnosis.models) > 1 else ""
             routings.append(Routing(name, diagnosis.t_values, shares, routing.reader_names, routing.source_names))
@@ -275,7 +275,7 @@ def weights_plot(diagnosis: Diagnosis) -> Figure:
 
 
 def reach_plot(diagnosis: Diagnosis) -> Figure:
-    """How each reader's weight is divided between the embedding and the two halves of depth, at three t."""
+    """Split of each reader's weight between the embedding and the two halves of depth, at three t."""
     models = [model for model in diagnosis.models if model.routing]
     times = chosen_times(diagnosis.t_values)
     panels = [
@@ -304,7 +304,7 @@ def _reach(model: ModelDiagnosis, t_index: int) -> Callable[[Axes], None]:
 
 
 def variance_plot(diagnosis: Diagnosis) -> Figure:
-    """What explains the variance of each reader's weights, and above it how large that variance is."""
+    """Parts of the variance of each reader's weights, and above them the size of that variance."""
     models = [model for model in diagnosis.models if model.routing]
     figure = new_figure(WIDTH, 0.4 + 2.5 * len(models))
     figure.set_layout_engine("constrained")

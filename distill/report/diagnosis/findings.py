@@ -1,4 +1,4 @@
-"""What the figures of a diagnosis say, in sentences and in one table. Every word depends on a measured number."""
+"""The results of a diagnosis in sentences and in one table. Every sentence depends on measured values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from distill.report.table import MISSING, Cell, format_cell, format_number
 
 ALIKE = 0.9  # the cosine above which arXiv:2605.20708 calls neighbouring blocks redundant
 READABLE = 0.95  # of R^2
-EVEN = 0.98  # of the number of sources: a reader that uses so many in effect is called even
+EVEN = 0.98  # of the number of sources: a reader whose effective number reaches this share is called even
 ROUNDING = 1e-6
-NUM_ERRORS = 2  # what is within so many standard errors of zero is called no effect
+NUM_ERRORS = 2  # a value within this many standard errors of zero is called no effect
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table at the top: per model the value, its error and the difference to the reference."""
+    """One line of the table at the top: per model the value, its error and the difference from the reference."""
 
     title: str
     explanation: str
@@ -31,7 +31,7 @@ class Row:
 
 
 def table_rows(diagnosis: Diagnosis) -> list[Row]:
-    """All summaries that any of the models has, then the probe and the variance of the weights."""
+    """All summaries that at least one model has, then the probe and the variance of the weights."""
     reference = next((model for model in diagnosis.models if model.name == diagnosis.reference), None)
     rows = []
     for row in SUMMARIES:
@@ -62,7 +62,7 @@ def _cell(row: Summary, model: ModelDiagnosis, reference: ModelDiagnosis | None)
 
 
 def _text(value: Estimate) -> tuple[str, str]:
-    """("1.234", "± 0.012"): so many decimals that the error has two digits; no error where it is rounding alone."""
+    """("1.234", "± 0.012"): decimals chosen so that the error has two digits; no error if it is only rounding."""
     if not value.error > ROUNDING * abs(value.value):
         return format_number(value.value), ""
     ends = Cell(value.value, value.value - value.error, value.value + value.error)
@@ -71,14 +71,14 @@ def _text(value: Estimate) -> tuple[str, str]:
 
 
 def percent(share: float) -> str:
-    """120 %, 12 %, 1.2 %, under 0.1 %."""
+    """A share as text: 120 %, 12 %, 1.2 %, under 0.1 %."""
     if abs(share) < 0.001:
         return "under 0.1 %"
     return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
 
 
 def explained(model: ModelDiagnosis) -> np.ndarray | None:
-    """Shares of the variance of all weights together, by `EFFECTS`; None where nothing varies."""
+    """Shares of the variance of all weights together, by `EFFECTS`; None if the weights do not vary."""
     if model.routing is None:
         return None
     shares = variance_shares(torch.from_numpy(model.routing.variances.sum(0))).numpy()
@@ -86,7 +86,7 @@ def explained(model: ModelDiagnosis) -> np.ndarray | None:
 
 
 class Finding(NamedTuple):
-    """What the figures say of one model."""
+    """A sentence about one model."""
 
     model: str
     sentence: str
@@ -163,7 +163,7 @@ def of_chunks(model: ModelDiagnosis) -> str:
 
 
 def relative_cost(model: ModelDiagnosis) -> tuple[np.ndarray, np.ndarray]:
-    """Rise of the loss over the loss at that t, and its standard error, (n_t, L) each."""
+    """Rise of the loss relative to the loss at that t, and its standard error, (n_t, L) each."""
     profile, loss = model.profiles[REMOVAL_COST], model.profiles[LOSS].mean
     return profile.mean / loss, profile.standard_error / loss
 
@@ -235,7 +235,7 @@ def of_variance(model: ModelDiagnosis, num_images: int, num_classes: int) -> str
     if shares is None:
         return "the weights are the same for every t, class, image and position."
     by_name = dict(zip(EFFECTS, shares, strict=True))
-    # Means of a few images differ even where their classes do not: see dar.diagnostics.variance.
+    # Means of a few images differ even if their classes do not: see dar.diagnostics.variance.
     by_chance = by_name["image"] * (num_classes - 1) / (num_images - num_classes)
     return (
         f"the timestep explains {percent(by_name['t'])} of the variance of the weights, the token's position "

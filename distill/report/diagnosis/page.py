@@ -1,4 +1,4 @@
-"""The page of a diagnosis: one section per question, pictures inside, no script, nothing fetched."""
+"""The page of a diagnosis: one section per question, with embedded pictures, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Say = Callable[[ModelDiagnosis], str]
 
 @dataclass(frozen=True)
 class Section:
-    """A question, how it is answered, and what the figures say."""
+    """A question, how it is answered, and what the results say."""
 
     id: str
     title: str
@@ -34,7 +34,7 @@ class Section:
 
 
 def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
-    """Write `diagnosis.html`, its pictures and `diagnosis.json`; the folder is there whole or not at all.
+    """Write `diagnosis.html`, its pictures and `diagnosis.json`; the folder is written atomically.
 
     Returns: the path of the page.
     """
@@ -58,7 +58,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
 
 
 def sections_of(diagnosis: Diagnosis) -> list[Section]:
-    """All sections, drawn."""
+    """All sections, with their pictures drawn."""
     along_depth = [
         _depth_section(
             diagnosis,
@@ -97,7 +97,7 @@ def sections_of(diagnosis: Diagnosis) -> list[Section]:
 
 
 def _depth_section(diagnosis: Diagnosis, name: str, title: str, text: str, measures: dict[str, Say]) -> Section:
-    # All that is said of one model stands together.
+    # All sentences about one model stand together.
     said = findings.for_each(diagnosis, lambda model: " ".join(capitalised(say(model)) for say in measures.values()))
     pictures = [_picture(measure, figures.depth_plot(diagnosis, measure), DEPTH_MEASURES[measure].title)
                 for measure in measures]  # fmt: skip
@@ -144,7 +144,7 @@ def _probe(diagnosis: Diagnosis) -> Section:
 
 
 def _routing(diagnosis: Diagnosis) -> list[Section]:
-    """Who reads what, and what that depends on; a section without pictures where no model has weights over depth."""
+    """Which reader reads which source, and what that depends on; no pictures if no model has weights over depth."""
     title = "Who reads what?"
     if not any(model.routing for model in diagnosis.models):
         text = "No weights over depth here: nothing to show of routing."
@@ -181,12 +181,12 @@ def _routing(diagnosis: Diagnosis) -> list[Section]:
 DRAWN = {
     *("hidden_rms", "source_rms", "gradient_rms", "neighbour_cosine", "effective_number", "embedding_share"),
     *("first_half_share", "second_half_share"),
-    "weight_entropy",  # the logarithm of the effective number
+    "weight_entropy",  # its logarithm is shown: the effective number
 }
 
 
 def _others(diagnosis: Diagnosis) -> list[Section]:
-    """Registered measures that have no section of their own."""
+    """Registered measures that have no other section."""
     names = [name for name in DEPTH_MEASURES if name not in DRAWN]
     present = [name for name in names if any(name in model.profiles for model in diagnosis.models)]
     return [
