@@ -176,7 +176,8 @@ def test_the_wheel_is_enough_in_an_empty_folder(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", format="zip")
     (tmp_path / "empty").mkdir()
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from distill.cli import main; sys.exit(main({{}}))"
+    site = str(tmp_path / "site")
+    code = f"import sys; sys.path.insert(0, {site!r}); from distill.cli import main; sys.exit(main({{}}))"
     for argv in (["recipes"], ["run", "quickstart", *SHORT["run"].split()]):
         done = subprocess.run([sys.executable, "-c", code.format(argv)], cwd=tmp_path / "empty", check=False)
         assert done.returncode == 0
