@@ -18,7 +18,7 @@ from dar.diagnostics.profile import Pass, interpolated, source_similarity
 from distill.cli import main
 from distill.conditions import ClassLabels
 from distill.data import load_dataset
-from distill.diagnosis.images import DataSource, balanced_examples, images_of
+from distill.diagnosis.images import DataSource, balanced_examples, dataset_images
 from distill.diagnosis.measuring import Design, diagnose_model, num_forwards
 from distill.diagnosis.results import (
     LOSS,
@@ -161,12 +161,12 @@ class TestImages:
         assert balanced_examples(20, ClassLabels(1000)).unique().tolist() == [round(i * 111) for i in range(10)]
         source = DataSource(load_dataset("idx", write_idx(tmp_path / "data")), "data")
         labels = balanced_examples(8, ClassLabels(2))
-        images = images_of(source, labels, seed=3)
+        images = dataset_images(source, labels, seed=3)
         everything, classes = source.dataset.batch(torch.arange(8), torch.randn)
         rows = [int((everything == image).flatten(1).all(1).nonzero()) for image in images]
         assert sorted(rows) == list(range(8)) and torch.equal(classes[rows], labels)
         with pytest.raises(UserError, match="class 0 has 4 samples; 5 are needed"):
-            images_of(source, balanced_examples(10, ClassLabels(2)), seed=3)
+            dataset_images(source, balanced_examples(10, ClassLabels(2)), seed=3)
 
     @pytest.mark.parametrize(("num_images", "num_classes", "least"), [(3, 2, 4), (19, 10, 20), (3, 1, 4), (0, 5, 10)])
     def test_too_few(self, num_images: int, num_classes: int, least: int) -> None:
@@ -328,7 +328,7 @@ class TestVerb:
             raise AssertionError("nothing may be measured before all is checked")
 
         monkeypatch.setattr("distill.verbs.diagnose.diagnose_model", never)
-        monkeypatch.setattr("distill.verbs.diagnose.images_by", never)
+        monkeypatch.setattr("distill.verbs.diagnose.sampled_images", never)
         write_idx(tmp_path / "data")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "mine.txt").write_text("keep me")

@@ -13,7 +13,7 @@ from dar import SiT
 from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
-from distill.models.ema import decay_within
+from distill.models.ema import limited_decay
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask
 from distill.sampling import few_step_sample
@@ -87,7 +87,7 @@ def test_student_update_leaves_the_critic_and_its_gradients_alone(run_config, ti
 
 def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    decay = decay_within(run_config.student.ema_decay, run_config.train.steps)
+    decay = limited_decay(run_config.student.ema_decay, run_config.train.steps)
     for step in range(3):
         before = snapshot(task.averaged_student)
         task.update(step)

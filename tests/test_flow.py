@@ -201,7 +201,7 @@ def test_guidance_is_the_combination(cfg_scale):
     torch.testing.assert_close(denoiser.velocity(EPS, T, Y), by_hand(EPS, torch.full((4,), cfg_scale)))
     assert model.labels == [[*Y.tolist(), NULL, NULL, NULL, NULL]]
     torch.testing.assert_close(denoiser.x0(EPS, T, Y), velocity_to_x0(EPS, denoiser.velocity(EPS, T, Y), T))
-    torch.testing.assert_close(denoiser.given(Y)(EPS, T), denoiser.velocity(EPS, T, Y))
+    torch.testing.assert_close(denoiser.velocity_field(Y)(EPS, T), denoiser.velocity(EPS, T, Y))
 
 
 def test_interval_acts_per_sample():

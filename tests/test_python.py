@@ -124,7 +124,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert settings.source.startswith("STEPS = ") and "NUM_IMAGES = " in settings.source
     settings.source = "STEPS, NUM_IMAGES = 1, 20"
     where = {"metadata": {"path": str(tmp_path)}}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
     client.execute(env=environment)
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]

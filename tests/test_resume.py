@@ -22,7 +22,7 @@ from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.task import DistillationTask
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from distill.training.loop import Pace, run_loop
+from distill.training.loop import TimeEstimate, run_loop
 from distill.training.run_folder import CONFIG_FILE, claim_folder, open_run
 from distill.training.run_log import read_log
 from tests.conftest import build_roles, models_of, tiny_config
@@ -175,8 +175,8 @@ def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_time_left_is_told_by_what_follows_the_first_update() -> None:
-    pace = Pace(10)
-    assert [pace.text(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
+    estimate = TimeEstimate(10)
+    assert [estimate.text(step, seconds) for step, seconds in ((1, 9.0), (2, 10.0), (4, 12.0), (10, 18.0))] == [
         "9 s", "10 s, 8 s left", "12 s, 6 s left", "18 s, 0 s left",
     ]  # fmt: skip
 

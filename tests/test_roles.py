@@ -21,7 +21,7 @@ from distill.assets import asset
 from distill.cli import main
 from distill.config import RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
-from distill.models.ema import Ema, decay_within
+from distill.models.ema import Ema, limited_decay
 from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask
@@ -235,9 +235,9 @@ def test_the_average_is_over_what_learns(teacher) -> None:
 
 @pytest.mark.parametrize(("decay", "steps", "expected"), [(0.98, 150, 0.98), (0.9999, 100, 0.05**0.01), (0.5, 1, 0.05)])
 def test_the_average_forgets_where_it_began(decay: float, steps: int, expected: float) -> None:
-    assert decay_within(decay, steps) == pytest.approx(expected)
+    assert limited_decay(decay, steps) == pytest.approx(expected)
     model = nn.Linear(1, 1, bias=False)
-    ema = Ema(model, decay_within(decay, steps))
+    ema = Ema(model, limited_decay(decay, steps))
     for n in range(steps + 1):
         nn.init.constant_(model.weight, float(n > 0))
         ema.update(model)

@@ -389,7 +389,7 @@ def test_a_model_of_latents_through_the_pipeline(
     model = SiT.from_pretrained(teacher / "teacher")
     noise = torch.randn(40, 4, 14, 14, generator=generator_for(0, "grid"))
     denoiser = Denoiser(model, ClassLabels(10), 1.5)
-    samples = euler(denoiser.given(torch.arange(10).repeat_interleave(4)), noise, t_grid(2))
+    samples = euler(denoiser.velocity_field(torch.arange(10).repeat_interleave(4)), noise, t_grid(2))
     assert_pictured(
         teacher / "grids" / "step_00000001.png", class_grid(to_uint8(vae.decode(samples)), num_rows=4), scale=3
     )

@@ -34,13 +34,13 @@ class MeasuredJob:
     symptoms: dict[str, list[float]]
 
     def save(self, path: Path) -> None:
-        measures = {name: value.plain() for name, value in self.measures.items()}
+        measures = {name: value.to_json() for name, value in self.measures.items()}
         write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> MeasuredJob:
         values = json.loads(path.read_text())
-        values["measures"] = {name: Interval.of_plain(entry) for name, entry in values["measures"].items()}
+        values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
         return cls(**values)
 
 

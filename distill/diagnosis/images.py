@@ -78,7 +78,7 @@ def _load(spec: str) -> DataSource:
         return DataSource(load_dataset(name, path, "train"), f"{spec}, split train")
 
 
-def images_of(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
+def dataset_images(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
     """Samples (N, C, H, W), drawn at random by seed without repetition; image i has the condition in row i of `y`.
 
     Raises: UserError if the data has too few samples of a class.
@@ -101,7 +101,7 @@ def images_of(source: DataSource, y: ConditionBatch, seed: int) -> Tensor:
     return torch.stack([next(taken[int(label)]) for label in labels])
 
 
-def images_by(
+def sampled_images(
     sampler: Sampler, y: ConditionBatch, seed: int, batch_size: int, advance: Callable[[int], object]
 ) -> Tensor:
     """Stand-in for data: samples (N, C, H, W) that a model draws itself."""

@@ -45,7 +45,7 @@ class Measured:
     measures: dict[str, Interval]
 
     def save(self, path: Path) -> None:
-        measures = {name: value.plain() for name, value in self.measures.items()}
+        measures = {name: value.to_json() for name, value in self.measures.items()}
         write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n")
 
     @classmethod
@@ -53,7 +53,7 @@ class Measured:
         """Raises: UserError if the file is damaged."""
         try:
             values: dict[str, Any] = json.loads(path.read_text())
-            values["measures"] = {name: Interval.of_plain(entry) for name, entry in values["measures"].items()}
+            values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no file of measured values: {error}") from error

@@ -27,12 +27,12 @@ class Interval:
     low: float
     high: float
 
-    def plain(self) -> dict[str, float | None]:
+    def to_json(self) -> dict[str, float | None]:
         """The interval for JSON, with null for nan, which JSON does not have."""
         return {name: None if math.isnan(number) else number for name, number in asdict(self).items()}
 
     @classmethod
-    def of_plain(cls, plain: dict[str, float | None]) -> Interval:
+    def from_json(cls, plain: dict[str, float | None]) -> Interval:
         return cls(**{name: math.nan if number is None else number for name, number in plain.items()})
 
 

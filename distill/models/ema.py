@@ -15,7 +15,7 @@ from distill.models.sharding import full_tensor, local_shard, shard_like
 FIRST_SHARE = 0.05  # largest share of the final average that the initial weights may have
 
 
-def decay_within(decay: float, num_updates: int) -> float:
+def limited_decay(decay: float, num_updates: int) -> float:
     """The smaller of `decay` and the value that gives the first of `num_updates` updates 1/20 of the final average."""
     return min(decay, FIRST_SHARE ** (1 / num_updates))
 

@@ -14,7 +14,7 @@ from distill.config import TrainConfig
 from distill.data.base import Dataset, shuffled_indices
 from distill.latents.decoding import training_decoder
 from distill.models.backbone import Backbone
-from distill.models.ema import Ema, decay_within
+from distill.models.ema import Ema, limited_decay
 from distill.objectives.losses import flow_matching_loss
 from distill.render import save_grid
 from distill.sampling import T_SAMPLERS, Denoiser, euler, grid_conditions, interpolate, t_grid
@@ -39,7 +39,7 @@ class TeacherTask:
         self.decoder = training_decoder(config.data.vae, data.sample_shape, space, accelerator.device)
         model.gradient_checkpointing = config.train.gradient_checkpointing
         self.learner = Learner("teacher", cast(nn.Module, model), config.optim, config.train.steps, accelerator)
-        decay = decay_within(config.flow_matching.ema_decay, config.train.steps)
+        decay = limited_decay(config.flow_matching.ema_decay, config.train.steps)
         self.ema = Ema(self.learner.module, decay, self.learner.meta_model)
         accelerator.register_for_checkpointing(self.ema)
 
@@ -80,7 +80,7 @@ class TeacherTask:
             noise = torch.randn(num_rows(y), *self.sample_shape, generator=generator_for(0, "grid"))
             denoiser = Denoiser(averaged, self.condition, self.config.grid_cfg_scale)
             grid = t_grid(self.config.grid_steps, t_range=self.t_range)
-            samples = euler(denoiser.given(y), grid[0] * noise.to(self.accelerator.device), grid)
+            samples = euler(denoiser.velocity_field(y), grid[0] * noise.to(self.accelerator.device), grid)
             save_grid(self.decoder.decode(samples), GRID_ROWS, folder / f"step_{step:08d}.png")
         return {}
 

@@ -16,7 +16,7 @@ from distill.data import Dataset
 from distill.latents.decoding import PIXELS, Decoder
 from distill.metrics import high_frequency_ratio
 from distill.models.backbone import Backbone
-from distill.models.ema import Ema, decay_within
+from distill.models.ema import Ema, limited_decay
 from distill.models.roles import load_teacher, trainable_copy
 from distill.models.sharding import shard_frozen
 from distill.objectives.base import OBJECTIVES, Network, Setting
@@ -93,7 +93,7 @@ class DistillationTask:
         }
         frozen = shard_frozen(cast(nn.Module, teacher).to(accelerator.device), accelerator)
         guided = Denoiser(frozen, self.condition, settings.cfg_scale, settings.interval, settings.cfg_channels)
-        decay = decay_within(config.student.ema_decay, config.train.steps)
+        decay = limited_decay(config.student.ema_decay, config.train.steps)
         self.ema = Ema(self.student.module, decay, self.student.meta_model)
         setting = Setting(
             config=config,

@@ -125,7 +125,7 @@ def compare(report: Report, measure: Measure, first: str, second: str) -> int | 
     Without an interval nothing is clear, which counts as overlap; the value of the data counts as exact.
     None: one of the values is missing, or that of the data if it is needed.
     """
-    spans = [_badness(report, measure, name) for name in (first, second)]
+    spans = [_lower_is_better(report, measure, name) for name in (first, second)]
     if spans[0] is None or spans[1] is None:
         return None
     (_, low_1, high_1), (_, low_2, high_2) = spans[0], spans[1]
@@ -134,7 +134,7 @@ def compare(report: Report, measure: Measure, first: str, second: str) -> int | 
     return int(high_1 < low_2) - int(high_2 < low_1)
 
 
-def _badness(report: Report, measure: Measure, column: str) -> tuple[float, float, float] | None:
+def _lower_is_better(report: Report, measure: Measure, column: str) -> tuple[float, float, float] | None:
     """A number of which less is better: its value, lower limit and upper limit."""
     cell = _cell(report, measure, column)
     if cell is None or not math.isfinite(cell.value):
@@ -169,7 +169,7 @@ def _marks(report: Report, measure: Measure) -> dict[str, str]:
 
 def _best(report: Report, measure: Measure, names: Sequence[str]) -> tuple[str, bool] | None:
     """The name with the best value and whether it is clearly best; None for a tie or fewer than two values."""
-    ranked = sorted((span[0], name) for name in names if (span := _badness(report, measure, name)) is not None)
+    ranked = sorted((span[0], name) for name in names if (span := _lower_is_better(report, measure, name)) is not None)
     if len(ranked) < 2 or ranked[0][0] == ranked[1][0]:
         return None
     best = ranked[0][1]

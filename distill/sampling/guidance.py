@@ -58,7 +58,7 @@ class Denoiser:
         """Guided estimate of the clean sample. Guiding x0 and guiding the velocity give the same result."""
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
 
-    def given(self, y: ConditionBatch) -> Velocity:
+    def velocity_field(self, y: ConditionBatch) -> Velocity:
         """The velocity field for a fixed condition, as the ODE solvers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 

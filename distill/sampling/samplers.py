@@ -79,7 +79,7 @@ def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, sol
     grid = t_grid(num_steps, t_range=model.t_range)
 
     def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
-        return ODE_SOLVERS[solver](denoiser.given(y), grid[0] * noise[0], grid)
+        return ODE_SOLVERS[solver](denoiser.velocity_field(y), grid[0] * noise[0], grid)
 
     low, high = teacher.interval
     description = f"{num_steps} {solver} steps, cfg_scale {teacher.cfg_scale:g}"

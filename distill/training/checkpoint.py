@@ -53,7 +53,12 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
     hook = accelerator.register_save_state_pre_hook(_drop_frozen)
     try:
         accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError, _of_sharded()) as error:  # a full disk raises one of these
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        _sharded_checkpoint_error(),
+    ) as error:  # a full disk
         shutil.rmtree(partial, ignore_errors=True)
         intact = next(reversed(checkpoints(run_folder)), None)
         raise UserError(
@@ -104,7 +109,7 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
         accelerator.load_state(str(path), strict=False)  # not strict: the checkpoint has no frozen parameters
-    except _of_sharded() as error:
+    except _sharded_checkpoint_error() as error:
         raise UserError(f"--resume: {path} does not fit this run: {_reason(error)}") from error
     except (SafetensorError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}; remove it to go on from the one before") from error
@@ -113,7 +118,7 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
     return path
 
 
-def _of_sharded() -> type[BaseException]:
+def _sharded_checkpoint_error() -> type[BaseException]:
     """The exception of torch.distributed.checkpoint, which takes a second to import."""
     from torch.distributed.checkpoint.api import CheckpointException
 

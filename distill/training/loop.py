@@ -54,7 +54,7 @@ class Counter:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
 
-class Pace:
+class TimeEstimate:
     """Elapsed and remaining time after each update.
 
     The first update also includes one-time work (the critic's warm-up), so the estimate ignores its duration.
@@ -74,10 +74,10 @@ class Pace:
 
 def is_logged(step: int, config: LoopConfig) -> bool:
     """Whether the log has a record after update number `step` (from 1)."""
-    return step == 1 or step % config.log_every == 0 or has_grid(step, config)
+    return step == 1 or step % config.log_every == 0 or is_probed(step, config)
 
 
-def has_grid(step: int, config: LoopConfig) -> bool:
+def is_probed(step: int, config: LoopConfig) -> bool:
     """Whether `Task.probe` runs after update number `step` (from 1)."""
     return step % config.grid_every == 0 or step == config.steps
 
@@ -92,15 +92,15 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
     is_main = accelerator.is_main_process
     lines = not on_terminal()
     started = time.perf_counter() - counter.elapsed_s
-    pace = Pace(config.steps)
+    estimate = TimeEstimate(config.steps)
     with progress_bar(COLUMNS, main_process=is_main) as progress:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
         while counter.step < config.steps:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
-            time_text = pace.text(counter.step, counter.elapsed_s)
-            if has_grid(counter.step, config):
+            time_text = estimate.text(counter.step, counter.elapsed_s)
+            if is_probed(counter.step, config):
                 values |= task.probe(counter.step, folder / "grids")
             if is_logged(counter.step, config):
                 log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from distill.assets import EMBEDDED
 from distill.conditions import condition_of, num_rows
 from distill.config import TeacherConfig
-from distill.diagnosis.images import balanced_examples, find_data, images_by, images_of
+from distill.diagnosis.images import balanced_examples, dataset_images, find_data, sampled_images
 from distill.diagnosis.measuring import BATCH_SIZE, Design, diagnose_model, num_forwards
 from distill.diagnosis.results import Diagnosis
 from distill.errors import UserError
@@ -72,7 +72,7 @@ def diagnose(
     condition = subjects[0].sampler.condition
     y = balanced_examples(num_images, condition)
     source = find_data(data, model.sample_shape, condition)
-    images = source and images_of(source, y, seed)
+    images = source and dataset_images(source, y, seed)
 
     started = time.perf_counter()
     with progress_bar(COLUMNS) as progress:
@@ -80,7 +80,7 @@ def diagnose(
         if images is None:
             painter = next((subject for subject in subjects if subject.sampler.role == "teacher"), subjects[0])
             bar = progress.add_task(f"images by {painter.name}", total=num_rows(y))
-            images = images_by(painter.sampler, y, seed, BATCH_SIZE, lambda n: progress.advance(bar, n))
+            images = sampled_images(painter.sampler, y, seed, BATCH_SIZE, lambda n: progress.advance(bar, n))
             notes.append(_stand_in(painter))
         t_values = torch.linspace(FIRST_T, LAST_T, NUM_T)
         design = Design.of(images, y, t_values, seed)
