@@ -68,5 +68,5 @@ def test_a_state_of_two_processes_is_taken_up_once() -> None:
     main.load_state_dict(before.state_dict())
     two.is_main_process = False
     other.load_state_dict(before.state_dict())
-    assert main._whole().tolist() == [[2 * value for value in row] for row in before._whole().tolist()]
-    assert not other._whole().any()
+    assert main._gathered().tolist() == [[2 * value for value in row] for row in before._gathered().tolist()]
+    assert not other._gathered().any()
