@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dar import FoldedTimestep, SiT, fold_routing
+from distill.assets import EMBEDDED
 from distill.config import EvalConfig, TeacherConfig
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
@@ -77,8 +78,9 @@ def main() -> None:
         "| tolerance | readers folded, by t | Fréchet distance | class agreement | high-frequency share | images/s |",
         "|---|---|---|---|---|---|",
     ]
-    evaluator = Evaluator(EvalConfig(num_images=args.num_images, teacher_reference=None), device)
-    evaluator.check(sampler.model)
+    evaluator = Evaluator(
+        EvalConfig(num_images=args.num_images, teacher_reference=None), device, sampler.model.sample_shape, EMBEDDED
+    )
     for (name, arm, found), rate in zip(arms, rates([arm for _, arm, _ in arms], args.repeats), strict=True):
         ((images, drawn_rate),) = evaluator.draw([arm], args.num_images)
         measures = evaluator.measure(arm, images, drawn_rate).measures

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from dar import SiT
-from distill.assets import FOLDER
+from distill.assets import EMBEDDED, FOLDER
 from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.files import write_folder, write_text
 from distill.metrics import MEASURES, Interval
 from distill.sampling.samplers import CLASSES_FILE, ode_sampler
@@ -101,7 +102,7 @@ def main() -> None:
     model = SiT.from_pretrained(args.run / "teacher").half().float().eval()
     settings = TeacherConfig(cfg_scale=args.cfg_scale)
     sampler = ode_sampler(f"teacher, {settings.steps} steps", model, settings, settings.steps)
-    evaluator = Evaluator(EvalConfig(num_images=args.num_images), torch.device("cpu"))
+    evaluator = Evaluator(EvalConfig(num_images=args.num_images), torch.device("cpu"), model.sample_shape, EMBEDDED)
     ((images, rate),) = evaluator.draw([sampler], args.num_images)
     measured = evaluator.measure(sampler, images, rate)
     evaluator.statistics(sampler, images, f"shipped teacher, {sampler.description}").save(args.assets / "teacher.npz")

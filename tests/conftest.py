@@ -15,6 +15,7 @@ from distill.objectives import DmdConfig, FakeScoreConfig, Network
 from distill.objectives.task import Models, build_models
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 if not torch.cuda.is_available():  # before any kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -187,7 +187,7 @@ def test_wrong_types_are_named(tmp_path, text, message):
         ("train: {batch_size: 0}", r"train\.batch_size must be at least 1; got 0"),
         ("train: {batch_size: 10, accumulation: 4}", r"train\.batch_size must be a multiple of .*= 4; got 10"),
         ("train: {mixed_precision: fp8}", r"train\.mixed_precision must be one of no, bf16, fp16; got 'fp8'"),
-        ("evaluate: {num_images: 3}", r"evaluate\.num_images must be at least 4; got 3"),
+        ("evaluate: {num_images: 3}", r"evaluate\.num_images must be 0 or at least 4; got 3"),
     ],
 )
 def test_bad_values_name_their_limit(tmp_path, text, message):

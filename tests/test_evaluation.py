@@ -6,18 +6,26 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dar import RoutingConfig, SiT, SiTConfig
 from distill.assets import asset
-from distill.config import EvalConfig, TeacherConfig
+from distill.config import DataConfig, EvalConfig, TeacherConfig
+from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
+from distill.report import write_report
 from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
+from tests.conftest import perturbed, tiny_config
+
+CPU = torch.device("cpu")
+GREY = (1, 28, 28)
 
 
 def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
@@ -25,7 +33,7 @@ def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
         return 2 * noise[0]
 
     sampler = Sampler("loud", "teacher", "twice the noise", tiny_model, draw, 1, 1, 1, torch.empty(0))
-    ((images, _),) = Evaluator(EvalConfig(), torch.device("cpu")).draw([sampler], 6)
+    ((images, _),) = Evaluator(EvalConfig(), CPU, tiny_model.sample_shape).draw([sampler], 6)
     assert images.min() == -1 and images.max() == 1
     assert ((images > -1) & (images < 1)).any()
 
@@ -52,7 +60,7 @@ def test_diversity_of_another_perceptual_distance_is_left_out(
     if other:
         monkeypatch.setattr("distill.evaluation.evaluator.load_perceptual", lambda *_, **__: OtherDistance())
     teacher = load_sampler("embedded", TeacherConfig())
-    evaluator = Evaluator(EvalConfig(teacher_reference=str(stored_teacher)), torch.device("cpu"))
+    evaluator = Evaluator(EvalConfig(teacher_reference=str(stored_teacher)), CPU, GREY, "embedded")
     evaluator.use_teacher_reference(teacher, "embedded")
     assert evaluator.measured_teacher is not None
     assert ("lpips_diversity" in data_values(evaluator.data, 4)) == (not other)
@@ -99,10 +107,12 @@ def test_the_note_names_the_classifier_that_is_used(tmp_path: Path) -> None:
     extractor = load_extractor("embedded", tmp_path / "own")
     images = torch.rand(20, 3, 32, 32) * 2 - 1
     reference_from_images(images, torch.arange(20) % 10, extractor, "noise").save(tmp_path / "data.npz")
-    config = EvalConfig(extractor_path=str(tmp_path / "own"), reference=str(tmp_path / "data.npz"))
-    (note,) = [note for note in Evaluator(config, torch.device("cpu")).notes if note.startswith("Fréchet")]
+    config = EvalConfig(
+        extractor_path=str(tmp_path / "own"), extractor="embedded", reference=str(tmp_path / "data.npz")
+    )
+    (note,) = [note for note in Evaluator(config, CPU, (3, 32, 32)).notes if note.startswith("Fréchet")]
     assert f"6 features of the classifier in {tmp_path / 'own'}" in note
-    (note,) = [note for note in Evaluator(EvalConfig(), torch.device("cpu")).notes if note.startswith("Fréchet")]
+    (note,) = [note for note in Evaluator(EvalConfig(), CPU, GREY, "embedded").notes if note.startswith("Fréchet")]
     assert "64 features of a small Fashion-MNIST classifier" in note
 
 
@@ -111,6 +121,9 @@ class Colours:
 
     name, version, feature_dim = "colours", "1", 6
 
+    def reads(self, image_shape: tuple[int, ...]) -> bool:
+        return True
+
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
         return Features(torch.cat([images.mean((-2, -1)), images.std((-2, -1))], dim=1), None)
 
@@ -118,16 +131,69 @@ class Colours:
 def test_photographs_are_measured_without_a_perceptual_distance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.metrics.perceptual.find_alexnet", lambda: None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("distill.evaluation.evaluator.load_extractor", lambda *_, **__: Colours())
     torch.manual_seed(0)
     model = SiT(SiTConfig(64, 16, 3, 16, 1, 2, num_classes=10, routing=RoutingConfig(kind="residual")))
     images = torch.rand(20, 3, 64, 64) * 2 - 1
     reference_from_images(images, torch.arange(20) % 10, Colours(), "noise").save(tmp_path / "data.npz")
     config = EvalConfig(num_images=20, reference=str(tmp_path / "data.npz"), teacher_reference=None, bootstrap=4)
-    evaluator = Evaluator(config, torch.device("cpu"))
-    assert any("no LPIPS figure" in note for note in evaluator.notes)
+    evaluator = Evaluator(config, CPU, model.sample_shape)
+    assert any("LPIPS is left out: alexnet" in note for note in evaluator.notes)
     sampler = ode_sampler("teacher, 1 steps", model, TeacherConfig(), 1)
     ((drawn, rate),) = evaluator.draw([sampler], 20)
     measured = evaluator.measure(sampler, drawn, rate)
     assert "frechet" in measured.measures and "lpips_diversity" not in measured.measures
+
+
+def test_without_data_and_weights_the_teacher_is_the_yardstick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = perturbed(SiT(tiny_config(input_size=24, patch_size=4, in_channels=3)))
+    assert isinstance(model, SiT)
+    evaluator = Evaluator(EvalConfig(num_images=12, bootstrap=4), CPU, model.sample_shape, "my/teacher")
+    said = " ".join(evaluator.notes)
+    assert "Fashion" not in said and "weights-inception" in said and "alexnet" in said and "yardstick" in said
+    slow = ode_sampler("teacher, 3 steps", model, TeacherConfig(), 3)
+    evaluator.use_teacher_reference(slow, "my/teacher")
+    student = few_step_sampler("student, 2 steps", model, torch.tensor([1.0, 0.5]))
+    entries = results.measured_entries(evaluator, slow, [student], 2)
+    assert "spectral_distance_teacher" in entries[1].measured.measures
+    assert not {"frechet", "kid", "spectral_distance_data"} & set(entries[1].measured.measures)
+    page = results.page("a", "b", entries, evaluator, seeds={})
+    assert page.yardstick == "teacher, 3 steps"
+    assert "the closer to teacher, 3 steps the better" in write_report(page, tmp_path / "page").read_text()
+
+
+def test_the_data_of_a_data_set_are_the_reference(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 24, 24, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(20) % 3)
+    config = EvalConfig(data=DataConfig("npz", str(tmp_path / "data.npz")))
+    evaluator = Evaluator(config, CPU, (3, 24, 24), "my/teacher")
+    assert evaluator.data is not None and evaluator.data.num_images == 20
+    assert not any("yardstick" in note for note in evaluator.notes)
+    with pytest.raises(UserError, match=r"has images \[3, 24, 24\]; those to be measured are \[3, 16, 16\]"):
+        Evaluator(config, CPU, (3, 16, 16))
+
+
+def test_the_shipped_references_are_of_the_shipped_teacher_only() -> None:
+    for path in ("my/teacher", None):
+        evaluator = Evaluator(EvalConfig(), CPU, GREY, path)
+        evaluator.use_teacher_statistics(path)
+        assert evaluator.data is None and evaluator.teacher is None
+    evaluator = Evaluator(EvalConfig(), CPU, GREY, "embedded")
+    evaluator.use_teacher_statistics("embedded")
+    assert evaluator.data is not None and evaluator.teacher is not None
+
+
+def test_statistics_of_others(tmp_path: Path) -> None:
+    """ADM's file: Inception's moments, and images."""
+    rng = np.random.default_rng(0)
+    arrays = {"mu": rng.normal(size=2048), "sigma": np.eye(2048)}
+    images = rng.integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
+    np.savez(tmp_path / "adm.npz", arr_0=images, **arrays)
+    reference = Evaluator(EvalConfig(reference=str(tmp_path / "adm.npz")), CPU, (3, 24, 24)).data
+    assert reference is not None and reference.has_images and not reference.has_features
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(ValueError, match=r"mu and sigma have shapes \(5,\), \(5, 5\); Inception has 2048"):
+        Evaluator(EvalConfig(reference=str(tmp_path / "wrong.npz")), CPU, (3, 24, 24))

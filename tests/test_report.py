@@ -283,10 +283,13 @@ def test_spectra_below_the_data_lie_below_zero_decibels() -> None:
     assert low == -high and high > 3.0
 
 
-def test_spectra_without_data_have_one_panel() -> None:
-    spectra = [Spectrum(TEACHER, np.linspace(0, 0.5, 4), np.array([1.0, 0.1, 0.0, 0.01]))]
-    (ax,) = spectra_plot(small_report(spectra=spectra)).axes
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, 0.1, np.nan, 0.01])
+def test_spectra_without_data_are_compared_with_the_first_sampler() -> None:
+    frequency = np.linspace(0, 0.5, 4)
+    spectra = [Spectrum(TEACHER, frequency, np.array([1.0, 0.1, 0.0, 0.01])), Spectrum(STUDENT, frequency, np.ones(4))]
+    power, ratio = spectra_plot(small_report(spectra=spectra)).axes
+    np.testing.assert_array_equal(power.lines[0].get_ydata(), [1.0, 0.1, np.nan, 0.01])
+    np.testing.assert_allclose(ratio.lines[1].get_ydata(), [0, 10, np.nan, 20], atol=1e-9)
+    assert f"against {TEACHER}" in ratio.get_ylabel()
 
 
 def test_training_draws_what_the_log_has() -> None:

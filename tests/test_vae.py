@@ -8,6 +8,7 @@ import pickle
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distill.config import EvalConfig, TeacherConfig
 from distill.data import Dataset, load_dataset
 from distill.errors import UserError
 from distill.evaluation.evaluator import Evaluator
-from distill.latents.decoding import PIXELS, LatentPreview, load_decoder, training_decoder
+from distill.latents.decoding import PIXELS, LatentPreview, decoder_for, training_decoder
 from distill.latents.vae import LatentSpace, Vae, load_vae
 from distill.metrics import measure
 from distill.render import class_grid, save_image, to_uint8
@@ -251,11 +252,14 @@ def test_without_diffusers_it_says_what_to_install(tmp_path: Path, monkeypatch: 
 # decoders
 
 
-def test_pixels_pass_and_latents_ask_for_their_autoencoder() -> None:
-    assert load_decoder(None, CPU) is PIXELS
+def test_pixels_pass_and_latents_without_an_autoencoder_are_shown_as_they_are() -> None:
+    assert decoder_for(None, (3, 8, 8), CPU) is PIXELS
     assert torch.equal(PIXELS.decode(images()), images()) and PIXELS.image_shape((3, 8, 8)) == (3, 8, 8)
-    with pytest.raises(UserError, match=r"latents of 4 channels: give .* evaluate\.vae or --vae"):
-        PIXELS.image_shape((4, 8, 8))
+    for channels, shown in ((4, 3), (2, 1)):
+        decoder = decoder_for(None, (channels, 8, 8), CPU)
+        assert isinstance(decoder, LatentPreview) and "--vae" in decoder.note
+        assert decoder.image_shape((channels, 8, 8)) == (shown, 8, 8)
+        assert decoder.decode(torch.zeros(2, channels, 8, 8)).shape == (2, shown, 8, 8)
 
 
 def test_a_picture_of_latents_is_refused(tmp_path: Path) -> None:
@@ -300,8 +304,8 @@ def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_p
     torch.manual_seed(0)
     model = SiT(tiny_config(in_channels=4, input_size=14, patch_size=7, num_classes=10))
     perturbed(model, std=0.2)
-    evaluator = Evaluator(EvalConfig(vae=folder, bootstrap=2, teacher_reference=None), CPU)
-    evaluator.check(model)
+    config = EvalConfig(vae=folder, bootstrap=2, teacher_reference=None, reference="embedded")
+    evaluator = Evaluator(config, CPU, model.sample_shape)
     sampler = ode_sampler("t", model, TeacherConfig(), 2)
     ((drawn, rate),) = evaluator.draw([sampler], 20)
     raw, _ = draw_images(sampler, ClassLabels(10).balanced(20), seed=1, batch_size=20)
@@ -320,8 +324,8 @@ def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_p
     assert measured.measures == by_hand
     assert measured.description == f"{sampler.description}, decoded by {folder}, scale 0.18215, shift 0"
     assert any(folder in note for note in evaluator.notes)
-    with pytest.raises(ValueError, match=r"are of images \[1, 28, 28\], not \[3, 28, 28\]"):
-        Evaluator(EvalConfig(vae=str(save_vae(tmp_path / "rgb"))), CPU).check(model)
+    with pytest.raises(ValueError, match=r"embedded. does not read images \[3, 28, 28\]"):
+        Evaluator(replace(config, vae=str(save_vae(tmp_path / "rgb"))), CPU, model.sample_shape)
 
 
 # the pipeline
@@ -364,17 +368,17 @@ def assert_pictured(path: Path, pixels: Tensor, scale: int = 1) -> None:
 
 def test_a_training_on_latents_shows_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train_latents(tmp_path, "without", None)
-    assert "grids: latents as they are, channels 0 to 2" in capsys.readouterr().err
+    assert "grids: latents as they are, the first channels as colours" in capsys.readouterr().err
     grid = picture(run / "grids" / "step_00000001.png")
     assert grid.shape == (4 * 14 * 6, 10 * 14 * 6, 3)
     run = train_latents(tmp_path, "with", save_vae(tmp_path / "vae"))
     assert "grids: decoded by" in capsys.readouterr().err
     grid = picture(run / "grids" / "step_00000001.png")
     assert grid.shape == (4 * 28 * 3, 10 * 28 * 3, 3)
-    line = refused(capsys, "sample", str(tmp_path / "without"), "--output", str(tmp_path / "drawn"))
-    assert "latents of 4 channels: give the autoencoder" in line and not (tmp_path / "drawn").exists()
-    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path / 'without' / 'teacher'}}}"))
-    assert "latents of 4 channels: give the autoencoder" in line and not (tmp_path / "run").exists()
+    few = ["--num-images", "2", "--steps", "2"]
+    assert main(["sample", str(tmp_path / "without"), "--output", str(tmp_path / "drawn"), *few]) == 0
+    assert "no autoencoder is given (--vae" in capsys.readouterr().out
+    assert picture(tmp_path / "drawn" / "000000_class0.png").shape == (14, 14, 3)
 
 
 def test_a_model_of_latents_through_the_pipeline(
@@ -398,7 +402,8 @@ def test_a_model_of_latents_through_the_pipeline(
     config = run_config(
         tmp_path, f"teacher: {{path: {teacher / 'teacher'}, cfg_channels: 3}}\nevaluate: {{vae: {folder}}}\n"
     )
-    assert main(["run", config, *QUICK, "train.batch_size=8", "student.optim.lr=1e-9"]) == 0
+    more = ["train.batch_size=8", "student.optim.lr=1e-9", "evaluate.reference=embedded"]
+    assert main(["run", config, *QUICK, *more]) == 0
     run = tmp_path / "run"
     drawn = drawn_by_hand(run, vae, torch.arange(10).repeat_interleave(8), seed=0)
     assert_pictured(run / "grids" / "step_00000002.png", class_grid(drawn, num_rows=8), scale=3)
@@ -413,7 +418,7 @@ def test_a_model_of_latents_through_the_pipeline(
     by_hand = drawn_by_hand(teacher, vae, labels, steps=2, cfg_scale=9.0, cfg_channels=3)
     assert_pictured(tmp_path / "teacher" / "000000_class0.png", by_hand[0])
 
-    argv = ["--num-images", "20", "--teacher-reference", "none"]
+    argv = ["--num-images", "20", "--reference", "embedded"]
     assert main(["evaluate", str(run), "--output", str(tmp_path / "measured"), *argv]) == 0
     measured = json.loads((tmp_path / "measured" / "measures.json").read_text())
     own = json.loads((run / "measures" / "student_2_steps.json").read_text())

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distill.config import EvalConfig, TeacherConfig
+    from distill.config import DataConfig, EvalConfig, TeacherConfig
     from distill.sampling import Sampler
 
 
@@ -34,9 +34,20 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--extractor", default="embedded", help="embedded or inception (embedded)")
-    parser.add_argument("--reference", default="embedded", help="the data's statistics, a .npz file (embedded)")
-    parser.add_argument("--teacher-reference", default="embedded", help="the teacher's, or `none` (embedded)")
+    parser.add_argument("--data", help="pictures to compare with: a folder with a folder per class, or a .npz file")
+    parser.add_argument(
+        "--reference",
+        default="auto",
+        help="or their statistics: a file of `statistics`, ADM's or torch-fidelity's, `embedded`, or `none` (auto: the "
+        "shipped ones for the shipped teacher and its students)",
+    )
+    parser.add_argument(
+        "--teacher-reference",
+        default="embedded",
+        help="the teacher's statistics, or `none` (embedded, for the shipped teacher and its students)",
+    )
+    parser.add_argument("--extractor", default="auto", help="of features: inception, embedded or auto (auto)")
+    parser.add_argument("--offline", action="store_true", help="download no weights; as HF_HUB_OFFLINE=1")
 
 
 def positive(text: str) -> int:
@@ -94,8 +105,22 @@ def eval_config(args: argparse.Namespace) -> EvalConfig:
         num_images=args.num_images,
         batch_size=args.batch_size,
         extractor=args.extractor,
-        reference=args.reference,
+        data=None if args.data is None else pictures(args.data),
+        reference=None if args.reference == "none" else args.reference,
         teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
         vae=args.vae,
         seed=args.seed,
+        offline=args.offline,
     )
+
+
+def pictures(path: str) -> DataConfig:
+    """The data set of a .npz file, or of a folder: of images, or of latents if it has a listing of them."""
+    from pathlib import Path
+
+    from distill.config import DataConfig
+
+    if path.endswith(".npz"):
+        return DataConfig("npz", path)
+    listings = (Path(path, "dataset.json"), Path(path, "vae-sd", "dataset.json"))
+    return DataConfig("latents" if any(file.is_file() for file in listings) else "images", path)

@@ -22,4 +22,5 @@ def main(args: argparse.Namespace) -> None:
     done = run(args.config, args.overrides, resume=args.resume)
     if done is not None:
         print(f"student: {done.student}")
-        print(f"report:  {done.report}")
+        if done.report is not None:
+            print(f"report:  {done.report}")

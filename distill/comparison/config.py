@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.assets import EMBEDDED
 from distill.config import EvalConfig, SiTConfig, TrainConfig, build_config, merge_values, read_values
 from distill.errors import UserError
 
@@ -38,7 +39,9 @@ class MeasuringConfig:
     cfg_scale: float = 1.5
     num_steps: int = 25
     symptom_images: int = 200
-    evaluate: EvalConfig = field(default_factory=lambda: EvalConfig(bootstrap=50, batch_size=100))
+    evaluate: EvalConfig = field(
+        default_factory=lambda: EvalConfig(bootstrap=50, batch_size=100, extractor=EMBEDDED, reference=EMBEDDED)
+    )
 
 
 @dataclass

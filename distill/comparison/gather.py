@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.assets import resolve
 from distill.comparison.config import Comparison, Job
 from distill.comparison.jobs import is_finished
 from distill.comparison.measuring import MEASURES_FILE, MeasuredJob
 from distill.comparison.statistics import departure, summarise, value_at
 from distill.comparison.timing import Cost, load_costs, timing_path
 from distill.comparison.training import TRAINING_FILE, Trained
+from distill.evaluation.references import reference_file
 from distill.metrics import ReferenceStatistics, data_values
 
 
@@ -101,8 +101,9 @@ def gather(comparison: Comparison) -> Gathered:
         for job in done
     ]
     costs = {(cost.size, cost.arm): cost for cost in load_costs(timing_path(comparison))}
-    reference = ReferenceStatistics.load(resolve(comparison.config.measuring.evaluate.reference, "data.npz"))
-    data = data_values(reference, comparison.jobs[0].model.patch_size)
+    file = reference_file(comparison.config.measuring.evaluate, None)
+    patch_size = comparison.jobs[0].model.patch_size
+    data = data_values(ReferenceStatistics.load(file), patch_size) if file else {}
     missing = [job for job in comparison.jobs if job not in done]
     return Gathered(comparison, results, missing, costs, data, tabulate(results, comparison, costs, data))
 

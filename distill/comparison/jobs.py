@@ -80,7 +80,7 @@ def run_jobs(comparison: Comparison) -> list[Job]:
         is_trained(job)  # raises for a folder of another configuration, before any compute
     data, test = load_data(first.train, "train"), load_data(first.train, "test")
     samples = held_out(test, config.validation, first.train.flow_matching.t_sampler)
-    evaluator = Evaluator(config.measuring.evaluate, default_device())
+    evaluator = Evaluator(config.measuring.evaluate, default_device(), tuple(data.sample_shape))
     clock = Clock(comparison)
 
     def do(job: Job) -> None:

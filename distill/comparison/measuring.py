@@ -57,7 +57,6 @@ def is_measured(job: Job, config: MeasuringConfig) -> bool:
 def measure_job(job: Job, config: MeasuringConfig, evaluator: Evaluator, samples: HeldOut) -> None:
     """Draw from the job's final EMA model, measure the images, and measure the symptoms on held-out samples."""
     model = SiT.from_pretrained(job.folder / MODEL_FOLDER).to(default_device()).eval()
-    evaluator.check(model)
     sampler = ode_sampler(job.name, model, TeacherConfig(cfg_scale=config.cfg_scale), config.num_steps)
     ((images, rate),) = evaluator.draw([sampler], config.evaluate.num_images)
     measured = evaluator.measure(sampler, images, rate)

@@ -14,6 +14,8 @@ from distill.assets import EMBEDDED
 from distill.config.checks import at_least, ema_decay, one_of, within
 from distill.errors import UserError
 
+MIN_IMAGES = 4  # precision and recall look at three neighbours
+
 
 @dataclass
 class OptimConfig:
@@ -214,29 +216,43 @@ class RolesConfig:
 class EvalConfig:
     """What is drawn and measured at the end.
 
-    num_images: per sampler; the teacher's reference sampler draws only the grid where its statistics
-        are at hand. reference: statistics of the data, `embedded` or a file of scripts/data_statistics.py.
+    num_images: per sampler, 0 to train only; the teacher's reference sampler draws only the grid where its statistics
+        are stored.
+    extractor: of features, for Fréchet distance, KID, precision and recall: `inception`, `embedded` (the shipped
+        classifier of Fashion-MNIST), or `auto`: embedded for the shipped teacher and its data, Inception for all else.
+        Where Inception's weights cannot be had, the measures that need them are left out and named.
+    reference: statistics of the data: a file of scripts/data_statistics.py, ADM's or torch-fidelity's, `embedded`, or
+        `auto`: those of `data` where it is named, the shipped ones for the shipped teacher, else none.
+    data: a data set that the statistics are made of, in place of a file.
     teacher_reference: statistics of the teacher's reference sampler, `embedded`, a measures.npz that `evaluate`
         wrote (its measures.json beside it), or null: then the teacher draws as many images as the others.
     vae: the autoencoder that decodes the samples of a model of latents, for grids too: a folder or a hub name in the
         local cache; null for pixels.
+    offline: download no weights, as with HF_HUB_OFFLINE=1.
     """
 
     num_images: int = 2000
     batch_size: int = 250
-    extractor: str = "embedded"
+    extractor: str = "auto"
     extractor_path: str | None = None
-    reference: str = "embedded"
+    reference: str | None = "auto"
+    data: DataConfig | None = None
     teacher_reference: str | None = "embedded"
     vae: str | None = None
     bootstrap: int = 200
     seed: int = 1
+    offline: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, "evaluate", 4, "num_images")  # precision and recall look at three neighbours
+        at_least(self, "evaluate", 0, "num_images")
+        if 0 < self.num_images < MIN_IMAGES:
+            raise UserError(f"evaluate.num_images must be 0 or at least {MIN_IMAGES}; got {self.num_images}")
         at_least(self, "evaluate", 1, "batch_size", "bootstrap")
+        one_of(self, "evaluate", "extractor", ("auto", "embedded", "inception"))
+        if self.data is not None and self.reference not in ("auto", None):
+            raise UserError(f"evaluate.data and evaluate.reference = {self.reference} are two references; give one")
 
-    def reference_for(self, teacher_path: str) -> str | None:
+    def reference_for(self, teacher_path: str | None) -> str | None:
         """`teacher_reference`, or None where that would be the embedded teacher's for another teacher."""
         return None if self.teacher_reference == EMBEDDED != teacher_path else self.teacher_reference
 

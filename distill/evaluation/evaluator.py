@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,10 +12,13 @@ from torch import Tensor
 from distill.assets import EMBEDDED, resolve
 from distill.config import EvalConfig
 from distill.errors import UserError
-from distill.files import write_text
-from distill.latents.decoding import load_decoder
+from distill.evaluation.measured import Measured
+from distill.evaluation.references import data_reference, extractor_name, reference_file
+from distill.latents.decoding import decoder_for
 from distill.metrics import (
-    Interval,
+    EmbeddedExtractor,
+    Extractor,
+    PerceptualDistance,
     ReferenceStatistics,
     check_reference,
     load_extractor,
@@ -31,32 +31,7 @@ from distill.progress import progress_bar
 from distill.render import clamp_images
 from distill.sampling import Sampler, draw_images
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Measurements of one sampler; `measures` has the names of `distill.metrics.MEASURES`."""
-
-    name: str
-    description: str
-    num_images: int
-    num_steps: int
-    evaluations: int
-    images_per_second: float
-    measures: dict[str, Interval]
-
-    def save(self, path: Path) -> None:
-        measures = {name: value.to_json() for name, value in self.measures.items()}
-        write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Measured:
-        """Raises: UserError if the file is damaged."""
-        try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no file of measured values: {error}") from error
+FEATURE_MEASURES = "Fréchet distance, KID, precision and recall"
 
 
 class Evaluator:
@@ -65,42 +40,69 @@ class Evaluator:
     `notes` are sentences for the report; they name the stand-ins that replace missing weights.
     """
 
-    def __init__(self, config: EvalConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: EvalConfig, device: torch.device, sample_shape: tuple[int, ...], teacher_path: str | None = None
+    ) -> None:
+        """
+        Args:
+            sample_shape: (c, h, w) of the models' samples.
+            teacher_path: the teacher of the samplers, as a configuration names it; None if it is not known.
+
+        Raises: UserError or ValueError if a reference or a file of weights is damaged or does not fit the samples.
+        """
         self.config = config
+        self.device = device
         self.notes: list[str] = []
-        self.decoder = load_decoder(config.vae, device)
+        self.decoder = decoder_for(config.vae, sample_shape, device)
+        self.image_shape = self.decoder.image_shape(sample_shape)
         if self.decoder.note:
             self.notes.append(f"Images are {self.decoder.note}, and measured as such.")
-        try:
-            self.extractor = load_extractor(config.extractor, config.extractor_path, device=device)
-        except FileNotFoundError as error:
-            self.extractor = load_extractor(EMBEDDED, device=device)
-            self.notes.append(f"{error}. Stand-in for features: the embedded Fashion-MNIST classifier.")
-        if self.extractor.name == EMBEDDED:
-            own = config.extractor_path if config.extractor == EMBEDDED else None
-            classifier = f"the classifier in {own}" if own else "a small Fashion-MNIST classifier"
+        file = reference_file(config, teacher_path)
+        self.extractor = self._load_extractor(extractor_name(config, file))
+        self.perceptual = self._load_perceptual()
+        self.data = data_reference(config, file, self.decoder, sample_shape, self.extractor, self.perceptual)
+        if self.data is None:
             self.notes.append(
-                "Fréchet distance, KID, precision, recall and class agreement use "
-                f"{self.extractor.feature_dim} features of {classifier}; they compare with each other, not with "
-                "Inception figures of papers."
+                "No images of data were given (evaluate.data, a data set, or evaluate.reference, its statistics): the "
+                "teacher's own samples are the yardstick, and nothing is said about the distance to data."
             )
-        self.data = ReferenceStatistics.load(resolve(config.reference, "data.npz"))
-        self.perceptual = load_perceptual(self.data.image_shape, self.extractor, device=device)
-        self._note_perceptual()
-        self.data = self._comparable(self.data)
+        else:
+            self._check(self.data)
+            self.data = self._comparable(self.data if self.extractor else self.data.without_features())
         self.teacher: ReferenceStatistics | None = None
         self.measured_teacher: Measured | None = None
 
-    def _note_perceptual(self) -> None:
-        if self.perceptual is None:
-            self.notes.append(
-                "There is no LPIPS figure: AlexNet's weights are not on this machine, and the stand-in does not read "
-                f"images {list(self.data.image_shape)}."
+    def _load_extractor(self, name: str) -> Extractor | None:
+        path = self.config.extractor_path
+        try:
+            extractor = load_extractor(name, path, device=self.device, offline=self.config.offline)
+        except FileNotFoundError as error:
+            self.notes.append(f"{FEATURE_MEASURES} are left out: {error}.")
+            return None
+        if not extractor.reads(self.image_shape):
+            raise UserError(
+                f"the extractor {name!r} does not read images {list(self.image_shape)}: give evaluate.extractor = "
+                "inception and a reference of such images"
             )
-        elif "stand-in" in self.perceptual.name:
+        if isinstance(extractor, EmbeddedExtractor):
+            classifier = f"the classifier in {path}" if path else "a small Fashion-MNIST classifier"
             self.notes.append(
-                f"AlexNet weights for LPIPS are not on this machine; every LPIPS figure is the {self.perceptual.name}."
+                f"{FEATURE_MEASURES} and class agreement use {extractor.feature_dim} features of {classifier}; they "
+                "compare with each other, not with Inception figures of papers."
             )
+        return extractor
+
+    def _load_perceptual(self) -> PerceptualDistance | None:
+        try:
+            found = load_perceptual(self.image_shape, self.extractor, device=self.device, offline=self.config.offline)
+        except FileNotFoundError as error:
+            self.notes.append(f"LPIPS is left out: {error}.")
+            return None
+        if "stand-in" in found.name:
+            self.notes.append(
+                f"AlexNet's weights for LPIPS are not in torch hub's cache; every LPIPS figure is the {found.name}."
+            )
+        return found
 
     def _comparable(self, reference: ReferenceStatistics) -> ReferenceStatistics:
         """The reference; without its diversity if another perceptual distance than this evaluator's measured it."""
@@ -116,12 +118,8 @@ class Evaluator:
     def _is_comparable(self, reference: ReferenceStatistics) -> bool:
         return self.perceptual is not None and reference.perceptual == self.perceptual.name
 
-    def check(self, model: Backbone) -> None:
-        """Raise ValueError if the data's statistics do not match the samples of `model`; call before any compute."""
-        self._check(self.data, model)
-
-    def _check(self, reference: ReferenceStatistics, model: Backbone) -> None:
-        check_reference(reference, self.extractor, self.decoder.image_shape(model.sample_shape))
+    def _check(self, reference: ReferenceStatistics) -> None:
+        check_reference(reference, self.extractor, self.image_shape)
 
     def describe(self, sampler: Sampler) -> str:
         """Everything that defines the images except the weights: the sampler and the decoder of its samples."""
@@ -134,12 +132,13 @@ class Evaluator:
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Use the stored statistics and measures of the teacher's reference sampler if they match `sampler`.
 
-        They do not match if the teacher, its steps or its guidance differ. Call this before any compute, like `check`.
+        They do not match if the teacher, its steps or its guidance differ, or if there is no extractor to compare with.
+        Call this before any compute.
 
         Raises: as `use_teacher_statistics`; UserError if the stored measures are damaged.
         """
         reference = self.config.reference_for(teacher_path)
-        if reference is None:
+        if reference is None or self.extractor is None:
             return
         path = resolve(reference, "teacher.npz")
         measured = Measured.load(path.with_suffix(".json"))
@@ -149,7 +148,7 @@ class Evaluator:
                 f"{self.describe(sampler)} and was drawn anew, {self.config.num_images} images."
             )
             return
-        self.use_teacher_statistics(sampler.model)
+        self.use_teacher_statistics(teacher_path)
         if self.teacher is not None and not self._is_comparable(self.teacher):
             kept = {name: value for name, value in measured.measures.items() if not name.startswith("lpips_")}
             measured = replace(measured, measures=kept)
@@ -160,18 +159,22 @@ class Evaluator:
                 f"over {self.config.num_images}. A Fréchet distance and recall fall as images are added."
             )
 
-    def use_teacher_statistics(self, model: Backbone) -> None:
-        """Use the stored statistics of the teacher, for distances of the samples of `model`.
+    def use_teacher_statistics(self, teacher_path: str | None) -> None:
+        """Use the stored statistics of the teacher if they are of the teacher at `teacher_path`.
 
-        Raises: FileNotFoundError; ValueError if they are damaged or do not match the samples of `model`.
+        Raises: FileNotFoundError; ValueError if they are damaged or not of such images.
         """
-        if self.config.teacher_reference is not None:
-            loaded = ReferenceStatistics.load(resolve(self.config.teacher_reference, "teacher.npz"))
-            try:
-                self._check(loaded, model)
-            except ValueError as error:
-                raise UserError(f"teacher_reference = {self.config.teacher_reference}: {error}") from error
-            self.teacher = self._comparable(loaded)
+        reference = self.config.reference_for(teacher_path)
+        if reference is None:
+            return
+        loaded = ReferenceStatistics.load(resolve(reference, "teacher.npz"))
+        try:
+            self._check(loaded)
+        except ValueError as error:
+            raise UserError(f"evaluate.teacher_reference = {reference}: {error}") from error
+        self.teacher = self._comparable(loaded if self.extractor else loaded.without_features())
+        if reference != EMBEDDED:
+            self.notes.append(f"The teacher's figures are of {loaded.source} ({reference}).")
 
     def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
         """Images in [-1, 1] and images per second of each sampler, from the same noise and conditions."""

@@ -16,7 +16,8 @@ from dar.routing import DepthRouting
 from distill import report
 from distill.conditions import condition_of, to_device
 from distill.config import TeacherConfig
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.metrics import (
     MEASURES,
     Interval,
@@ -154,14 +155,18 @@ def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
     ]
 
 
-def spectra(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Spectrum]:
-    curves = [(e.sampler.name, *e.spectrum) for e in entries] + [(report.DATA, *spectrum_of(data))]
+def spectra(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[report.Spectrum]:
+    curves = [(e.sampler.name, *e.spectrum) for e in entries]
+    if data is not None and data.has_images:
+        curves.append((report.DATA, *spectrum_of(data)))
     return [report.Spectrum(name, frequency.numpy(), power.numpy()) for name, frequency, power in curves]
 
 
-def edges(entries: Sequence[Entry], data: ReferenceStatistics) -> list[report.Edges]:
+def edges(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[report.Edges]:
     """Densities of gradient magnitude, in bins wide enough for a readable plot."""
-    histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries] + [(report.DATA, data.gradient_histogram)]
+    histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries]
+    if data is not None and data.has_images:
+        histograms.append((report.DATA, data.gradient_histogram))
     width = BIN_WIDTH * EDGE_BINS
     centres = (np.arange(NUM_BINS // EDGE_BINS) + 0.5) * width
     return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
@@ -231,7 +236,8 @@ def page(
     num_grid = min(len(e.grid) for e in entries)
     condition = entries[0].sampler.condition
     labels = condition.groups(condition.balanced(num_grid))
-    of_data = data_values(evaluator.data, evaluator.patch_size(entries[0].sampler.model))
+    patch_size = evaluator.patch_size(entries[0].sampler.model)
+    of_data = data_values(evaluator.data, patch_size) if evaluator.data else {}
     return report.Report(
         title=title,
         subtitle=subtitle,

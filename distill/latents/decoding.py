@@ -41,11 +41,6 @@ class Pixels:
 
     def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
         channels, height, width = sample_shape
-        if channels not in IMAGE_CHANNELS:
-            raise UserError(
-                f"the model makes latents of {channels} channels: give the autoencoder that decodes them, "
-                "evaluate.vae or --vae (a folder, or a name such as stabilityai/sd-vae-ft-ema)"
-            )
         return channels, height, width
 
 
@@ -53,22 +48,36 @@ PIXELS = Pixels()
 
 
 class LatentPreview:
-    """Shows the first three channels of latents as colours, from -3 to 3 standard deviations; colours are not true."""
+    """Shows the first channels of latents as colours, from -3 to 3 standard deviations; colours are not true."""
 
     factor = 1
-    note = "latents as they are, channels 0 to 2 as colours, since data.vae names no autoencoder"
+    note = (
+        "latents as they are, the first channels as colours, since no autoencoder is given (--vae, evaluate.vae or "
+        "data.vae: a folder, or a name such as stabilityai/sd-vae-ft-ema)"
+    )
 
     def decode(self, samples: Tensor) -> Tensor:
-        return samples[:, :3] / 3
+        return samples[:, : self._channels(samples.shape[1])] / 3
 
     def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
         channels, height, width = sample_shape
-        return min(channels, 3), height, width
+        return self._channels(channels), height, width
+
+    @staticmethod
+    def _channels(channels: int) -> int:
+        return 3 if channels >= 3 else 1
 
 
-def load_decoder(vae: str | None, device: torch.device) -> Decoder:
-    """The decoder of a model whose samples are pixels (`vae` is None) or latents of an autoencoder."""
-    return load_vae(vae, device) if vae else PIXELS
+def decoder_for(vae: str | None, sample_shape: tuple[int, ...], device: torch.device) -> Decoder:
+    """The decoder of samples (c, h, w): an autoencoder, or the samples as they are.
+
+    Raises: UserError if the autoencoder does not decode such samples.
+    """
+    if vae is None:
+        return PIXELS if sample_shape[0] in IMAGE_CHANNELS else LatentPreview()
+    decoder = load_vae(vae, device)
+    decoder.image_shape(sample_shape)
+    return decoder
 
 
 def training_decoder(
@@ -82,13 +91,11 @@ def training_decoder(
 
     Raises: UserError if the autoencoder differs in channels, scale or shift from the one that the data was cached with.
     """
-    if vae is None:
-        return PIXELS if sample_shape[0] in IMAGE_CHANNELS else LatentPreview()
-    decoder = load_vae(vae, device)
-    decoder.image_shape(sample_shape)
-    if space is not None and space != decoder.space:
+    decoder = decoder_for(vae, sample_shape, device)
+    own: LatentSpace | None = getattr(decoder, "space", None)
+    if space is not None and own is not None and space != own:
         raise UserError(
-            f"data.vae = {vae} has scale {decoder.space.scale:g}, shift {decoder.space.shift:g}; the latents in "
+            f"data.vae = {vae} has scale {own.scale:g}, shift {own.shift:g}; the latents in "
             f"data.path are read at scale {space.scale:g}, shift {space.shift:g}"
         )
     return decoder

@@ -12,7 +12,7 @@ from distill.metrics.edges import (
     gradient_histogram,
     gradient_magnitude,
 )
-from distill.metrics.features import EXTRACTORS, Extractor, Features, load_extractor
+from distill.metrics.features import EXTRACTORS, EmbeddedExtractor, Extractor, Features, load_extractor
 from distill.metrics.frechet import (
     FrechetStatistics,
     frechet_distance,
@@ -39,6 +39,7 @@ from distill.metrics.table import MEASURES, Measure, check_reference, data_value
 __all__ = [
     "EXTRACTORS",
     "MEASURES",
+    "EmbeddedExtractor",
     "Extractor",
     "Features",
     "FrechetStatistics",

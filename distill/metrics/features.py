@@ -1,7 +1,7 @@
 """Feature extractors by name. To add one: a class with `extract`, and a loader registered here.
 
 "embedded"   the classifier in distill/assets/extractor: 64 features, 10 logits; 28 x 28 grey images only
-"inception"  torch-fidelity's Inception v3: 2048 features, no logits; its weights must lie on this machine
+"inception"  torch-fidelity's Inception v3: 2048 features, no logits; weights are downloaded once
 """
 
 from __future__ import annotations
@@ -18,35 +18,43 @@ from torch import Tensor
 from dar.checkpoints.pickles import read_pickle
 from distill.metrics.classifier import Classifier, check_classifier_images
 from distill.metrics.spectrum import check_images
+from distill.metrics.weights import published_weights
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "extractor"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-_INCEPTION_SHA256 = "6726825d"  # how the digest begins, by torch.hub's rule for file names
+_INCEPTION_SHA256 = "6726825d"  # first digits of the digest, torch.hub's convention for file names
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features [N, D] and, from a classifier, logits [N, K]; float32 on the CPU."""
+    """Features [N, D] and, if the extractor is a classifier, logits [N, K]; float32 on the CPU."""
 
     features: Tensor
     logits: Tensor | None
 
 
 class Extractor(Protocol):
-    """What the measures ask of a feature extractor."""
+    """The interface of a feature extractor."""
 
     name: str
-    version: str  # tells weights apart: features of two versions cannot be compared
+    version: str  # identifies the weights: features of two versions cannot be compared
     feature_dim: int
 
+    def reads(self, image_shape: tuple[int, ...]) -> bool:
+        """Whether it can read images of shape (C, H, W)."""
+        ...
+
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
-        """Features of images [N, C, H, W] in [-1, 1]; raises ValueError where it cannot read such images."""
+        """Features of images [N, C, H, W] in [-1, 1].
+
+        Raises: ValueError if the extractor cannot read such images.
+        """
         ...
 
 
 class EmbeddedExtractor:
-    """The shipped classifier, or another saved the same way."""
+    """The shipped classifier, or another one saved in the same format."""
 
     name = "embedded"
 
@@ -58,6 +66,10 @@ class EmbeddedExtractor:
         for key, value in sorted(model.state_dict().items()):
             digest.update(key.encode() + value.cpu().numpy().tobytes())
         self.version = digest.hexdigest()[:8]
+
+    def reads(self, image_shape: tuple[int, ...]) -> bool:
+        config = self.model.config
+        return tuple(image_shape) == (config.in_channels, config.image_size, config.image_size)
 
     @torch.no_grad()
     def extract(self, images: Tensor, batch_size: int = 250) -> Features:
@@ -75,9 +87,9 @@ class EmbeddedExtractor:
 
 
 class InceptionExtractor:
-    """torch-fidelity's port of the Inception v3 that the Fréchet Inception distance is defined by.
+    """torch-fidelity's port of the Inception v3 that defines the Fréchet Inception distance.
 
-    Images are rounded to 8 bits and grey ones repeated to three channels; the network resizes to 299 x 299.
+    Images are rounded to 8 bits, and grey images are repeated to three channels; the network resizes to 299 x 299.
     """
 
     name = "inception"
@@ -92,6 +104,9 @@ class InceptionExtractor:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
         ).to(device)
 
+    def reads(self, image_shape: tuple[int, ...]) -> bool:
+        return image_shape[0] in (1, 3)
+
     @torch.no_grad()
     def extract(self, images: Tensor, batch_size: int = 50) -> Features:
         check_images(images)
@@ -105,42 +120,43 @@ class InceptionExtractor:
         return Features(torch.cat(parts), None)
 
 
-def _load_embedded(path: Path | None, device: torch.device | str) -> Extractor:
+def _load_embedded(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:
     return EmbeddedExtractor(Classifier.from_pretrained(path or EMBEDDED_FOLDER), device)
 
 
-def _load_inception(path: Path | None, device: torch.device | str) -> Extractor:
-    weights = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+def _load_inception(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:
+    weights = path or published_weights(INCEPTION_URL, sha256=_INCEPTION_SHA256, offline=offline)
     if not weights.is_file():
-        raise FileNotFoundError(
-            f"Inception weights are not at {weights}; get {INCEPTION_URL}, or use the extractor 'embedded'"
-        )
-    # The file is a pickle: only the published one is read, and never one that asks to run code.
+        raise FileNotFoundError(f"Inception weights are not at {weights}; get {INCEPTION_URL}")
+    # The file is a pickle: accept only the published file, and none that would run code.
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if not digest.startswith(_INCEPTION_SHA256):
         raise ValueError(
             f"{weights} is damaged or another file: its SHA-256 begins {digest[:8]}, not {_INCEPTION_SHA256}"
         )
-    read_pickle(weights)  # or raises: torch-fidelity would run what it is asked to
+    read_pickle(weights)  # raises if the pickle would run code, because torch-fidelity would run it
     return InceptionExtractor(weights, device)
 
 
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device | str], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[Path | None, torch.device | str, bool], Extractor]] = {
     "embedded": _load_embedded,
     "inception": _load_inception,
 }
 
 
-def load_extractor(name: str, path: str | Path | None = None, *, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of that name, in eval mode; nothing is downloaded.
+def load_extractor(
+    name: str, path: str | Path | None = None, *, device: torch.device | str = "cpu", offline: bool = False
+) -> Extractor:
+    """Load the extractor `name`, in eval mode.
 
     Args:
-        path: folder ("embedded") or weights file ("inception"); where None, the shipped folder or torch hub's
-            cache.
+        path: folder ("embedded") or weights file ("inception"); None for the shipped folder, or for torch hub's cache,
+            into which the weights are downloaded once.
+        offline: download nothing.
 
-    Raises: ValueError listing the names where there is no such extractor, or for a damaged file;
-        FileNotFoundError naming the missing file, on which a caller may fall back to "embedded" and say so.
+    Raises: ValueError, which lists the names, if there is no such extractor, or if a file is damaged;
+        FileNotFoundError, which names the missing file and says how to get it.
     """
     if name not in EXTRACTORS:
         raise ValueError(f"no feature extractor {name!r}; there are {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name](Path(path) if path is not None else None, device)
+    return EXTRACTORS[name](Path(path) if path is not None else None, device, offline)

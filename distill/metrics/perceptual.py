@@ -1,8 +1,8 @@
-"""LPIPS (arXiv:1801.03924): how different two images look, and how much variety there is inside a class.
+"""LPIPS (arXiv:1801.03924): the perceptual distance of two images, and the diversity within a class.
 
-The lpips package brings LPIPS's own weights but not the ImageNet AlexNet below them. Where that file is not
-in torch hub's cache, a stand-in takes its place: the same construction on the embedded classifier's maps,
-without learned weights. Its figures are comparable with each other only; say its `name` beside them.
+The lpips package contains the weights of LPIPS but not the ImageNet AlexNet below them, which is downloaded once. If it
+is missing, a stand-in replaces it for images that the shipped classifier reads: the same formula on the classifier's
+maps, without learned weights. Values of the stand-in compare only with each other; report its `name` with them.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from distill.metrics.classifier import Classifier
-from distill.metrics.features import EMBEDDED_FOLDER, EmbeddedExtractor, Extractor
+from distill.metrics.features import EmbeddedExtractor, Extractor
 from distill.metrics.spectrum import check_images
+from distill.metrics.weights import published_weights
 
-ALEXNET_FILES = "alexnet-owt-*.pth"  # torchvision's names
-ALEXNET_SIDE = 64  # smaller images are enlarged: 28 pixels are too few for AlexNet's strides
+ALEXNET_FILES = "alexnet-owt-*.pth"  # names that torchvision uses
+ALEXNET_SHA256 = "7be5be79"  # how the digest begins, as in torchvision's name
+ALEXNET_URL = f"https://download.pytorch.org/models/alexnet-owt-{ALEXNET_SHA256}.pth"
+ALEXNET_SIDE = 64  # smaller images are enlarged, because AlexNet's strides need more than 28 pixels
 NUM_PAIRS = 1000
 
 
 class PerceptualDistance(Protocol):
-    """A distance between aligned images, with the name to print beside its figures."""
+    """A distance between aligned images; its name is printed with the values."""
 
     name: str
 
     def distance(self, a: Tensor, b: Tensor, batch_size: int = 200) -> Tensor:
-        """Distance of each pair, [N] on the CPU, of images a and b, [N, C, H, W] in [-1, 1] both."""
+        """Distance of each pair, [N] on the CPU, for images a and b, both [N, C, H, W] in [-1, 1]."""
         ...
 
 
 class AlexNetLpips:
-    """LPIPS 0.1 on AlexNet; grey is repeated to 3 channels, images below 64 x 64 are enlarged to it."""
+    """LPIPS 0.1 on AlexNet. Grey images are repeated to 3 channels; images below 64 x 64 are enlarged to 64 x 64."""
 
     name = "LPIPS (AlexNet)"
 
     def __init__(self, backbone: Path, device: torch.device | str = "cpu") -> None:
-        """Raises: ValueError where `backbone` is not torchvision's AlexNet."""
+        """Raises: ValueError if `backbone` is not torchvision's AlexNet."""
         from lpips import LPIPS
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's weights in the old way
-            model = LPIPS(net="alex", pnet_rand=True, verbose=False)  # pnet_rand: no download
+            warnings.simplefilter("ignore", UserWarning)  # lpips uses torchvision's deprecated argument for weights
+            model = LPIPS(net="alex", pnet_rand=True, verbose=False)  # pnet_rand: do not download
         try:
             weights = torch.load(backbone, map_location="cpu", weights_only=True)
             for key, parameter in model.net.named_parameters():
@@ -72,9 +74,9 @@ class AlexNetLpips:
 
 
 class EmbeddedLpips:
-    """LPIPS's construction on the classifier's maps: sum over layers of the spatial mean of |f_a - f_b|^2.
+    """The LPIPS formula on the classifier's maps: sum over layers of the spatial mean of |f_a - f_b|^2.
 
-    f are the maps scaled to unit length over channels; every channel has weight 1.
+    f are the maps normalised to unit length over channels; every channel has weight 1.
     """
 
     name = "lpips stand-in (embedded classifier features)"
@@ -94,38 +96,45 @@ class EmbeddedLpips:
         return torch.stack(layers).sum(0)
 
 
-def find_alexnet() -> Path | None:
-    """torchvision's AlexNet weights in torch hub's cache, or None; nothing is downloaded."""
-    return next(iter(sorted((Path(torch.hub.get_dir()) / "checkpoints").glob(ALEXNET_FILES))), None)
+def find_alexnet(offline: bool = False) -> Path:
+    """torchvision's AlexNet weights in torch hub's cache, into which they are downloaded once.
+
+    Raises: FileNotFoundError, which says what is missing and how to get it.
+    """
+    cached = sorted((Path(torch.hub.get_dir()) / "checkpoints").glob(ALEXNET_FILES))
+    return cached[0] if cached else published_weights(ALEXNET_URL, sha256=ALEXNET_SHA256, offline=offline)
 
 
 def load_perceptual(
-    image_shape: tuple[int, ...], extractor: Extractor | None = None, *, device: torch.device | str = "cpu"
-) -> PerceptualDistance | None:
-    """LPIPS where AlexNet's weights are on this machine, else the stand-in; its `name` says which.
+    image_shape: tuple[int, ...],
+    extractor: Extractor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    offline: bool = False,
+) -> PerceptualDistance:
+    """LPIPS if AlexNet's weights are available, otherwise the stand-in; its `name` says which.
 
     Args:
         image_shape: (C, H, W) of the images to compare.
-        extractor: the classifier of the stand-in; the shipped one where it is not an `EmbeddedExtractor`.
+        extractor: if it is an `EmbeddedExtractor`, the stand-in uses its maps.
+        offline: download nothing.
 
-    Returns: None where what there is cannot read such images.
-    Raises: ValueError for a damaged AlexNet file.
+    Raises: FileNotFoundError, which says how to get the weights; ValueError if the AlexNet file is damaged.
     """
-    backbone = find_alexnet()
-    if backbone:
-        return AlexNetLpips(backbone, device) if image_shape[0] in (1, 3) else None
-    if not isinstance(extractor, EmbeddedExtractor):
-        extractor = EmbeddedExtractor(Classifier.from_pretrained(EMBEDDED_FOLDER), device)
-    config = extractor.model.config
-    reads = (config.in_channels, config.image_size, config.image_size)
-    return EmbeddedLpips(extractor) if tuple(image_shape) == reads else None
+    try:
+        backbone = find_alexnet(offline)
+    except FileNotFoundError:
+        if not isinstance(extractor, EmbeddedExtractor) or not extractor.reads(image_shape):
+            raise
+        return EmbeddedLpips(extractor)
+    return AlexNetLpips(backbone, device)
 
 
 def pairs_within_classes(labels: Tensor, max_pairs: int = NUM_PAIRS, seed: int = 0) -> Tensor:
-    """Indices [P, 2] of random pairs of one class, no image in two of them: what is measured of them is independent.
+    """Indices [P, 2] of random pairs within a class.
 
-    Of each of K classes the same number, max_pairs / K rounded up, or all that a smaller class has; P = 0 where no
-    class has 2 images.
+    No image is in two pairs, so measurements of the pairs are independent. Each of K classes gives max_pairs / K pairs,
+    rounded up, or all its pairs if it has fewer. P = 0 if no class has 2 images.
     """
     generator = torch.Generator().manual_seed(seed)
     members = [(labels == label).nonzero().flatten() for label in labels.unique()]
@@ -145,7 +154,7 @@ def class_diversity(
     max_pairs: int = NUM_PAIRS,
     seed: int = 0,
 ) -> Tensor:
-    """Distance of each of `pairs_within_classes`, [P]; the mean is the diversity."""
+    """Distance of each pair in `pairs_within_classes`, [P]; the mean is the diversity."""
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
     first, second = pairs_within_classes(labels.cpu(), max_pairs, seed).unbind(1)

@@ -1,4 +1,4 @@
-"""What the measures need of a reference set (real data, or a teacher's images), in one small .npz file."""
+"""Statistics of a reference set (real data, or a teacher's images) that the measures need, in one small .npz file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.metrics.edges import edge_share, gradient_histogram
-from distill.metrics.features import Extractor
+from distill.metrics.features import Extractor, Features
 from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, frechet_statistics
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
 from distill.metrics.spectrum import axis_power, band_power, check_images, ring_power
@@ -24,12 +24,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Statistics of n reference images; arrays in numpy, see the functions named for their meaning.
+    """Statistics of n reference images, as numpy arrays; the comments name the functions that define them.
 
-    source: where the images come from, for people. extractor: its name and version.
-    features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are of the unrounded features.
-    class_agreement is nan where there were no logits; diversity is nan, and perceptual "", where there was no
-    perceptual distance, and nan where no class has two images.
+    source: where the images come from, to show to users. extractor: name and version of the extractor.
+    features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are computed from the unrounded features.
+    class_agreement is nan if there were no logits. diversity is nan, and perceptual "", if there was no perceptual
+    distance; diversity is also nan if no class has two images.
     """
 
     source: str
@@ -50,12 +50,33 @@ class ReferenceStatistics:
     diversity: float
     perceptual: str
 
+    @property
+    def has_features(self) -> bool:
+        """Whether the statistics were made with an extractor."""
+        return self.mu.size > 0
+
+    @property
+    def has_images(self) -> bool:
+        """Whether spectra and edges are known: of some published statistics they are not."""
+        return self.power.size > 0
+
+    def with_moments(self, mu: np.ndarray, sigma: np.ndarray) -> ReferenceStatistics:
+        """The same with the mean and covariance of more images."""
+        return replace(self, mu=mu, sigma=sigma)
+
+    def without_features(self) -> ReferenceStatistics:
+        """A copy without features and class agreement, for use with another extractor or with none."""
+        none = np.zeros((self.num_images, 0), np.float16)
+        return replace(
+            self, extractor="", features=none, mu=np.zeros(0), sigma=np.zeros((0, 0)), class_agreement=float("nan")
+        )
+
     def frechet(self) -> FrechetStatistics:
         """Mean and covariance for `frechet_distance`."""
         return FrechetStatistics(self.mu, self.sigma, self.num_images)
 
     def save(self, path: str | Path) -> None:
-        """Write the .npz file; a reader sees the old file or the whole new one."""
+        """Write the .npz file atomically: a reader sees the old file or the complete new one."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
@@ -63,7 +84,7 @@ class ReferenceStatistics:
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez_compressed(file, allow_pickle=False, format=np.asarray(FORMAT), **entries)
-            Path(temporary).chmod(0o644)  # mkstemp lets only its owner read
+            Path(temporary).chmod(0o644)  # mkstemp makes the file readable for its owner only
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -73,7 +94,7 @@ class ReferenceStatistics:
     def load(cls, path: str | Path) -> ReferenceStatistics:
         """Read a file that `save` wrote; pickles are refused.
 
-        Raises: FileNotFoundError; ValueError where the file is damaged, incomplete or of another format.
+        Raises: FileNotFoundError; ValueError if the file is damaged, incomplete or of another format.
         """
         path = Path(path)
         if not path.is_file():
@@ -120,33 +141,39 @@ class ReferenceStatistics:
 
 
 def extractor_id(extractor: Extractor) -> str:
-    """Name and version of an extractor, as `ReferenceStatistics.extractor` keeps it."""
+    """Name and version of an extractor, as stored in `ReferenceStatistics.extractor`."""
     return f"{extractor.name}-{extractor.version}"
 
 
 def reference_from_images(
     images: Tensor,
     labels: Tensor,
-    extractor: Extractor,
+    extractor: Extractor | None,
     source: str,
     *,
     perceptual: PerceptualDistance | None = None,
 ) -> ReferenceStatistics:
-    """Measure a reference set once, for `save`.
+    """Compute the statistics of a reference set, to store with `save`.
 
     Args:
-        images: [n, C, H, W] in [-1, 1]. labels: [n] class numbers.
+        images: [n, C, H, W] in [-1, 1].
+        labels: [n] class numbers.
+        extractor: None for statistics without features.
         source: such as "Fashion-MNIST train".
-        perceptual: also measure the diversity inside classes with it.
+        perceptual: if given, also measure the diversity within classes with it.
 
-    Raises: ValueError where there are fewer than 4 images or labels do not match.
+    Raises: ValueError if there are fewer than 4 images or the labels do not match.
     """
     check_images(images, MIN_IMAGES)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
     images, labels = images.detach().cpu(), labels.detach().cpu()
-    extracted = extractor.extract(images)
-    statistics = frechet_statistics(extracted.features)
+    if extractor:
+        extracted = extractor.extract(images)
+        statistics = frechet_statistics(extracted.features)
+    else:
+        extracted = Features(torch.zeros(len(images), 0), None)
+        statistics = FrechetStatistics(np.zeros(0), np.zeros((0, 0)), len(images))
     frequency, power = ring_power(images)
     square = images.shape[-1] == images.shape[-2]
     agreement = float("nan")
@@ -154,7 +181,7 @@ def reference_from_images(
         agreement = (extracted.logits.argmax(1) == labels).double().mean().item()
     return ReferenceStatistics(
         source=source,
-        extractor=extractor_id(extractor),
+        extractor=extractor_id(extractor) if extractor else "",
         num_images=len(images),
         image_shape=tuple(images.shape[1:]),
         labels=labels.to(torch.int16).numpy(),

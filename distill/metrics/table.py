@@ -1,4 +1,4 @@
-"""The measures of a set of images, by name and in the order of the table.
+"""The measures of a set of images, by name, in the order of the table.
 
 To add one: a function of `Context` under `@register_measure`, and a test.
 """
@@ -37,13 +37,13 @@ FRECHET_RESAMPLES = 50
 
 @dataclass(frozen=True)
 class Context:
-    """A set of images, what to compare it with, and what several measures share, computed once."""
+    """A set of images, what it is compared with, and results that several measures share, computed once."""
 
     images: Tensor  # [N, C, H, W]
     labels: Tensor  # [N]
-    data: ReferenceStatistics
+    data: ReferenceStatistics | None
     teacher: ReferenceStatistics | None
-    extractor: Extractor
+    extractor: Extractor | None
     perceptual: PerceptualDistance | None
     patch_size: int
     paired_to: Tensor | None  # [N, C, H, W]
@@ -51,19 +51,29 @@ class Context:
     num_bootstrap: int
 
     @cached_property
-    def extracted(self) -> Features:
-        return self.extractor.extract(self.images)
+    def extracted(self) -> Features | None:
+        return self.extractor.extract(self.images) if self.extractor else None
 
     @cached_property
     def rings(self) -> tuple[Tensor, Tensor]:
         return ring_power(self.images)
 
     @cached_property
-    def precision_recall(self) -> tuple[Interval, Interval]:
-        reference = torch.from_numpy(self.data.features).float()
-        return precision_recall(self.extracted.features, reference)
+    def data_features(self) -> Tensor | None:
+        """Features of the data; None if there is nothing to compare with `extracted`."""
+        if self.extracted is None or self.data is None or len(self.data.features) < MIN_IMAGES:
+            return None
+        return torch.from_numpy(self.data.features).float()
 
-    def frechet(self, reference: ReferenceStatistics) -> Interval:
+    @cached_property
+    def precision_recall(self) -> tuple[Interval | None, Interval | None]:
+        if self.extracted is None or self.data_features is None:
+            return None, None
+        return precision_recall(self.extracted.features, self.data_features)
+
+    def frechet(self, reference: ReferenceStatistics | None) -> Interval | None:
+        if self.extracted is None or reference is None or not reference.has_features:
+            return None
         return frechet_interval(
             self.extracted.features,
             reference.frechet(),
@@ -71,7 +81,9 @@ class Context:
             seed=self.seed,
         )
 
-    def spectral_distance(self, reference: ReferenceStatistics) -> Interval:
+    def spectral_distance(self, reference: ReferenceStatistics | None) -> Interval | None:
+        if reference is None or not reference.has_images:
+            return None
         frequency, power = self.rings
         target = torch.from_numpy(reference.power)
         return self.of_mean(power, lambda row: spectral_distance_from_power(frequency, row, target), minimum=0.0)
@@ -82,10 +94,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table. compute gives None where the context lacks what it needs.
+    """One row of the table. compute returns None if the context lacks what it needs.
 
-    ideal: "lower", "higher", or "as data": best where it equals the data's own value (`data_values`).
-    has_interval: whether limits that are stored beside a value mean anything.
+    ideal: "lower", "higher", or "as data", which means best if equal to the value of the data (`data_values`).
+    has_interval: whether the limits stored with a value are meaningful.
     """
 
     name: str
@@ -103,9 +115,9 @@ MEASURES: dict[str, Measure] = {}
 def register_measure(
     title: str, *, unit: str = "", ideal: Ideal, explanation: str, has_interval: bool = True
 ) -> Callable[[Callable[[Context], Interval | None]], Callable[[Context], Interval | None]]:
-    """Register a function of `Context` under its own name, after those registered before.
+    """Register a function of `Context` under its own name, after the measures registered so far.
 
-    Raises: ValueError where the name is taken.
+    Raises: ValueError if the name is taken.
     """
 
     def register(compute: Callable[[Context], Interval | None]) -> Callable[[Context], Interval | None]:
@@ -123,7 +135,7 @@ def register_measure(
     ideal="lower",
     explanation="distance between Gaussians fitted to the features of these images and of the data",
 )
-def frechet(context: Context) -> Interval:
+def frechet(context: Context) -> Interval | None:
     return context.frechet(context.data)
 
 
@@ -133,7 +145,7 @@ def frechet(context: Context) -> Interval:
     explanation="the same distance to the teacher's images: what distillation itself changed",
 )
 def frechet_teacher(context: Context) -> Interval | None:
-    return context.frechet(context.teacher) if context.teacher else None
+    return context.frechet(context.teacher)
 
 
 @register_measure(
@@ -141,9 +153,10 @@ def frechet_teacher(context: Context) -> Interval | None:
     ideal="lower",
     explanation="kernel distance between the features of these images and of the data, unbiased at any count",
 )
-def kid(context: Context) -> Interval:
-    reference = torch.from_numpy(context.data.features).float()
-    interval = kid_of_features(context.extracted.features, reference)
+def kid(context: Context) -> Interval | None:
+    if context.extracted is None or context.data_features is None:
+        return None
+    interval = kid_of_features(context.extracted.features, context.data_features)
     return Interval(1000 * interval.value, 1000 * interval.low, 1000 * interval.high)
 
 
@@ -153,7 +166,7 @@ def kid(context: Context) -> Interval:
     ideal="higher",
     explanation="share of these images that lie among the data: how believable they are",
 )
-def precision(context: Context) -> Interval:
+def precision(context: Context) -> Interval | None:
     return context.precision_recall[0]
 
 
@@ -165,7 +178,7 @@ def precision(context: Context) -> Interval:
     "are added, so that only equal numbers of them compare",
     has_interval=False,
 )
-def recall(context: Context) -> Interval:
+def recall(context: Context) -> Interval | None:
     return context.precision_recall[1]
 
 
@@ -176,7 +189,7 @@ def recall(context: Context) -> Interval:
     explanation="share of images that a classifier takes for the class that was asked for",
 )
 def class_agreement(context: Context) -> Interval | None:
-    logits = context.extracted.logits
+    logits = context.extracted.logits if context.extracted else None
     if logits is None:
         return None
     agrees = (logits.argmax(1) == context.labels).double()
@@ -199,7 +212,7 @@ def high_frequency_ratio(context: Context) -> Interval:
     ideal="lower",
     explanation="RMS difference of the spectra above half the Nyquist frequency; too little, too much alike",
 )
-def spectral_distance_data(context: Context) -> Interval:
+def spectral_distance_data(context: Context) -> Interval | None:
     return context.spectral_distance(context.data)
 
 
@@ -210,7 +223,7 @@ def spectral_distance_data(context: Context) -> Interval:
     explanation="the same difference from the teacher's spectrum",
 )
 def spectral_distance_teacher(context: Context) -> Interval | None:
-    return context.spectral_distance(context.teacher) if context.teacher else None
+    return context.spectral_distance(context.teacher)
 
 
 @register_measure(
@@ -245,7 +258,9 @@ def edge_density(context: Context) -> Interval:
     ideal="lower",
     explanation="Wasserstein distance of the Sobel gradients' distributions; too flat, too steep alike",
 )
-def gradient_distance_data(context: Context) -> Interval:
+def gradient_distance_data(context: Context) -> Interval | None:
+    if context.data is None or not context.data.has_images:
+        return None
     target = torch.from_numpy(context.data.gradient_histogram)
     return context.of_mean(
         gradient_histogram(context.images),
@@ -282,14 +297,14 @@ def lpips_to_teacher(context: Context) -> Interval | None:
     return context.of_mean(distances.double()[:, None], lambda row: row.item())
 
 
-def check_reference(reference: ReferenceStatistics, extractor: Extractor, image_shape: tuple[int, ...]) -> None:
-    """Raise ValueError where `reference` was made with another extractor or of images of another shape (C, H, W)."""
-    if reference.extractor != extractor_id(extractor):
+def check_reference(reference: ReferenceStatistics, extractor: Extractor | None, image_shape: tuple[int, ...]) -> None:
+    """Raise ValueError if `reference` has features of another extractor or images of another shape (C, H, W)."""
+    if extractor and reference.has_features and reference.extractor != extractor_id(extractor):
         raise ValueError(
             f"the statistics of {reference.source!r} were made with the extractor {reference.extractor}, "
             f"not {extractor_id(extractor)}; make them again"
         )
-    if reference.image_shape != image_shape:
+    if reference.has_images and reference.image_shape != image_shape:
         raise ValueError(
             f"the statistics of {reference.source!r} are of images {list(reference.image_shape)}, "
             f"not {list(image_shape)}"
@@ -300,28 +315,30 @@ def measure(
     images: Tensor,
     labels: Tensor,
     *,
-    data: ReferenceStatistics,
+    data: ReferenceStatistics | None,
     teacher: ReferenceStatistics | None = None,
-    extractor: Extractor,
+    extractor: Extractor | None,
     lpips: PerceptualDistance | None = None,
     patch_size: int,
     paired_to: Tensor | None = None,
     seed: int = 0,
     num_bootstrap: int = 200,
 ) -> dict[str, Interval]:
-    """Every measure in `MEASURES` that can be computed, in that order; 95 % intervals over the images.
+    """Compute every measure in `MEASURES` that the arguments allow, in that order; 95 % intervals over the images.
 
     Args:
-        images: generated images [N, C, H, W] in [-1, 1]. labels: the classes asked for, [N].
-        data, teacher: what to compare with; their number of images may differ from N.
-        extractor: the one that `data` and `teacher` were made with.
-        lpips: perceptual distance; its two measures are left out where None.
-        patch_size: of the model that made the images; where it makes no grid, the patch peak is left out.
+        images: generated images [N, C, H, W] in [-1, 1].
+        labels: the classes that the images were generated for, [N].
+        data, teacher: statistics to compare with; their number of images may differ from N. None leaves out the
+            measures that compare with it.
+        extractor: the extractor that `data` and `teacher` were made with; None leaves out the measures of features.
+        lpips: perceptual distance; None leaves out its two measures.
+        patch_size: patch size of the model that made the images; the patch peak is left out if it makes no grid.
         paired_to: the teacher's images from the noise and labels of the first M <= N of `images`.
-        num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, but for KID and
+        num_bootstrap: resamples (at most 50 for Fréchet); 0 leaves the limits nan, except for KID and
             shares.
 
-    Raises: ValueError where there are fewer than 4 images, shapes do not match, or a reference was made with
+    Raises: ValueError if there are fewer than 4 images, shapes do not match, or a reference was made with
         another extractor or image size.
     """
     check_images(images, MIN_IMAGES)
@@ -350,11 +367,13 @@ def measure(
 
 
 def data_values(reference: ReferenceStatistics, patch_size: int) -> dict[str, float]:
-    """What the reference's own images have, for the measures that are best "as data" and for class agreement.
+    """Values of the reference images, for the measures that are best "as data" and for class agreement.
 
-    Left out: class agreement without logits, diversity without a perceptual distance, patch peak where images
+    Left out are class agreement without logits, diversity without a perceptual distance, and the patch peak if images
     are not square or `patch_size` makes no grid.
     """
+    if not reference.has_images:
+        return {}
     mean_band_power = torch.from_numpy(reference.band_power).double().mean(0)
     values = {
         "class_agreement": reference.class_agreement,

@@ -79,7 +79,7 @@ def draw(report: Report) -> dict[str, list[Picture]]:
         pictures["spectra"].append(_picture("spectra", png(spectra_plot(report)), alt))
     if report.edges:
         pictures["edges"].append(_picture("edges", png(edges_plot(report)), "Density of gradient sizes"))
-    of_data = report.cells.get("high_frequency_ratio", {}).get(DATA)
+    of_data = report.cells.get("high_frequency_ratio", {}).get(report.yardstick)
     for panel, figure in training_plots(report.history, of_data.value if of_data else None).items():
         picture = _picture(f"training-{panel.name}", png(figure), panel.title, caption=panel.caption)
         pictures["training"].append(picture)
@@ -124,7 +124,7 @@ def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
         verdicts=verdicts(report),
         samplers={sampler.name: sampler for sampler in report.samplers},
         has_rates=any(rate is not None for rate in rates),
-        data=DATA,
+        yardstick="the data" if report.yardstick == DATA else report.yardstick,
         span=training_span(report.history),
         image_size=" × ".join(str(size) for size in np.shape(report.samplers[0].images)[2:]),
     )

@@ -131,6 +131,12 @@ class Report:
     versions: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def yardstick(self) -> str:
+        """What measures with the ideal "as data" are compared with: `DATA`, or without data the first sampler."""
+        has_data = any(row.get(DATA) for row in self.cells.values()) or any(s.name == DATA for s in self.spectra)
+        return DATA if has_data else self.samplers[0].name
+
 
 def check_report(report: Report) -> None:
     """Reject content that cannot be shown truthfully.

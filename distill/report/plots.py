@@ -28,7 +28,7 @@ def spectra_plot(report: Report) -> Figure:
     The lower panel shows both directions: below 0 dB detail is missing, above 0 dB there is grain. A line that leaves
     the panel differs by more than 15 dB. Without a spectrum of the data, only the upper panel is drawn.
     """
-    data = next((spectrum for spectrum in report.spectra if spectrum.name == DATA), None)
+    data = next((spectrum for spectrum in report.spectra if spectrum.name == report.yardstick), None)
     colours = sampler_colours(report.samplers)
     figure = new_figure(4.9, 5.8 if data else 3.4)
     figure.set_layout_engine("constrained")
@@ -44,12 +44,13 @@ def spectra_plot(report: Report) -> Figure:
         _spectrum_line(power, spectrum, colours[spectrum.name])
     power.set_yscale("log")
     style_axes(power, y="power")
-    style_axes(ratio or power, x="frequency, cycles per pixel", y="power against data, dB" if ratio else "power")
+    label = f"power against {report.yardstick}, dB" if ratio else "power"
+    style_axes(ratio or power, x="frequency, cycles per pixel", y=label)
     power.text(0.375, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
                fontsize=9, color=FAINT)  # fmt: skip
     power.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor=INK)
     if ratio is not None and data is not None:
-        _ratio_panel(ratio, data, [s for s in order if s.name != DATA], colours)
+        _ratio_panel(ratio, data, [s for s in order if s.name != data.name], colours)
     return figure
 
 
@@ -79,7 +80,8 @@ def _ratio_panel(ax: Axes, data: Spectrum, spectra: Sequence[Spectrum], colours:
     ax.set_ylim(-extent, extent)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
     ax.yaxis.set_major_locator(MaxNLocator(6, symmetric=True))
-    for y, va, text in ((0.97, "top", "more than the data"), (0.03, "bottom", "less than the data")):
+    name = "the data" if data.name == DATA else data.name
+    for y, va, text in ((0.97, "top", f"more than {name}"), (0.03, "bottom", f"less than {name}")):
         ax.text(0.012, y, text, transform=ax.transAxes, fontsize=8.5, color=FAINT, va=va)
 
 

@@ -145,7 +145,7 @@ def _lower_is_better(report: Report, measure: Measure, column: str) -> tuple[flo
         return cell.value, low, high
     if measure.ideal == "higher":
         return -cell.value, -high, -low
-    data = _cell(report, measure, DATA)
+    data = _cell(report, measure, report.yardstick)
     if data is None or not math.isfinite(data.value):
         return None
     ends = abs(low - data.value), abs(high - data.value)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -123,12 +123,26 @@ def configured_vae(path: str) -> str | None:
 
     path: as in `model_folder`.
     """
+    values = _run_config(path)
+    return next((vae for name in ("evaluate", "data") if (vae := (values.get(name) or {}).get("vae"))), None)
+
+
+def teacher_of(path: str) -> str | None:
+    """The teacher of the model that `path` names: the one that its run was distilled from, or `path` if it is none.
+
+    path: as in `model_folder`. None for a student outside its run's folder, whose teacher is not known.
+    """
+    folder = model_folder(path)
+    if not (folder / SAMPLER_FILE).is_file():
+        return path
+    return (_run_config(path).get("teacher") or {}).get("path")
+
+
+def _run_config(path: str) -> dict[str, Any]:
+    """The configuration of the run or training that the model is from; empty if it is outside its folder."""
     folder = model_folder(path)
     file = folder.parent / CONFIG_FILE
-    if folder.name not in MODEL_FOLDERS or not file.is_file():
-        return None
-    values = read_values(file)
-    return next((vae for name in ("evaluate", "data") if (vae := (values.get(name) or {}).get("vae"))), None)
+    return read_values(file) if folder.name in MODEL_FOLDERS and file.is_file() else {}
 
 
 def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[Backbone]:

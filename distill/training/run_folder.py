@@ -30,7 +30,7 @@ def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resum
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
     """Save the resolved configuration into a new folder, or check that a resumed run has the same configuration.
 
-    The settings under `evaluate` may change between parts of a run.
+    The settings under `evaluate` may change between parts of a run, and `output`, where the folder was moved or copied.
 
     Raises: UserError if the folder holds another run, or if `resume` finds no run or a different configuration.
     """
@@ -53,6 +53,6 @@ def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    names = [name for name in {**there, **here} if not name.startswith("evaluate.")]
+    names = [name for name in {**there, **here} if name != "output" and not name.startswith("evaluate.")]
     pairs = [(name, there.get(name, "not set"), here.get(name, "not set")) for name in names]
     return [f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new]

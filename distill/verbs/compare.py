@@ -9,7 +9,8 @@ from pathlib import Path
 from distill.config import EvalConfig, TeacherConfig
 from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.files import new_folder
 from distill.report import check_columns, write_report
 from distill.sampling.samplers import Sampler, load_sampler, read_class_names
@@ -59,8 +60,8 @@ def compare(
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
     others = [*results.teachers_at((s.num_steps for s in samplers), slow, settings, solver), *samplers]
     check_columns([(sampler.name, sampler.role) for sampler in [slow, *others]])
-    evaluator = Evaluator(replace(config, vae=vae_of(config.vae, [*paths, settings.path])), default_device())
-    evaluator.check(slow.model)
+    config = replace(config, vae=vae_of(config.vae, [*paths, settings.path]))
+    evaluator = Evaluator(config, default_device(), slow.model.sample_shape, settings.path)
     evaluator.use_teacher_reference(slow, settings.path)
     entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
     routing = [results.routing_of("teacher", slow.model)]

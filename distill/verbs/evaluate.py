@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.config import EvalConfig
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.files import new_folder
 from distill.metrics import ReferenceStatistics
 from distill.sampling import Sampler
+from distill.sampling.samplers import teacher_of
 from distill.training.devices import default_device
 from distill.verbs.load import load, vae_of
 
@@ -43,9 +45,10 @@ def evaluate(
     config = config or EvalConfig(num_images=NUM_IMAGES)
     folder = None if output is None else new_folder(str(output))
     sampler = model if isinstance(model, Sampler) else load(model)
-    evaluator = Evaluator(replace(config, vae=vae_of(config.vae, [sampler.path])), default_device())
-    evaluator.check(sampler.model)
-    evaluator.use_teacher_statistics(sampler.model)
+    config = replace(config, vae=vae_of(config.vae, [sampler.path]))
+    teacher_path = teacher_of(sampler.path)
+    evaluator = Evaluator(config, default_device(), sampler.model.sample_shape, teacher_path)
+    evaluator.use_teacher_statistics(teacher_path)
     ((images, rate),) = evaluator.draw([sampler], config.num_images)
     measured = evaluator.measure(sampler, images, rate)
     evaluation = Evaluation(measured, evaluator.statistics(sampler, images, measured.description), evaluator.notes)

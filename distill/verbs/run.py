@@ -15,8 +15,10 @@ from distill.data import Dataset, load_dataset
 from distill.data.base import check_batch_size
 from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.evaluator import Evaluator, Measured
+from distill.evaluation.evaluator import Evaluator
+from distill.evaluation.measured import Measured
 from distill.files import write_folder
+from distill.latents.decoding import decoder_for
 from distill.models import Backbone, load_model
 from distill.models.lora import has_adapters, plain_model, save_adapters
 from distill.objectives import OBJECTIVES
@@ -35,11 +37,14 @@ from distill.verbs.configs import ConfigLike, config_of
 
 @dataclass(frozen=True)
 class Distilled:
-    """student: the model's folder, which `load` takes. report: the page. measured: by the name of each sampler."""
+    """student: the model's folder, which `load` takes. measured: by the name of each sampler.
+
+    report: the page; None if `evaluate.num_images` is 0.
+    """
 
     folder: Path
     student: Path
-    report: Path
+    report: Path | None
     measured: dict[str, Measured]
 
 
@@ -59,11 +64,13 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     torch.manual_seed(config.train.seed)
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
-    evaluator = Evaluator(config.evaluate, accelerator.device)
-    evaluator.check(models.teacher)
-    evaluator.use_teacher_reference(reference_sampler(config, models.teacher), config.teacher.path)
+    evaluator = load_evaluator(config, models.teacher, accelerator.device) if config.evaluate.num_images else None
+    if evaluator and accelerator.is_main_process:
+        for note in evaluator.notes:
+            logger.info(note)
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
-    task = DistillationTask(config, models, accelerator, teacher_std, evaluator.decoder, data)
+    decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
+    task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
     folder = open_run(config, accelerator, resume=resume)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
@@ -72,10 +79,20 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     if not accelerator.is_main_process:
         return None
     finished = write_student(averaged, task.t_list, folder)
+    if evaluator is None:
+        return Distilled(folder, folder / "student", None, {})
     logger.info(f"{folder / 'student'} is saved; measuring it")
     teacher = load_model(config.teacher.path).to(accelerator.device).eval()
     report, measured = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
     return Distilled(folder, folder / "student", report, measured)
+
+
+def load_evaluator(config: RunConfig, teacher: Backbone, device: torch.device) -> Evaluator:
+    """The evaluator of a run, with the stored statistics of the teacher if they are its own."""
+    path = config.teacher.path
+    evaluator = Evaluator(config.evaluate, device, teacher.sample_shape, path)
+    evaluator.use_teacher_reference(reference_sampler(config, teacher), path)
+    return evaluator
 
 
 def load_data(config: RunConfig) -> Dataset | None:

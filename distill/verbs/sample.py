@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.conditions import ConditionBatch, num_rows, take_rows
 from distill.errors import UserError
 from distill.files import new_folder, write_folder
-from distill.latents.decoding import load_decoder
+from distill.latents.decoding import decoder_for
 from distill.progress import progress_bar
 from distill.render import clamp_images, grid_image, save_grid, save_image
 from distill.sampling import Sampler, draw_images
@@ -95,8 +95,8 @@ def sample(
         y = take_rows(chosen, torch.arange(num_images) % num_rows(chosen))
     else:
         y = condition.balanced(num_images)
-    decoder = load_decoder(vae_of(vae, [sampler.path]), next(sampler.model.parameters()).device)
-    decoder.image_shape(sampler.model.sample_shape)
+    device = next(sampler.model.parameters()).device
+    decoder = decoder_for(vae_of(vae, [sampler.path]), sampler.model.sample_shape, device)
     with progress_bar() as progress:
         bar = progress.add_task("drawing", total=num_images)
         images, rate = draw_images(

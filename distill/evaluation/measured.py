@@ -1,0 +1,39 @@
+"""The measured values of one sampler, stored as a JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.files import write_text
+from distill.metrics import Interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of one sampler; `measures` has the names of `distill.metrics.MEASURES`."""
+
+    name: str
+    description: str
+    num_images: int
+    num_steps: int
+    evaluations: int
+    images_per_second: float
+    measures: dict[str, Interval]
+
+    def save(self, path: Path) -> None:
+        measures = {name: value.to_json() for name, value in self.measures.items()}
+        write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """Raises: UserError if the file is damaged."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no file of measured values: {error}") from error

@@ -1,0 +1,124 @@
+"""What images are compared with: statistics of a data set, of a file, or of the shipped data; or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.assets import EMBEDDED, asset, resolve
+from distill.config import DataConfig, EvalConfig
+from distill.data import Dataset, load_dataset
+from distill.data.base import noise_of
+from distill.errors import UserError
+from distill.latents.decoding import Decoder
+from distill.metrics import EXTRACTORS, Extractor, PerceptualDistance, ReferenceStatistics, reference_from_images
+from distill.metrics.published import is_published, published_reference
+from distill.progress import progress_bar
+from distill.seeds import generator_for
+
+MAX_REFERENCE = 10_000  # images of a data set
+MAX_BYTES = 2**32  # of them in float32, while they are measured
+BATCH = 250
+
+
+def reference_file(config: EvalConfig, teacher_path: str | None) -> Path | None:
+    """The file of statistics of the data; None if the statistics are made of `config.data`, or there are none.
+
+    The shipped statistics are used for the shipped teacher and its students, or if they are asked for.
+    """
+    if config.data is not None or config.reference is None:
+        return None
+    if config.reference == "auto":
+        return asset("data.npz") if teacher_path == EMBEDDED else None
+    return resolve(config.reference, "data.npz")
+
+
+def extractor_name(config: EvalConfig, file: Path | None) -> str:
+    """The extractor of the configuration; for `auto` the one that the statistics were made with, else Inception."""
+    if config.extractor != "auto":
+        return config.extractor
+    if file is None or is_published(file):
+        return "inception"
+    name = ReferenceStatistics.load(file).extractor.split("-")[0]
+    return name if name in EXTRACTORS else "inception"
+
+
+def data_reference(
+    config: EvalConfig,
+    file: Path | None,
+    decoder: Decoder,
+    sample_shape: tuple[int, ...],
+    extractor: Extractor | None,
+    perceptual: PerceptualDistance | None,
+) -> ReferenceStatistics | None:
+    """The statistics in `file`, or of the images of `config.data`; None if there is neither.
+
+    Raises: as the loaders of data sets and statistics; UserError if the data's samples do not fit the model's.
+    """
+    if config.data is not None:
+        return statistics_of(config.data, decoder, sample_shape, extractor, perceptual)
+    if file is None:
+        return None
+    if is_published(file):
+        return published_reference(file, extractor, perceptual)
+    return ReferenceStatistics.load(file)
+
+
+def statistics_of(
+    config: DataConfig,
+    decoder: Decoder,
+    sample_shape: tuple[int, ...] | None,
+    extractor: Extractor | None,
+    perceptual: PerceptualDistance | None,
+    *,
+    split: str = "train",
+    num_images: int = MAX_REFERENCE,
+    source: str | None = None,
+) -> ReferenceStatistics:
+    """Statistics of at most `num_images` of a data set, an equal number of each class.
+
+    Args:
+        sample_shape: (c, h, w) of a model's samples; data of this shape are decoded like them. None decodes all.
+        source: name of the data, to show to users; None for the path.
+
+    Raises: as `load_dataset`; UserError if the data are neither such samples nor images of that size.
+    """
+    data = load_dataset(config.name, config.path, split)
+    shape = tuple(data.sample_shape)
+    if sample_shape is not None and shape != tuple(sample_shape):
+        if shape != decoder.image_shape(sample_shape):
+            raise UserError(
+                f"{config.path} has images {list(shape)}; those to be measured are "
+                f"{list(decoder.image_shape(sample_shape))}"
+            )
+        decode = None
+    else:
+        decode = decoder.decode
+        shape = decoder.image_shape(shape)
+    num_images = min(num_images, MAX_BYTES // (4 * torch.Size(shape).numel()))
+    images, labels = _images(data, class_balanced(data.labels, num_images, seed=0), decode, split)
+    named = f"{source or config.path}, {len(images)} images"
+    return reference_from_images(images, labels, extractor, named, perceptual=perceptual)
+
+
+def _images(data: Dataset, chosen: Tensor, decode, split: str) -> tuple[Tensor, Tensor]:
+    noise = noise_of(generator_for(0, "statistics", split))
+    images, labels = [], []
+    with progress_bar() as progress:
+        bar = progress.add_task("reading data", total=len(chosen))
+        for indices in chosen.split(BATCH):
+            batch, y = data.batch(indices, noise)
+            images.append(decode(batch).cpu() if decode else batch)
+            labels.append(data.condition.groups(y))
+            progress.advance(bar, len(indices))
+    return torch.cat(images), torch.cat(labels)
+
+
+def class_balanced(labels: Tensor, num_images: int, seed: int) -> Tensor:
+    """Indices of at most num_images // K images of each of K classes, at random; at least one of each."""
+    order = torch.randperm(len(labels), generator=generator_for(seed, "statistics"))
+    classes = labels.unique().tolist()
+    each = max(1, num_images // len(classes))
+    return torch.cat([order[labels[order] == label][:each] for label in classes])

@@ -1,0 +1,93 @@
+"""Reference statistics of others: ADM's evaluation suite, pytorch-fid and torch-fidelity.
+
+    .npz with mu, sigma, and in ADM's files arr_0, images (N, H, W, C) in uint8 (github.com/openai/guided-diffusion)
+    .npz with mu, sigma alone (pytorch-fid)
+    .pt  with mu, sigma (torch-fidelity's cache)
+
+mu [2048] and sigma [2048, 2048] are of Inception's features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dar.checkpoints.pickles import read_pickle
+from distill.metrics.features import Extractor
+from distill.metrics.perceptual import PerceptualDistance
+from distill.metrics.reference import ReferenceStatistics, extractor_id, reference_from_images
+
+MAX_IMAGES = 2000  # of arr_0, for spectra and edges; in float32 10,000 of 256 x 256 would take 8 GB
+INCEPTION_DIM = 2048
+
+
+def is_published(path: Path) -> bool:
+    """Whether a file holds statistics of others."""
+    if path.suffix == ".pt":
+        return True
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"mu", "sigma"} <= set(file.files) and "format" not in file.files
+    except (OSError, ValueError):
+        return False
+
+
+def published_reference(
+    path: Path, extractor: Extractor | None, perceptual: PerceptualDistance | None
+) -> ReferenceStatistics:
+    """The file's mean and covariance, where the extractor is Inception; spectra and edges of its images.
+
+    Raises: ValueError where the file is damaged.
+    """
+    try:
+        entries: dict[str, Any] = _read(path)
+        mu, sigma = (np.asarray(entries[name], dtype=np.float64) for name in ("mu", "sigma"))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no mu and sigma of features: {error}") from error
+    if mu.shape != (INCEPTION_DIM,) or sigma.shape != (INCEPTION_DIM, INCEPTION_DIM):
+        raise ValueError(f"{path}: mu and sigma have shapes {mu.shape}, {sigma.shape}; Inception has {INCEPTION_DIM}")
+    if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
+        raise ValueError(f"{path}: mu or sigma hold nan or infinite values")
+    comparable = extractor if extractor is not None and extractor.name == "inception" else None
+    pixels = entries.get("arr_0")
+    if pixels is None:
+        return _without_images(path.name, mu, sigma, comparable)
+    images = torch.from_numpy(np.ascontiguousarray(pixels[:MAX_IMAGES])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    statistics = reference_from_images(
+        images, torch.arange(len(images)), comparable, f"{path.name}, {len(pixels)} images", perceptual=perceptual
+    )
+    return statistics.with_moments(mu, sigma) if comparable else statistics
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".pt":
+        return read_pickle(path)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in ("mu", "sigma", "arr_0") if name in file.files}
+
+
+def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: Extractor | None) -> ReferenceStatistics:
+    nothing, rows = np.zeros(0), np.zeros((0, 2))
+    statistics = ReferenceStatistics(
+        source=source,
+        extractor=extractor_id(extractor) if extractor else "",
+        num_images=0,
+        image_shape=(),
+        labels=nothing,
+        features=np.zeros((0, INCEPTION_DIM if extractor else 0), np.float16),
+        mu=mu if extractor else nothing,
+        sigma=sigma if extractor else np.zeros((0, 0)),
+        class_agreement=float("nan"),
+        frequency=nothing,
+        power=nothing,
+        axis_power=rows.T,
+        band_power=rows,
+        gradient_histogram=nothing,
+        edge_share=nothing,
+        diversity=float("nan"),
+        perceptual="",
+    )
+    return statistics
