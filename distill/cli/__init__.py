@@ -10,7 +10,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distill.cli import compare, convert, diagnose, evaluate, inspect, plan, recipes, retrofit, run, sample, train
+from distill.cli import (
+    compare,
+    convert,
+    diagnose,
+    evaluate,
+    inspect,
+    plan,
+    recipes,
+    retrofit,
+    run,
+    sample,
+    statistics,
+    train,
+)
 from distill.cli.allocator import keep_freed_memory
 from distill.errors import NonFiniteError
 
@@ -22,13 +35,14 @@ VERBS = {
     "evaluate": evaluate,
     "compare": compare,
     "diagnose": diagnose,
+    "statistics": statistics,
     "retrofit": retrofit,
     "convert": convert,
     "inspect": inspect,
     "recipes": recipes,
 }
 RESUMABLE = ("run", "train")
-WITH_PROGRESS = ("run", "train", "sample", "evaluate", "compare", "diagnose")
+WITH_PROGRESS = ("run", "train", "sample", "evaluate", "compare", "diagnose", "statistics")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", help="pictures to compare with: a folder with a folder per class, or a .npz file")
+    parser.add_argument("--data", help="pictures to compare with: a folder or a .npz file")
     parser.add_argument(
         "--reference",
         default="auto",
@@ -115,12 +115,10 @@ def eval_config(args: argparse.Namespace) -> EvalConfig:
 
 
 def pictures(path: str) -> DataConfig:
-    """The data set of a .npz file, or of a folder: of images, or of latents if it has a listing of them."""
+    """The data set of a .npz file or a folder: pictures, or latents if there is a listing of them."""
     from pathlib import Path
 
     from distill.config import DataConfig
 
-    if path.endswith(".npz"):
-        return DataConfig("npz", path)
     listings = (Path(path, "dataset.json"), Path(path, "vae-sd", "dataset.json"))
-    return DataConfig("latents" if any(file.is_file() for file in listings) else "images", path)
+    return DataConfig("latents" if any(file.is_file() for file in listings) else "pictures", path)

@@ -8,7 +8,10 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from distill.cli.common import add_reference_arguments, add_sampler_arguments
 
-    parser.add_argument("model", help="a model folder, a run folder (its student), or `embedded` (the teacher)")
+    parser.add_argument(
+        "model", nargs="?", help="a model folder, a run folder (its student), or `embedded` (the teacher)"
+    )
+    parser.add_argument("--images", help="pictures in place of a model: a folder or a .npz file")
     parser.add_argument("--output", required=True, help="folder for measures.json and measures.npz")
     parser.add_argument("--num-images", type=int, default=5000, metavar="N", help="how many (5000)")
     add_reference_arguments(parser)
@@ -19,15 +22,21 @@ def main(args: argparse.Namespace) -> None:
     import math
 
     from distill.cli.common import eval_config, load_sampler
+    from distill.errors import UserError
     from distill.files import new_folder
     from distill.metrics import MEASURES
-    from distill.verbs.evaluate import evaluate
+    from distill.verbs.evaluate import evaluate, evaluate_images
 
+    if (args.model is None) == (args.images is None):
+        raise UserError("give either a model to draw from or --images, pictures that are there already")
     new_folder(args.output)
-    found = evaluate(load_sampler(args, args.model), eval_config(args), output=args.output)
+    if args.images:
+        found = evaluate_images(args.images, eval_config(args), output=args.output)
+    else:
+        found = evaluate(load_sampler(args, args.model), eval_config(args), output=args.output)
     measured = found.measured
-    rate = f"{measured.images_per_second:.1f} per second"
-    print(f"{measured.name} ({measured.description}), {measured.num_images} images, {rate}")
+    rate = f", {measured.images_per_second:.1f} per second" if measured.images_per_second else ""
+    print(f"{measured.name} ({measured.description}), {measured.num_images} images{rate}")
     for name, value in measured.measures.items():
         title, unit = MEASURES[name].title, MEASURES[name].unit
         limits = "" if math.isnan(value.low) else f"[{value.low:.4f}, {value.high:.4f}] "

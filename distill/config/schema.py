@@ -221,7 +221,7 @@ class EvalConfig:
     extractor: of features, for Fréchet distance, KID, precision and recall: `inception`, `embedded` (the shipped
         classifier of Fashion-MNIST), or `auto`: embedded for the shipped teacher and its data, Inception for all else.
         Where Inception's weights cannot be had, the measures that need them are left out and named.
-    reference: statistics of the data: a file of scripts/data_statistics.py, ADM's or torch-fidelity's, `embedded`, or
+    reference: statistics of the data: a file of `statistics`, ADM's or torch-fidelity's, `embedded`, or
         `auto`: those of `data` where it is named, the shipped ones for the shipped teacher, else none.
     data: a data set that the statistics are made of, in place of a file.
     teacher_reference: statistics of the teacher's reference sampler, `embedded`, a measures.npz that `evaluate`

@@ -1,6 +1,6 @@
 """Data sets by name. To add one: a file here, `@register("name")` on its loader, a config and a test.
 
-May import latents, conditions, files, seeds and errors.
+May import latents, conditions, files, progress, seeds and errors.
 """
 
 from distill.data.base import DATASETS, Dataset, load_dataset, register
@@ -8,6 +8,7 @@ from distill.data.idx import read_idx
 from distill.data.images import ImageFolderDataset
 from distill.data.latents import LatentDataset
 from distill.data.npz import NpzDataset
+from distill.data.pictures import load_pictures
 
 __all__ = [
     "DATASETS",
@@ -16,6 +17,7 @@ __all__ = [
     "LatentDataset",
     "NpzDataset",
     "load_dataset",
+    "load_pictures",
     "read_idx",
     "register",
 ]

@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
+from distill.progress import logger
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUT = "lay the images out as FOLDER/CLASS/IMAGE.png, one subfolder per class"
 
 
-class ImageFolderDataset:
-    """Images of one size, decoded at each access.
+class ImageFiles:
+    """Images of one size in files, decoded at each access, turned as their EXIF orientation says.
 
     The constructor reads the header of every file (not its pixels), so an image of another size is found before
     training and not in the middle of it. Images are grey (C = 1) if all of them are grey, otherwise RGB (C = 3); an
-    alpha channel is dropped. Classes are the subfolders in alphabetical order.
+    alpha channel is dropped.
 
-    Raises: ValueError, which names the file, if an image is damaged, not 8 bits deep, not square or not of
-        the size of the first one; ValueError for a folder without classes or a class without images.
+    Raises: ValueError, which names the file, if an image is damaged, not 8 bits deep, or not of the size of the first.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from torchvision.datasets import ImageFolder  # imported here because it takes seconds
-
-        try:
-            listed = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            what = "holds no class subfolders" if not _subfolders(folder) else f"is incomplete: {error}"
-            raise ValueError(f"data.path = {folder} {what}; {LAYOUT}") from error
-        self.classes = listed.classes
-        self._paths = [Path(path) for path, _ in listed.samples]
-        self.labels = torch.tensor(listed.targets, dtype=torch.int64)
-        first, size, all_grey = self._paths[0], None, True
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], num_classes: int) -> None:
+        self._paths = list(paths)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        size, all_grey = (0, 0), True
         for path in self._paths:
             width, height, mode = _header(path)
-            if width != height:
-                raise ValueError(f"{path} is {width} x {height} (width x height); images must be square")
-            if size is not None and width != size:
-                raise ValueError(f"{path} is {width} x {height}; {first} is {size} x {size}, and all must be alike")
-            size, all_grey = width, all_grey and mode in GREY_MODES
+            if path != self._paths[0] and (width, height) != size:
+                raise ValueError(
+                    f"{path} is {width} x {height}; {self._paths[0]} is {size[0]} x {size[1]}, and all must be alike"
+                )
+            size, all_grey = (width, height), all_grey and mode in GREY_MODES
         self._mode = "L" if all_grey else "RGB"
-        self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, int(size or 0), int(size or 0))
-        self.condition = ClassLabels(len(self.classes))
+        self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, size[1], size[0])
+        self.condition = ClassLabels(num_classes)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -61,7 +57,9 @@ class ImageFolderDataset:
     def _pixels(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as image:
-                pixels = torch.from_numpy(np.array(image.convert(self._mode)))  # (H, W) or (H, W, 3)
+                pixels = torch.from_numpy(
+                    np.array(ImageOps.exif_transpose(image).convert(self._mode))
+                )  # (H, W) or (H, W, 3)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise ValueError(f"{path} is damaged: {error}") from error
         pixels = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
@@ -71,11 +69,62 @@ class ImageFolderDataset:
         return pixels
 
 
+class ImageFolderDataset(ImageFiles):
+    """Square images with one subfolder per class; classes are the subfolders in alphabetical order.
+
+    Raises: as `ImageFiles`; ValueError for images that are not square, for a folder without classes, and for a class
+        without images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.classes = _subfolders(folder)
+        if not self.classes:
+            raise ValueError(f"data.path = {folder} holds no class subfolders; {LAYOUT}")
+        files = [image_files(folder / name) for name in self.classes]
+        empty = [name for name, found in zip(self.classes, files, strict=True) if not found]
+        if empty:
+            raise ValueError(f"data.path = {folder} is incomplete: no images in {', '.join(empty[:3])}; {LAYOUT}")
+        labels = [label for label, found in enumerate(files) for _ in found]
+        super().__init__([path for found in files for path in found], labels, len(self.classes))
+        _, height, width = self.sample_shape
+        if height != width:
+            raise ValueError(f"{self._paths[0]} is {width} x {height} (width x height); images must be square")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images below a folder, sorted; other files are left out, counted and reported.
+
+    Hidden files and folders and `__MACOSX` are no part of the data. Links to folders are not followed.
+
+    Raises: ValueError for something named like an image that is no file.
+    """
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if _is_hidden(name):
+                others["hidden"] += 1
+            elif path.suffix.lower() not in EXTENSIONS:
+                others[path.suffix or "without an extension"] += 1
+            elif not path.is_file():
+                raise ValueError(f"{path} is no file; remove it, or rename it to something that is no image")
+            else:
+                found.append(path)
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        logger.warning(f"{folder}: files that are not read as images were left out: {counts}")
+    return found
+
+
 def _header(path: Path) -> tuple[int, int, str]:
     """Width, height and Pillow mode of an image."""
     try:
         with Image.open(path) as image:
             width, height, mode = image.width, image.height, image.mode
+            if image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
+                width, height = height, width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no image that can be read: {error}") from error
     if mode not in GREY_MODES + COLOUR_MODES:
@@ -85,7 +134,11 @@ def _header(path: Path) -> tuple[int, int, str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 @register("images")

@@ -44,11 +44,10 @@ class NpzDataset:
         return self.images[indices].float().div_(127.5).sub_(1), self.labels[indices]
 
 
-@register("npz")
-def load_npz(path: Path, split: str) -> NpzDataset:
-    """Load a file with `images` and `labels`, or with ADM's `arr_0` and `arr_1`; it has no splits.
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and labels of a file with `images` and `labels`, or with ADM's `arr_0` and `arr_1`; None without labels.
 
-    Raises: ValueError, which names the file, if it is damaged or lacks one of them; pickles are refused.
+    Raises: FileNotFoundError; ValueError, which names the file, if it is damaged or has no images; pickles are refused.
     """
     if not path.is_file():
         raise FileNotFoundError(f"data.path = {path} is not a file")
@@ -57,13 +56,29 @@ def load_npz(path: Path, split: str) -> NpzDataset:
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise ValueError("it is one array")
         with opened as file:
-            names = next((pair for pair in NAMES if set(pair) <= set(file.files)), None)
+            names = next((pair for pair in NAMES if pair[0] in file.files), None)
             if names is None:
                 raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}; expected images and labels")
-            images, labels = (file[name] for name in names)
+            return file[names[0]], file[names[1]] if names[1] in file.files else None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def npz_dataset(path: Path, images: np.ndarray, labels: np.ndarray) -> NpzDataset:
+    """The arrays of the file `path` as a data set. Raises: ValueError, which names the file."""
     try:
         return NpzDataset(images, labels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+@register("npz")
+def load_npz(path: Path, split: str) -> NpzDataset:
+    """Load a file of `read_npz` with labels; it has no splits.
+
+    Raises: as `read_npz`; ValueError if there are no labels.
+    """
+    images, labels = read_npz(path)
+    if labels is None:
+        raise ValueError(f"{path} cannot be read: it holds images without labels; expected images and labels")
+    return npz_dataset(path, images, labels)

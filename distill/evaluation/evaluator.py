@@ -18,6 +18,7 @@ from distill.latents.decoding import decoder_for
 from distill.metrics import (
     EmbeddedExtractor,
     Extractor,
+    Interval,
     PerceptualDistance,
     ReferenceStatistics,
     check_reference,
@@ -197,17 +198,7 @@ class Evaluator:
         """All measures of drawn images; `paired_to` are the teacher's images from the same noise and labels."""
         condition = sampler.condition
         labels = condition.groups(condition.balanced(len(images)))
-        values = measure(
-            images,
-            labels,
-            data=self.data,
-            teacher=self.teacher,
-            extractor=self.extractor,
-            lpips=self.perceptual,
-            patch_size=self.patch_size(sampler.model),
-            paired_to=paired_to,
-            num_bootstrap=self.config.bootstrap,
-        )
+        values = self.measures_of(images, labels, self.patch_size(sampler.model), paired_to)
         return Measured(
             sampler.name,
             self.describe(sampler),
@@ -216,6 +207,22 @@ class Evaluator:
             sampler.evaluations,
             rate,
             values,
+        )
+
+    def measures_of(
+        self, images: Tensor, labels: Tensor, patch_size: int, paired_to: Tensor | None = None
+    ) -> dict[str, Interval]:
+        """All measures of images (N, C, H, W) with labels (N), by name, as `distill.metrics.measure`."""
+        return measure(
+            images,
+            labels,
+            data=self.data,
+            teacher=self.teacher,
+            extractor=self.extractor,
+            lpips=self.perceptual,
+            patch_size=patch_size,
+            paired_to=paired_to,
+            num_bootstrap=self.config.bootstrap,
         )
 
     def statistics(self, sampler: Sampler, images: Tensor, source: str) -> ReferenceStatistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -98,13 +99,16 @@ def statistics_of(
         decode = decoder.decode
         shape = decoder.image_shape(shape)
     num_images = min(num_images, MAX_BYTES // (4 * torch.Size(shape).numel()))
-    images, labels = _images(data, class_balanced(data.labels, num_images, seed=0), decode, split)
+    images, labels = read_images(data, class_balanced(data.labels, num_images, seed=0), decode)
     named = f"{source or config.path}, {len(images)} images"
     return reference_from_images(images, labels, extractor, named, perceptual=perceptual)
 
 
-def _images(data: Dataset, chosen: Tensor, decode, split: str) -> tuple[Tensor, Tensor]:
-    noise = noise_of(generator_for(0, "statistics", split))
+def read_images(
+    data: Dataset, chosen: Tensor, decode: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) of the indices `chosen` (N), decoded if they are latents, and their groups (N)."""
+    noise = noise_of(generator_for(0, "statistics"))
     images, labels = [], []
     with progress_bar() as progress:
         bar = progress.add_task("reading data", total=len(chosen))

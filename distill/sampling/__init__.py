@@ -9,6 +9,7 @@ from distill.sampling.guidance import Denoiser
 from distill.sampling.ode import ODE_SOLVERS, euler, heun
 from distill.sampling.samplers import (
     Sampler,
+    draw_batches,
     draw_images,
     few_step_sampler,
     grid_conditions,
@@ -25,6 +26,7 @@ __all__ = [
     "Denoiser",
     "Sampler",
     "combine_cfg",
+    "draw_batches",
     "draw_images",
     "euler",
     "few_step_sample",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -188,6 +188,24 @@ def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int
 
 
 @torch.no_grad()
+def draw_batches(
+    sampler: Sampler, y: ConditionBatch, *, seed: int, batch_size: int, decoder: Decoder = PIXELS, start: int = 0
+) -> Iterator[tuple[Tensor, float]]:
+    """Draw images start, start + 1, .. of a seed, one per row of `y` from row `start` on, not clamped.
+
+    Yields: images (B, C, H, W) on the CPU, and the seconds that drawing and decoding took, without the noise.
+    """
+    device = next(sampler.model.parameters()).device
+    num_images = num_rows_of(y)
+    for first in range(start, num_images, batch_size):
+        last = min(first + batch_size, num_images)
+        noise = noise_for(range(first, last), sampler.num_noises, sampler.model.sample_shape, seed).to(device)
+        batch = to_device(slice_rows(y, first, last), device)
+        started = time.perf_counter()
+        images = decoder.decode(sampler.draw(noise, batch).float()).cpu()
+        yield images, time.perf_counter() - started
+
+
 def draw_images(
     sampler: Sampler,
     y: ConditionBatch,
@@ -197,23 +215,17 @@ def draw_images(
     decoder: Decoder = PIXELS,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[Tensor, float]:
-    """Draw images 0, 1, .. of a seed, one per row of `y`, not clamped. With `PIXELS` they are the samples themselves.
+    """Draw one image per row of `y`, as `draw_batches`. With `PIXELS` they are the samples themselves.
 
     Args:
         advance: called after each batch with its number of images.
 
-    Returns: images (N, C, H, W) on the CPU, and images per second, which includes decoding but not noise drawing.
+    Returns: images (N, C, H, W) on the CPU, and images per second.
     """
-    device = next(sampler.model.parameters()).device
-    images: list[Tensor] = []
+    batches: list[Tensor] = []
     seconds = 0.0
-    num_images = num_rows_of(y)
-    for first in range(0, num_images, batch_size):
-        last = min(first + batch_size, num_images)
-        noise = noise_for(range(first, last), sampler.num_noises, sampler.model.sample_shape, seed).to(device)
-        batch = to_device(slice_rows(y, first, last), device)
-        started = time.perf_counter()
-        images.append(decoder.decode(sampler.draw(noise, batch).float()).cpu())
-        seconds += time.perf_counter() - started
-        advance(last - first)
-    return torch.cat(images), num_images / seconds
+    for images, taken in draw_batches(sampler, y, seed=seed, batch_size=batch_size, decoder=decoder):
+        batches.append(images)
+        seconds += taken
+        advance(len(images))
+    return torch.cat(batches), num_rows_of(y) / seconds

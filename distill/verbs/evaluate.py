@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from distill.config import EvalConfig
+from distill.data import load_dataset
+from distill.errors import UserError
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
+from distill.evaluation.references import read_images
 from distill.files import new_folder
-from distill.metrics import ReferenceStatistics
+from distill.metrics import ReferenceStatistics, reference_from_images
 from distill.sampling import Sampler
 from distill.sampling.samplers import teacher_of
 from distill.training.devices import default_device
@@ -52,6 +57,37 @@ def evaluate(
     ((images, rate),) = evaluator.draw([sampler], config.num_images)
     measured = evaluator.measure(sampler, images, rate)
     evaluation = Evaluation(measured, evaluator.statistics(sampler, images, measured.description), evaluator.notes)
+    if folder is not None:
+        evaluation.save(folder)
+    return evaluation
+
+
+def evaluate_images(
+    images: str | Path, config: EvalConfig | None = None, *, output: str | Path | None = None
+) -> Evaluation:
+    """Measure pictures that are there already, whoever made them.
+
+    Args:
+        images: a folder, or a .npz file such as `sample_npz` writes.
+        config: what to compare with: `data` or `reference`. Only the first `num_images` are measured.
+        output: as in `evaluate`.
+
+    Raises: UserError if there is nothing to compare with; ValueError, which names the file, for a damaged picture.
+    """
+    config = config or EvalConfig(num_images=NUM_IMAGES)
+    folder = None if output is None else new_folder(str(output))
+    if config.data is None and config.reference in (None, "auto"):
+        raise UserError("pictures are measured against others: give --data, a folder or .npz file, or --reference")
+    data = load_dataset("pictures", images)
+    evaluator = Evaluator(config, default_device(), tuple(data.sample_shape))
+    evaluator.use_teacher_statistics(None)
+    pixels, labels = read_images(data, torch.arange(min(len(data), config.num_images)))
+    values = evaluator.measures_of(pixels, labels, patch_size=1)
+    measured = Measured(str(images), "pictures", len(pixels), 0, 0, 0.0, values)
+    statistics = reference_from_images(
+        pixels, labels, evaluator.extractor, str(images), perceptual=evaluator.perceptual
+    )
+    evaluation = Evaluation(measured, statistics, evaluator.notes)
     if folder is not None:
         evaluation.save(folder)
     return evaluation

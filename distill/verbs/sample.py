@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.conditions import ConditionBatch, num_rows, take_rows
+from distill.conditions import Condition, ConditionBatch, num_rows, take_rows
 from distill.errors import UserError
 from distill.files import new_folder, write_folder
 from distill.latents.decoding import decoder_for
@@ -21,6 +21,7 @@ from distill.sampling import Sampler, draw_images
 from distill.verbs.load import load, vae_of
 
 GRID_ROWS = 8
+NUM_IMAGES = 80
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,22 @@ class Samples:
         return by_row.transpose(0, 1).flatten(0, 1), rows
 
 
+def conditions_for(condition: Condition, num_images: int, classes: Sequence[int | str] | None) -> ConditionBatch:
+    """`num_images` conditions: `classes` in turn, or all of them. Raises: UserError for a class that there is not."""
+    if num_images < 1:
+        raise UserError(f"--num-images must be at least 1; got {num_images}")
+    if not classes:
+        return condition.balanced(num_images)
+    try:
+        chosen = condition.select([str(name) for name in classes])
+    except UserError as error:
+        raise UserError(f"--classes: {error}") from error
+    return take_rows(chosen, torch.arange(num_images) % num_rows(chosen))
+
+
 def sample(
     model: str | Path | Sampler,
-    num_images: int = 80,
+    num_images: int = NUM_IMAGES,
     *,
     classes: Sequence[int | str] | None = None,
     seed: int = 1,
@@ -82,19 +96,10 @@ def sample(
 
     Raises: UserError for a class that the model does not know, or a folder that is not empty.
     """
-    if num_images < 1:
-        raise UserError(f"--num-images must be at least 1; got {num_images}")
     folder = None if output is None else new_folder(str(output))
     sampler = model if isinstance(model, Sampler) else load(model)
     condition = sampler.condition
-    if classes:
-        try:
-            chosen = condition.select([str(name) for name in classes])
-        except UserError as error:
-            raise UserError(f"--classes: {error}") from error
-        y = take_rows(chosen, torch.arange(num_images) % num_rows(chosen))
-    else:
-        y = condition.balanced(num_images)
+    y = conditions_for(condition, num_images, classes)
     device = next(sampler.model.parameters()).device
     decoder = decoder_for(vae_of(vae, [sampler.path]), sampler.model.sample_shape, device)
     with progress_bar() as progress:

@@ -1,0 +1,157 @@
+"""Pictures of anybody: measured as they are, written for others, and the folders that they lie in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.cli import main
+from distill.config import DataConfig, EvalConfig, TeacherConfig
+from distill.data import load_dataset
+from distill.data.base import noise_of
+from distill.errors import UserError
+from distill.metrics import ReferenceStatistics
+from distill.render import to_uint8
+from distill.sampling import Sampler, ode_sampler
+from distill.verbs.evaluate import evaluate_images
+from distill.verbs.sample import sample
+from distill.verbs.sample_npz import sample_npz
+from tests.test_cli import refused
+
+NOISE = noise_of(torch.Generator())
+
+
+def write_pictures(folder: Path, num: int = 8, size: tuple[int, int] = (24, 24), seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(num):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def sampler_of(model, path: str = "") -> Sampler:
+    sampler = ode_sampler("teacher, 2 steps", model, TeacherConfig(), 2)
+    sampler.path = path
+    return sampler
+
+
+class TestEvaluateImages:
+    def test_of_a_folder_against_itself(self, tmp_path: Path) -> None:
+        folder = write_pictures(tmp_path / "a", size=(24, 16))
+        config = EvalConfig(data=DataConfig("pictures", str(folder)), bootstrap=2)
+        found = evaluate_images(folder, config, output=tmp_path / "out")
+        assert found.measured.num_images == 8
+        for name in ("spectral_distance_data", "gradient_distance_data"):
+            assert found.measured.measures[name].value == pytest.approx(0, abs=1e-6)
+        assert ReferenceStatistics.load(tmp_path / "out" / "measures.npz").image_shape == (3, 24, 16)
+
+    def test_an_npz_against_a_folder_by_the_command_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = write_pictures(tmp_path / "a")
+        pixels = np.stack([np.asarray(Image.open(file)) for file in sorted(folder.iterdir())])
+        np.savez(tmp_path / "b.npz", arr_0=255 - pixels)
+        argv = ["--images", str(tmp_path / "b.npz"), "--data", str(folder), "--output", str(tmp_path / "out")]
+        assert main(["evaluate", *argv]) == 0
+        out = capsys.readouterr().out
+        assert "(pictures), 8 images\n" in out and "Spectral distance to data" in out
+        assert json.loads((tmp_path / "out" / "measures.json").read_text())["num_images"] == 8
+
+    def test_what_it_needs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder, output = write_pictures(tmp_path / "a"), str(tmp_path / "out")
+        assert "give --data" in refused(capsys, "evaluate", "--images", str(folder), "--output", output)
+        assert "either a model" in refused(capsys, "evaluate", "--output", output)
+        other = write_pictures(tmp_path / "b", size=(16, 16))
+        line = refused(capsys, "evaluate", "--images", str(folder), "--data", str(other), "--output", output)
+        assert f"{other} has images [3, 16, 16]; those to be measured are [3, 24, 24]" in line
+
+
+def test_statistics_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "a" / "cat", num=5)
+    write_pictures(tmp_path / "a" / "dog", num=9, seed=1)
+    file = tmp_path / "made.npz"
+    argv = ["statistics", str(tmp_path / "a"), "--num-images", "8", "--source", "pets", "--output", str(file)]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert "pets, 8 images" in captured.out and "features are left out" in captured.err
+    made = ReferenceStatistics.load(file)
+    assert made.labels.tolist() == [0] * 4 + [1] * 4 and not made.has_features
+    assert "does not read" in refused(capsys, *argv, "--extractor", "embedded")
+
+
+class TestNpz:
+    def test_it_holds_what_sample_draws(self, tmp_path: Path, tiny_model) -> None:
+        sampler = sampler_of(tiny_model)
+        file = sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=3)
+        with np.load(file) as found:
+            images, labels = found["arr_0"], found["arr_1"]
+        drawn = sample(sampler, 7).images
+        assert images.shape == (7, 8, 8, 3) and labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+        np.testing.assert_array_equal(images[..., 0], to_uint8(drawn)[:, 0].numpy())
+        assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+    def test_it_goes_on_where_it_was_cut_off(self, tmp_path: Path, tiny_model) -> None:
+        whole = sample_npz(sampler_of(tiny_model), tmp_path / "whole.npz", 7, batch_size=2)
+        calls = 0
+        sampler = sampler_of(tiny_model)
+        draw = sampler.draw
+
+        def cut_off(noise, y):
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise KeyboardInterrupt
+            return draw(noise, y)
+
+        sampler.draw = cut_off
+        with pytest.raises(KeyboardInterrupt):
+            sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2)
+        assert not (tmp_path / "s.npz").exists()
+        with pytest.raises(UserError, match="4 images were drawn with another seed, 1; remove"):
+            sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2, seed=2)
+        sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2)
+        assert calls == 5  # two batches before, two after
+        with np.load(whole) as a, np.load(tmp_path / "s.npz") as b:
+            np.testing.assert_array_equal(a["arr_0"], b["arr_0"])
+        with pytest.raises(UserError, match="exists; choose another"):
+            sample_npz(sampler, tmp_path / "s.npz", 7)
+
+
+class TestFolders:
+    def test_files_that_are_no_images_are_counted_and_hidden_ones_are_no_class(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_pictures(tmp_path / "cat", num=2)
+        write_pictures(tmp_path / ".ipynb_checkpoints", num=2)
+        write_pictures(tmp_path / "__MACOSX", num=2)
+        for name in ("a.gif", "b.gif", "._0.png", "notes"):
+            (tmp_path / "cat" / name).write_bytes(b"")
+        data = load_dataset("images", tmp_path)
+        assert len(data) == 2 and str(data.condition) == "1 classes"
+        assert "left out: 2 .gif, 1 hidden, 1 without an extension" in caplog.text
+
+    def test_a_folder_named_like_an_image_is_passed_and_a_broken_link_is_named(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path / "cat", num=2)
+        (tmp_path / "cat" / "x.png").symlink_to(tmp_path / "nowhere.png")
+        with pytest.raises(ValueError, match=r"x\.png is no file"):
+            load_dataset("images", tmp_path)
+
+    def test_a_loop_of_links_ends(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path / "cat", num=2)
+        (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+        assert len(load_dataset("images", tmp_path)) == 2
+
+    def test_pictures_stand_upright(self, tmp_path: Path) -> None:
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        pixels[0] = 255
+        (tmp_path / "cat").mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter, clockwise
+        Image.fromarray(pixels).save(tmp_path / "cat" / "a.png", exif=exif)
+        images, _ = load_dataset("images", tmp_path).batch(torch.tensor([0]), NOISE)
+        assert (images[0, :, :, -1] == 1).all() and (images[0, :, :, :-1] == -1).all()
