@@ -10,18 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
+from dar import SiT
 from distill.cli import main
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data import load_dataset
 from distill.data.base import noise_of
 from distill.errors import UserError
 from distill.metrics import ReferenceStatistics
+from distill.models import load_model
 from distill.render import to_uint8
 from distill.sampling import Sampler, ode_sampler
 from distill.verbs.evaluate import evaluate_images
 from distill.verbs.sample import sample
 from distill.verbs.sample_npz import sample_npz
-from tests.test_cli import refused
+from tests.test_cli import QUICK, refused
 
 NOISE = noise_of(torch.Generator())
 
@@ -155,3 +157,50 @@ class TestFolders:
         Image.fromarray(pixels).save(tmp_path / "cat" / "a.png", exif=exif)
         images, _ = load_dataset("images", tmp_path).batch(torch.tensor([0]), NOISE)
         assert (images[0, :, :, -1] == 1).all() and (images[0, :, :, :-1] == -1).all()
+
+
+def test_class_names_go_from_folders_to_the_student(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own colour pictures, offline, from the folder to the page."""
+    monkeypatch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)  # an untrained teacher fails it, as it should
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "pets" / name, num=6)
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"output: {tmp_path / 'training'}\n"
+        "model: {input_size: 24, patch_size: 4, in_channels: 3, hidden_size: 16, depth: 1, num_heads: 2, "
+        "num_classes: 3, routing: {chunk_size: 2}}\n"
+        f"data: {{name: images, path: {tmp_path / 'pets'}}}\n"
+        "train: {steps: 1, batch_size: 4}\ngrid_steps: 2\n"
+    )
+    assert main(["train", str(config)]) == 0
+    assert "1 of the model's 3 classes have no sample, so their images will mean nothing: 2" in capsys.readouterr().err
+    teacher = tmp_path / "training" / "teacher"
+    assert json.loads((teacher / "classes.json").read_text()) == ["cat", "dog", "class 2"]
+    run = ["run", "quickstart", f"output={tmp_path / 'run'}", f"teacher.path={teacher}", *QUICK]
+    run += ["objective.fake_score.warmup_updates=0"]
+    data = ["evaluate.data.name=images", f"evaluate.data.path={tmp_path / 'pets'}"]
+    assert main([*run, *data]) == 0
+    err = capsys.readouterr().err
+    assert "Fashion" not in err and err.count("LPIPS is left out") == 1
+    assert json.loads((tmp_path / "run" / "student" / "classes.json").read_text()) == ["cat", "dog", "class 2"]
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "cat" in page and "Spectral distance to data" in page
+    (teacher / "classes.json").write_text("[1, 2]")
+    assert "must hold a list of names" in refused(capsys, *run, f"output={tmp_path / 'again'}")
+
+
+def test_a_run_that_only_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = [*QUICK, "evaluate.num_images=0", "objective.fake_score.warmup_updates=0"]
+    assert main(["run", "quickstart", f"output={tmp_path / 'run'}", *few]) == 0
+    assert "report:" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "student").is_dir() and not (tmp_path / "run" / "report").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_model: SiT) -> None:
+    with torch.no_grad():
+        tiny_model.final_layer.linear.weight[0, 0] = float("nan")
+    tiny_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"1 of \d+ values of final_layer\.linear\.weight are not finite"):
+        load_model(tmp_path / "model")

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 
 from dar import SiT
 from distill.conditions import ClassLabels
-from distill.config import FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
+from distill.config import DataConfig, FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
 from distill.data.base import Dataset, Noise
+from distill.data.npz import NpzDataset
 from distill.errors import NonFiniteError, UserError
 from distill.models.parameters import trainable_parameters
 from distill.objectives.flow_matching import TeacherTask
@@ -250,6 +252,51 @@ def test_what_is_measured_may_change_between_parts(tmp_path: Path, run_config: R
     changed = replace(run_config, evaluate=replace(run_config.evaluate, num_images=50, reference="elsewhere.npz"))
     claim_folder(folder, changed, resume=True)
     assert load_config(RunConfig, folder / CONFIG_FILE) == changed
+
+
+def test_a_folder_that_was_moved_or_is_to_be_extended_is_resumed(tmp_path: Path, run_config: RunConfig) -> None:
+    claim_folder(tmp_path / "run", run_config, resume=False)
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    config = replace(run_config, output=str(moved), train=replace(run_config.train, steps=9))
+    claim_folder(moved, config, resume=True)
+    with pytest.raises(UserError, match=r"train\.steps is 9 there, 4 here"):
+        claim_folder(moved, run_config, resume=True)
+
+
+def test_other_data_are_noticed(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator) -> None:
+    def data(labels: list[int]) -> NpzDataset:
+        return NpzDataset(np.zeros((len(labels), 8, 8), np.uint8), np.array(labels))
+
+    folder = open_run(run_config, accelerator, resume=False, data=data([0, 1, 2]))
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    open_run(run_config, accelerator, resume=True, data=data([0, 1, 2]))
+    with pytest.raises(UserError, match="data have changed since the run began: num_samples was 3, is 4"):
+        open_run(run_config, accelerator, resume=True, data=data([0, 1, 2, 2]))
+    with pytest.raises(UserError, match="data have changed since the run began: labels_sha256"):
+        open_run(run_config, accelerator, resume=True, data=data([0, 2, 1]))
+
+
+def test_output_inside_what_is_read_is_refused(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator) -> None:
+    teacher = replace(run_config.teacher, path=str(tmp_path / "teacher"))
+    config = replace(run_config, teacher=teacher, output=str(tmp_path / "teacher" / "run"))
+    with pytest.raises(UserError, match=r"output = .* lies inside teacher\.path"):
+        open_run(config, accelerator, resume=False)
+    data = DataConfig("npz", str(tmp_path / "data"))
+    with pytest.raises(UserError, match=r"output = .* lies inside data\.path"):
+        open_run(replace(run_config, data=data, output=str(tmp_path / "data" / "x")), accelerator, resume=False)
+
+
+def test_a_look_that_fails_does_not_lose_the_updates(tmp_path: Path) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 2)
+
+    def probe(step: int, folder: Path) -> dict[str, float]:
+        raise AssertionError("no picture")
+
+    task.probe = probe
+    with pytest.raises(AssertionError, match="no picture"):
+        run_loop(task, loop, accelerator, tmp_path)
+    assert checkpoints(tmp_path)[-1].name == "step_00000002"
 
 
 def test_an_output_at_home(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator, monkeypatch) -> None:

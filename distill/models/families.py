@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
+
+from torch import nn
 
 from dar import SiT
 from distill.assets import resolve
+from distill.errors import UserError
 from distill.models.backbone import Backbone
 
 Loader = Callable[[Path], Backbone]
@@ -48,8 +51,19 @@ def load_sit(folder: Path) -> SiT:
 def load_model(path: str | Path) -> Backbone:
     """Load the model in a folder, or the shipped teacher if path is `embedded`.
 
-    Raises: FileNotFoundError or ValueError, which names the file and what is wrong with it.
+    Raises: FileNotFoundError or ValueError, which names the file and what is wrong with it, such as weights that are
+        not finite.
     """
     folder = resolve(str(path), "teacher")
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
-    return family.load(folder)
+    model = family.load(folder)
+    check_finite(model, str(path))
+    return model
+
+
+def check_finite(model: object, path: str) -> None:
+    """See that all weights are finite. Raises: UserError, which names the first that is not."""
+    for name, parameter in cast(nn.Module, model).named_parameters():
+        if not bool(parameter.isfinite().all()):
+            count = int((~parameter.isfinite()).sum())
+            raise UserError(f"{path}: {count} of {parameter.numel()} values of {name} are not finite; it is of no use")

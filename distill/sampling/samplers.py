@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -62,9 +62,26 @@ class Sampler(Generic[M]):
 
 
 def read_class_names(path: str) -> list[str] | None:
-    """Class names from `classes.json` in a model folder (or `embedded`); None if it has no such file."""
-    file = resolve(path, "teacher") / CLASSES_FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    """Class names of a model from `classes.json` in its folder; None if there is no such file.
+
+    path: as in `model_folder`. Raises: UserError if the file is damaged.
+    """
+    file = model_folder(path) / CLASSES_FILE
+    if not file.is_file():
+        return None
+    try:
+        names = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} must hold a list of names, one per class")
+    return names
+
+
+def write_class_names(names: Sequence[str], num_classes: int, folder: Path) -> None:
+    """Write `classes.json` into a model folder; classes beyond `names` are called by their number."""
+    whole = [*names, *(f"class {label}" for label in range(len(names), num_classes))]
+    (folder / CLASSES_FILE).write_text(json.dumps(whole) + "\n")
 
 
 def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler[M]:

@@ -100,6 +100,9 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
             time_text = estimate.text(counter.step, counter.elapsed_s)
+            # Saved first: whatever a look at the model may raise, the updates are not lost.
+            if counter.step % config.save_every == 0 or counter.step == config.steps:
+                save_checkpoint(accelerator, folder, counter.step, config.keep)
             if is_probed(counter.step, config):
                 values |= task.probe(counter.step, folder / "grids")
             if is_logged(counter.step, config):
@@ -107,5 +110,3 @@ def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: P
                 if lines and is_main:
                     logger.info(f"step {counter.step}/{config.steps}  {task.headline(values)}  {time_text}")
             progress.update(bar, completed=counter.step, description=task.headline(values))
-            if counter.step % config.save_every == 0 or counter.step == config.steps:
-                save_checkpoint(accelerator, folder, counter.step, config.keep)

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from distill.assets import EMBEDDED
 from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
+from distill.data.base import Dataset
 from distill.errors import UserError
 from distill.files import write_text
 from distill.training.checkpoint import checkpoints
 from distill.training.devices import start_trackers
 
+DATA_FILE = "data.json"
 
-def open_run(config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool) -> Path:
+
+def open_run(
+    config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool, data: Dataset | None = None
+) -> Path:
     """Claim the folder `config.output` for all processes and start the trackers.
 
-    Raises: UserError as `claim_folder`.
+    Raises: UserError as `claim_folder`; if the folder lies inside the data or the teacher; and if a resumed run would
+        go on with other data.
     """
     folder = Path(config.output).expanduser()
+    _check_outside(folder, config)
     if accelerator.is_main_process:
         claim_folder(folder, config, resume=resume)
+        if data is not None:
+            _check_data(folder, data, resume=resume)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     return folder
 
 
+def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:
+    sources = {"data.path": config.data.path if config.data else None}
+    if isinstance(config, RunConfig):
+        sources["teacher.path"] = None if config.teacher.path == EMBEDDED else config.teacher.path
+    else:
+        sources["start.path"] = None if config.start.path == EMBEDDED else config.start.path
+    for name, path in sources.items():
+        if path and folder.resolve().is_relative_to(Path(path).expanduser().resolve()):
+            raise UserError(f"output = {folder} lies inside {name} = {path}; choose a folder outside of it")
+
+
+def _check_data(folder: Path, data: Dataset, *, resume: bool) -> None:
+    """Write down what the data are, or check that they are those that the run began with."""
+    labels = hashlib.sha256(data.labels.numpy().tobytes()).hexdigest()[:16]
+    now = {"num_samples": len(data), "sample_shape": list(data.sample_shape), "labels_sha256": labels}
+    file = folder / DATA_FILE
+    if resume and file.is_file():
+        then = json.loads(file.read_text())
+        different = [
+            f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value
+        ]
+        if different:
+            raise UserError(f"--resume: the data have changed since the run began: {'; '.join(different)}")
+    write_text(file, json.dumps(now) + "\n")
+
+
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
     """Save the resolved configuration into a new folder, or check that a resumed run has the same configuration.
 
-    The settings under `evaluate` may change between parts of a run, and `output`, where the folder was moved or copied.
+    Between parts of a run the settings under `evaluate` may change, `output` (the folder was moved or copied), and
+    `train.steps` may grow.
 
     Raises: UserError if the folder holds another run, or if `resume` finds no run or a different configuration.
     """
@@ -55,4 +94,10 @@ def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     names = [name for name in {**there, **here} if name != "output" and not name.startswith("evaluate.")]
     pairs = [(name, there.get(name, "not set"), here.get(name, "not set")) for name in names]
-    return [f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new]
+    return [
+        f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new and not _extends(name, old, new)
+    ]
+
+
+def _extends(name: str, old: Any, new: Any) -> bool:
+    return name == "train.steps" and isinstance(old, int) and isinstance(new, int) and new > old

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.assets import EMBEDDED
+from distill.conditions import condition_of
 from distill.config import RunConfig, config_to_yaml
 from distill.data import Dataset, load_dataset
 from distill.data.base import check_batch_size
@@ -26,7 +27,7 @@ from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
 from distill.progress import logger
 from distill.report import write_report
 from distill.sampling import Sampler, few_step_sampler, ode_sampler, save_student
-from distill.sampling.samplers import read_class_names
+from distill.sampling.samplers import read_class_names, write_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -62,6 +63,7 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     data = load_data(config)
     accelerator = make_accelerator(config)
     torch.manual_seed(config.train.seed)
+    class_names = read_class_names(config.teacher.path)  # or raises, before any compute
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = load_evaluator(config, models.teacher, accelerator.device) if config.evaluate.num_images else None
@@ -71,14 +73,14 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
-    folder = open_run(config, accelerator, resume=resume)
+    folder = open_run(config, accelerator, resume=resume, data=data)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
-    finished = write_student(averaged, task.t_list, folder)
+    finished = write_student(averaged, task.t_list, folder, class_names)
     if evaluator is None:
         return Distilled(folder, folder / "student", None, {})
     logger.info(f"{folder / 'student'} is saved; measuring it")
@@ -106,15 +108,21 @@ def load_data(config: RunConfig) -> Dataset | None:
     return data
 
 
-def write_student(student: Backbone, t_list: Tensor, folder: Path) -> Backbone:
-    """Write `folder/student`, a plain model with its t list, and its adapters, where it has some, to `folder/adapter`.
+def write_student(student: Backbone, t_list: Tensor, folder: Path, class_names: Sequence[str] | None) -> Backbone:
+    """Write `folder/student`, a plain model with its t list and class names; adapters to `folder/adapter`.
 
     Returns: the plain model.
     """
     if has_adapters(student):
         write_folder(folder / "adapter", lambda path: save_adapters(student, path))
     plain = plain_model(student)
-    write_folder(folder / "student", lambda path: save_student(plain, t_list, path))
+
+    def fill(path: Path) -> None:
+        save_student(plain, t_list, path)
+        if class_names:
+            write_class_names(class_names, condition_of(plain).num_distinct, path)
+
+    write_folder(folder / "student", fill)
     return plain
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distill.conditions import condition_of
+from distill.conditions import ClassLabels, condition_of
 from distill.config import TrainConfig
 from distill.data import Dataset, load_dataset
 from distill.data.base import check_batch_size
@@ -18,6 +18,7 @@ from distill.models import Backbone
 from distill.models.lora import plain_model
 from distill.objectives.flow_matching import TeacherTask
 from distill.progress import logger
+from distill.sampling.samplers import read_class_names, write_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_folder import open_run
@@ -51,7 +52,7 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config)
     task = TeacherTask(config, model, data, accelerator)
-    folder = open_run(config, accelerator, resume=resume)
+    folder = open_run(config, accelerator, resume=resume, data=data)
     if accelerator.is_main_process and task.decoder.note:
         logger.info(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume)
@@ -60,8 +61,23 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     if not accelerator.is_main_process:
         return None
     plain = plain_model(averaged)
-    write_folder(folder / "teacher", lambda path: plain.save_pretrained(path))
+    names = class_names(config, data)
+
+    def fill(path: Path) -> None:
+        plain.save_pretrained(path)
+        if names:
+            write_class_names(names, condition_of(plain).num_distinct, path)
+
+    write_folder(folder / "teacher", fill)
     return Trained(folder, folder / "teacher")
+
+
+def class_names(config: TrainConfig, data: Dataset) -> Sequence[str] | None:
+    """The names of the data's classes, by label; without them those of the model that training starts from."""
+    names = getattr(data, "classes", None)
+    if names is None and config.start.path is not None:
+        return read_class_names(config.start.path)
+    return names
 
 
 def check_data(data: Dataset, model: Backbone, path: str) -> None:
@@ -71,3 +87,11 @@ def check_data(data: Dataset, model: Backbone, path: str) -> None:
     condition = condition_of(model)
     if not condition.includes(data.condition):
         raise UserError(f"{path} has {data.condition}; the model is conditioned on {condition}")
+    if isinstance(condition, ClassLabels):
+        absent = sorted(set(range(condition.num_classes)) - set(data.labels.tolist()))
+        if absent:
+            shown = ", ".join(map(str, absent[:10])) + (", .." if len(absent) > 10 else "")
+            logger.warning(
+                f"{path}: {len(absent)} of the model's {condition.num_classes} classes have no sample, so their images "
+                f"will mean nothing: {shown}"
+            )
