@@ -14,7 +14,7 @@ from dar import SiT
 from distill.cli import main
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data import load_dataset
-from distill.data.base import noise_of
+from distill.data.base import configured_dataset, noise_of
 from distill.errors import UserError
 from distill.metrics import ReferenceStatistics
 from distill.models import load_model
@@ -204,3 +204,47 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_model: SiT
     tiny_model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=r"1 of \d+ values of final_layer\.linear\.weight are not finite"):
         load_model(tmp_path / "model")
+
+
+class TestSize:
+    def test_photographs_of_any_size_are_resized_and_cropped(self, tmp_path: Path) -> None:
+        """A smooth ramp stays the ramp, at the middle, whatever the scale."""
+        (tmp_path / "cat").mkdir()
+        for i, (width, height) in enumerate([(96, 64), (200, 128), (64, 80)]):
+            ramp = np.linspace(0, 255, height)[:, None, None] * np.ones((1, width, 3))
+            Image.fromarray(ramp.round().astype(np.uint8)).save(tmp_path / "cat" / f"{i}.png")
+        with pytest.raises(ValueError, match=r"all must be alike: give data\.size"):
+            load_dataset("images", tmp_path)
+        data = configured_dataset(DataConfig("images", str(tmp_path), size=32))
+        images, _ = data.batch(torch.arange(3), NOISE)
+        assert images.shape == (3, 3, 32, 32)
+        expected = (np.arange(32) + 0.5) / 32 * 2 - 1
+        for image in images[:2]:
+            np.testing.assert_allclose(image[0, :, 5], expected, atol=0.03)
+
+    def test_it_is_for_files(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"data\.size is for data\.name = images or pictures; npz is read"):
+            load_dataset("npz", tmp_path, size=8)
+
+    def test_small_images_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_pictures(tmp_path / "cat", num=3)
+        assert load_dataset("images", tmp_path, size=48).sample_shape == (3, 48, 48)
+        assert "3 images are smaller than data.size = 48" in caplog.text
+
+
+def test_flips_mirror_half_of_the_images(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "cat", num=2)
+    plain = load_dataset("images", tmp_path)
+    flipped = configured_dataset(DataConfig("images", str(tmp_path), flip=True))
+    indices = torch.zeros(200, dtype=torch.int64)
+    images, _ = flipped.batch(indices, noise_of(torch.Generator().manual_seed(0)))
+    (image,), _ = plain.batch(indices[:1], NOISE)
+    as_is = (images == image).flatten(1).all(1)
+    assert ((images == image.flip(-1)).flatten(1).all(1) != as_is).all() and 70 < as_is.sum() < 130
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "val"), ("training", "validation"), ("train", "test")])
+def test_splits_by_the_names_that_people_give_them(tmp_path: Path, train: str, test: str) -> None:
+    write_pictures(tmp_path / train / "cat", num=3)
+    write_pictures(tmp_path / test / "cat", num=2)
+    assert [len(load_dataset("images", tmp_path, split)) for split in ("train", "test")] == [3, 2]

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--num-images", type=positive, default=10000, metavar="N", help="at most (10000)")
     parser.add_argument("--extractor", default="inception", help="of features: inception or embedded (inception)")
+    parser.add_argument("--size", type=positive, metavar="N", help="resize and crop images to N x N")
     parser.add_argument("--vae", help="decodes latents: a folder, or a hub name in the local cache")
     parser.add_argument("--source", help="a name for people (the path)")
     parser.add_argument("--offline", action="store_true", help="download no weights; as HF_HUB_OFFLINE=1")
@@ -27,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.output.endswith(".npz"):
         raise UserError(f"--output {args.output} must end in .npz")
     made = statistics(
-        DataConfig(args.name, args.path, args.vae),
+        DataConfig(args.name, args.path, size=args.size, vae=args.vae),
         split=args.split,
         num_images=args.num_images,
         extractor=args.extractor,

@@ -15,8 +15,7 @@ from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.conditions import ConditionBatch, slice_rows, to_device
 from distill.config import CONFIG_FILE, TrainConfig, config_to_yaml, flat_values, load_config
-from distill.data import load_dataset
-from distill.data.base import Dataset, noise_of
+from distill.data.base import Dataset, configured_dataset, noise_of
 from distill.errors import UserError
 from distill.files import write_folder, write_text
 from distill.objectives.flow_matching import TeacherTask
@@ -153,7 +152,7 @@ def num_trainable(model: nn.Module) -> int:
 
 
 def load_data(config: TrainConfig, split: str) -> Dataset:
-    return load_dataset(config.data.name, config.data.path, split)
+    return configured_dataset(config.data, split)
 
 
 def train_job(job: Job, data: Dataset, samples: HeldOut) -> None:

@@ -46,15 +46,23 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
-    """name: a registered data set (`idx`, `images`, `npz`, `latents`); path: its folder or file.
+    """name: a registered data set (`idx`, `images`, `npz`, `latents`, `pictures`); path: its folder or file.
 
+    size: resize and crop the files of `images` and `pictures` to size x size, antialiased; null takes them as they are.
+    flip: mirror images at random, left to right.
     vae: the autoencoder that latents were made with, a folder or a hub name in the local cache, for the sample grids;
         without it they show the latents' first three channels. null for pixels.
     """
 
     name: str = "idx"
     path: str = "/usr/share/datasets/fashion-mnist"
+    size: int | None = None
+    flip: bool = False
     vae: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            at_least(self, "data", 1, "size")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from distill.conditions import Condition, ConditionBatch
+from distill.config import DataConfig
+from distill.errors import UserError
 from distill.seeds import generator_for
 
 Noise = Callable[[torch.Size], Tensor]
@@ -47,7 +50,8 @@ class Dataset(Protocol):
         ...
 
 
-Loader = Callable[[Path, str], Dataset]
+Loader = Callable[..., Dataset]
+"""loader(path, split) -> Dataset; one that resizes has a parameter `size`, too."""
 DATASETS: dict[str, Loader] = {}
 
 
@@ -63,17 +67,54 @@ def register(name: str) -> Callable[[Loader], Loader]:
     return add
 
 
-def load_dataset(name: str, path: str | Path, split: str = "train") -> Dataset:
+def load_dataset(name: str, path: str | Path, split: str = "train", size: int | None = None) -> Dataset:
     """Load a data set by name.
 
-    Raises: ValueError for an unknown name or an empty set, FileNotFoundError for a missing path.
+    Args:
+        size: resize and crop images to size x size; for data sets of image files. None takes them as they are.
+
+    Raises: ValueError for an unknown name, an empty set, or a size that the data set does not take; FileNotFoundError
+        for a missing path.
     """
     if name not in DATASETS:
         raise ValueError(f"data.name must be one of {', '.join(sorted(DATASETS))}; got {name!r}")
-    dataset = DATASETS[name](Path(path).expanduser(), split)
+    load = DATASETS[name]
+    if size is not None and "size" not in signature(load).parameters:
+        resizing = [name for name, other in sorted(DATASETS.items()) if "size" in signature(other).parameters]
+        raise ValueError(f"data.size is for data.name = {' or '.join(resizing)}; {name} is read as it is")
+    dataset = load(Path(path).expanduser(), split, **({} if size is None else {"size": size}))
     if len(dataset) == 0:
         raise ValueError(f"data.path = {path} holds no samples")
     return dataset
+
+
+def configured_dataset(config: DataConfig, split: str = "train") -> Dataset:
+    """The data set of a section `data`. Raises: as `load_dataset`."""
+    dataset = load_dataset(config.name, config.path, split, config.size)
+    return Flipped(dataset) if config.flip else dataset
+
+
+class Flipped:
+    """A data set whose images are mirrored at random, left to right, with probability 1/2 at each access."""
+
+    def __init__(self, data: Dataset) -> None:
+        if hasattr(data, "space"):
+            raise UserError("data.flip is for images; latents are flipped before they are cached")
+        self._data = data
+        self.sample_shape, self.labels = data.sample_shape, data.labels
+        self.classes: list[str] | None = getattr(data, "classes", None)
+
+    @property
+    def condition(self) -> Condition:
+        return self._data.condition
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, ConditionBatch]:
+        images, y = self._data.batch(indices, noise)
+        mirrored = noise(torch.Size([len(images)])) > 0
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images), y
 
 
 def check_batch_size(num_samples: int, batch_size: int) -> None:

@@ -19,11 +19,14 @@ from distill.progress import logger
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 LAYOUT = "lay the images out as FOLDER/CLASS/IMAGE.png, one subfolder per class"
 
 
 class ImageFiles:
-    """Images of one size in files, decoded at each access, turned as their EXIF orientation says.
+    """Images in files, decoded at each access, turned as their EXIF orientation says.
+
+    With `size` they are resized and cropped to size x size (`resize_and_crop`), otherwise they must be of one size.
 
     The constructor reads the header of every file (not its pixels), so an image of another size is found before
     training and not in the middle of it. Images are grey (C = 1) if all of them are grey, otherwise RGB (C = 3); an
@@ -32,19 +35,26 @@ class ImageFiles:
     Raises: ValueError, which names the file, if an image is damaged, not 8 bits deep, or not of the size of the first.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], num_classes: int) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int], num_classes: int, size: int | None = None) -> None:
         self._paths = list(paths)
+        self._size = size
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        size, all_grey = (0, 0), True
+        shape, all_grey, num_smaller = (0, 0), True, 0
         for path in self._paths:
             width, height, mode = _header(path)
-            if path != self._paths[0] and (width, height) != size:
+            if size is not None:
+                num_smaller += min(width, height) < size
+                width = height = size
+            if path != self._paths[0] and (width, height) != shape:
                 raise ValueError(
-                    f"{path} is {width} x {height}; {self._paths[0]} is {size[0]} x {size[1]}, and all must be alike"
+                    f"{path} is {width} x {height}; {self._paths[0]} is {shape[0]} x {shape[1]}, and all must "
+                    "be alike: give data.size, to which they are resized and cropped"
                 )
-            size, all_grey = (width, height), all_grey and mode in GREY_MODES
+            shape, all_grey = (width, height), all_grey and mode in GREY_MODES
+        if num_smaller:
+            logger.warning(f"{num_smaller} images are smaller than data.size = {size} and are enlarged, which blurs")
         self._mode = "L" if all_grey else "RGB"
-        self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, size[1], size[0])
+        self.sample_shape: tuple[int, int, int] = (1 if all_grey else 3, shape[1], shape[0])
         self.condition = ClassLabels(num_classes)
 
     def __len__(self) -> int:
@@ -57,9 +67,10 @@ class ImageFiles:
     def _pixels(self, path: Path) -> Tensor:
         try:
             with Image.open(path) as image:
-                pixels = torch.from_numpy(
-                    np.array(ImageOps.exif_transpose(image).convert(self._mode))
-                )  # (H, W) or (H, W, 3)
+                upright = ImageOps.exif_transpose(image).convert(self._mode)
+                if self._size is not None:
+                    upright = resize_and_crop(upright, self._size)
+                pixels = torch.from_numpy(np.array(upright))  # (H, W) or (H, W, 3)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise ValueError(f"{path} is damaged: {error}") from error
         pixels = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
@@ -76,7 +87,7 @@ class ImageFolderDataset(ImageFiles):
         without images.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int | None = None) -> None:
         self.classes = _subfolders(folder)
         if not self.classes:
             raise ValueError(f"data.path = {folder} holds no class subfolders; {LAYOUT}")
@@ -85,10 +96,26 @@ class ImageFolderDataset(ImageFiles):
         if empty:
             raise ValueError(f"data.path = {folder} is incomplete: no images in {', '.join(empty[:3])}; {LAYOUT}")
         labels = [label for label, found in enumerate(files) for _ in found]
-        super().__init__([path for found in files for path in found], labels, len(self.classes))
+        super().__init__([path for found in files for path in found], labels, len(self.classes), size)
         _, height, width = self.sample_shape
         if height != width:
-            raise ValueError(f"{self._paths[0]} is {width} x {height} (width x height); images must be square")
+            raise ValueError(
+                f"{self._paths[0]} is {width} x {height} (width x height); images must be square: give data.size"
+            )
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle of an image as size x size pixels, antialiased, as ADM prepares ImageNet (`center_crop_arr`).
+
+    Halved by averaging while twice as large, then resized with a bicubic filter so that the shorter side is `size`.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    resized = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -142,22 +169,30 @@ def _is_hidden(name: str) -> bool:
 
 
 @register("images")
-def load_images(path: Path, split: str) -> ImageFolderDataset:
-    """Load `path`/CLASS/IMAGE.{png,jpg,webp,..}, or `path`/{train,test}/CLASS/IMAGE if there are such splits.
+def load_images(path: Path, split: str, size: int | None = None) -> ImageFolderDataset:
+    """Load `path`/CLASS/IMAGE.{png,jpg,webp,..}, or `path`/SPLIT/CLASS/IMAGE if there are such splits (`SPLITS`).
 
-    Without `train` and `test` folders, the whole folder serves as both splits. (A `train` folder that holds images
-    and no folders is a class of that name.)
+    Without split folders, the whole folder serves as both splits. (A `train` folder that holds images and no folders is
+    a class of that name.)
     """
     if not path.is_dir():
         raise FileNotFoundError(f"data.path = {path} is not a folder")
-    splits = {name: path / name for name in ("train", "test") if (path / name).is_dir() and _subfolders(path / name)}
+    splits = {name: found for name, names in SPLITS.items() if (found := _split_folder(path, names))}
     if not splits:
-        return ImageFolderDataset(path)
+        return ImageFolderDataset(path, size)
     if split not in splits:
-        raise FileNotFoundError(f"data.path = {path} has a folder {', '.join(splits)} but none named {split}")
+        raise FileNotFoundError(
+            f"data.path = {path} has a folder {', '.join(folder.name for folder in splits.values())} but none of "
+            f"{', '.join(SPLITS[split])}"
+        )
     # Labels are positions in the list of classes, so both splits must have the same list.
     classes = [set(_subfolders(folder)) for folder in splits.values()]
     different = sorted(classes[0] ^ classes[-1])
     if different:
         raise ValueError(f"data.path = {path}: classes {', '.join(different)} are in one split only")
-    return ImageFolderDataset(splits[split])
+    return ImageFolderDataset(splits[split], size)
+
+
+def _split_folder(path: Path, names: Sequence[str]) -> Path | None:
+    """The first folder of these names that holds folders."""
+    return next((path / name for name in names if (path / name).is_dir() and _subfolders(path / name)), None)

@@ -14,12 +14,14 @@ GRID = "grid.png"  # what `sample` writes beside its images
 
 
 @register("pictures")
-def load_pictures(path: Path, split: str) -> Dataset:
+def load_pictures(path: Path, split: str, size: int | None = None) -> Dataset:
     """Load a .npz file (labels are not needed), or the images in a folder; subfolders with images are classes.
 
     Raises: ValueError, which names the file, if one is damaged or of another size; FileNotFoundError.
     """
     if path.suffix == ".npz":
+        if size is not None:
+            raise ValueError(f"data.size is for folders; the images of {path} are read as they are")
         images, labels = read_npz(path)
         return npz_dataset(path, images, np.zeros(len(images), np.int64) if labels is None else labels)
     if not path.is_dir():
@@ -29,4 +31,4 @@ def load_pictures(path: Path, split: str) -> Dataset:
         raise ValueError(f"{path} holds no images")
     names = sorted({str(file.parent.relative_to(path)) for file in files})
     labels = [names.index(str(file.parent.relative_to(path))) for file in files]
-    return ImageFiles(files, labels, len(names))
+    return ImageFiles(files, labels, len(names), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from distill.assets import EMBEDDED, asset, resolve
 from distill.config import DataConfig, EvalConfig
-from distill.data import Dataset, load_dataset
-from distill.data.base import noise_of
+from distill.data import Dataset
+from distill.data.base import configured_dataset, noise_of
 from distill.errors import UserError
 from distill.latents.decoding import Decoder
 from distill.metrics import EXTRACTORS, Extractor, PerceptualDistance, ReferenceStatistics, reference_from_images
@@ -86,7 +87,7 @@ def statistics_of(
 
     Raises: as `load_dataset`; UserError if the data are neither such samples nor images of that size.
     """
-    data = load_dataset(config.name, config.path, split)
+    data = configured_dataset(replace(config, flip=False), split)
     shape = tuple(data.sample_shape)
     if sample_shape is not None and shape != tuple(sample_shape):
         if shape != decoder.image_shape(sample_shape):

@@ -12,8 +12,8 @@ from torch import Tensor
 from distill.assets import EMBEDDED
 from distill.conditions import condition_of
 from distill.config import RunConfig, config_to_yaml
-from distill.data import Dataset, load_dataset
-from distill.data.base import check_batch_size
+from distill.data import Dataset
+from distill.data.base import check_batch_size, configured_dataset
 from distill.errors import UserError
 from distill.evaluation import results
 from distill.evaluation.evaluator import Evaluator
@@ -103,7 +103,7 @@ def load_data(config: RunConfig) -> Dataset | None:
         return None
     if config.data is None:
         raise UserError(f"objective.name = {config.objective.name} learns from data: give a section data")
-    data = load_dataset(config.data.name, config.data.path)
+    data = configured_dataset(config.data)
     check_batch_size(len(data), config.train.batch_size)
     return data
 

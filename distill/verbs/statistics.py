@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.config import DataConfig
-from distill.data import load_dataset
+from distill.data.base import configured_dataset
 from distill.errors import UserError
 from distill.evaluation.references import MAX_REFERENCE, statistics_of
 from distill.latents.decoding import decoder_for
@@ -35,7 +35,7 @@ def statistics(
     Raises: as the loaders of data sets; UserError if the extractor does not read such images.
     """
     device = default_device()
-    sample_shape = tuple(load_dataset(data.name, data.path, split).sample_shape)
+    sample_shape = tuple(configured_dataset(data, split).sample_shape)
     decoder = decoder_for(data.vae, sample_shape, device)
     shape = decoder.image_shape(sample_shape)
     found, perceptual = None, None

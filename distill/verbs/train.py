@@ -10,8 +10,8 @@ import torch
 
 from distill.conditions import ClassLabels, condition_of
 from distill.config import TrainConfig
-from distill.data import Dataset, load_dataset
-from distill.data.base import check_batch_size
+from distill.data import Dataset
+from distill.data.base import check_batch_size, configured_dataset
 from distill.errors import UserError
 from distill.files import write_folder
 from distill.models import Backbone
@@ -45,7 +45,7 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     Raises: UserError for what the user can mend, NonFiniteError where the training diverges.
     """
     config = config_of(TrainConfig, config, overrides)
-    data = load_dataset(config.data.name, config.data.path)
+    data = configured_dataset(config.data)
     torch.manual_seed(config.train.seed)
     model = starting_model(config)
     check_data(data, model, config.data.path)
