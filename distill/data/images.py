@@ -150,7 +150,8 @@ def _header(path: Path) -> tuple[int, int, str]:
     try:
         with Image.open(path) as image:
             width, height, mode = image.width, image.height, image.mode
-            if image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
+            # Of a PNG this would read all pixels.
+            if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
                 width, height = height, width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no image that can be read: {error}") from error
