@@ -146,8 +146,8 @@ def test_statistics_of_other_images_are_refused_before_any_compute(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model: SiT
 ) -> None:
     tiny_model.save_pretrained(tmp_path / "teacher")
-    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path / 'teacher'}}}"))
-    assert "are of images [1, 28, 28], not [1, 8, 8]" in line
+    config = run_config(tmp_path, f"teacher: {{path: {tmp_path / 'teacher'}}}\nevaluate: {{reference: embedded}}")
+    assert "does not read images [1, 8, 8]" in refused(capsys, "run", config)
     assert not (tmp_path / "run").exists()
 
 
@@ -206,6 +206,7 @@ def test_evaluate_needs_no_pair_of_one_class_and_writes_both_files_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["evaluate", str(student_folder(tmp_path / "few", 1)), "--output", str(tmp_path / "eval")]
+    argv += ["--reference", "embedded"]
     with monkeypatch.context() as patched:
         patched.setattr(Evaluator, "statistics", lambda *_: (_ for _ in ()).throw(OSError("out of memory")))
         assert main([*argv, "--num-images", "5"]) == 2

@@ -279,7 +279,7 @@ def test_a_job_that_another_process_finished_meanwhile_is_not_done_again(setting
     assert order == []
 
 
-def test_a_diverging_job_does_not_stop_the_others(settings, capsys):
+def test_a_diverging_job_does_not_stop_the_others(settings, caplog):
     jobs, done = load(settings).jobs, set()
 
     def do(job):
@@ -288,7 +288,7 @@ def test_a_diverging_job_does_not_stop_the_others(settings, capsys):
         done.add(job.name)
 
     assert queue.run_queue(jobs, lambda job: job.name in done, do) == [jobs[0]]
-    assert len(done) == 3 and "small/residual/seed0: teacher: the loss is not finite" in capsys.readouterr().err
+    assert len(done) == 3 and "small/residual/seed0: teacher: the loss is not finite" in caplog.text
 
 
 # Statistics

@@ -67,13 +67,13 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = load_evaluator(config, models.teacher, accelerator.device) if config.evaluate.num_images else None
-    if evaluator and accelerator.is_main_process:
-        for note in evaluator.notes:
-            logger.info(note)
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
     folder = open_run(config, accelerator, resume=resume, data=data)
+    if evaluator and accelerator.is_main_process:
+        for note in evaluator.notes:
+            logger.info(note)
     run_loop(task, config.train, accelerator, folder, resume=resume)
     averaged = task.averaged_student
     # Processes that would wait for the report would be ended by the time limit of their group.
