@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from dar import RoutingConfig, SiT
-from distill.assets import asset
+from distill.assets import FOLDER, asset
 from distill.cli import main
 from distill.progress import show_progress
 from tests.checkpoint_files import official_state, projectors, training_file
@@ -60,7 +60,22 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A tiny model in the place of the shipped teacher: the commands are tested here, not what they find."""
+    root = tmp_path_factory.mktemp("package")
+    folder = root / "distill" / "assets"
+    (root / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("teacher", "__pycache__", "configs"))
+    teacher = SiT(tiny_config(input_size=28, patch_size=7, num_classes=10))
+    perturbed(teacher).save_pretrained(folder / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.assets.FOLDER", folder)
+        patch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)  # it is not trained
+        yield
+
+
+@pytest.fixture(scope="module")
+def desk(small_teacher: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reader: pictures by class, their statistics, tiny public checkpoints, two finished runs."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "configs", folder / "configs")

@@ -119,7 +119,9 @@ def routing_of(role: str, model: Any) -> report.Routing | None:
 
 
 def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
-    """cells[measure][column] for every sampler and for the data, whose values are `of_data`."""
+    """cells[measure][column] for every sampler and for the data, whose values are `of_data`; measures without any value
+    are left out.
+    """
     cells: dict[str, dict[str, report.Cell | None]] = {}
     for name in MEASURES:
         row: dict[str, report.Cell | None] = {}
@@ -127,7 +129,8 @@ def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict
             interval = e.measured.measures.get(name)
             row[e.sampler.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
         row[report.DATA] = report.Cell(of_data[name]) if name in of_data else None
-        cells[name] = row
+        if any(row.values()):
+            cells[name] = row
     return cells
 
 
@@ -136,8 +139,9 @@ def _cell(interval: Interval, has_interval: bool) -> report.Cell:
     return report.Cell(interval.value, interval.low if known else None, interval.high if known else None)
 
 
-def measures() -> list[report.Measure]:
-    return [report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in MEASURES.values()]
+def measures(names: Iterable[str]) -> list[report.Measure]:
+    chosen = [MEASURES[name] for name in names]
+    return [report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in chosen]
 
 
 def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
@@ -238,6 +242,7 @@ def page(
     labels = condition.groups(condition.balanced(num_grid))
     patch_size = evaluator.patch_size(entries[0].sampler.model)
     of_data = data_values(evaluator.data, patch_size) if evaluator.data else {}
+    cells = table(entries, of_data)
     return report.Report(
         title=title,
         subtitle=subtitle,
@@ -247,8 +252,8 @@ def page(
         headline=headline(entries, of_data),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),
-        measures=measures(),
-        cells=table(entries, of_data),
+        measures=measures(cells),
+        cells=cells,
         history=history,
         routing=[r for r in routing if r is not None],
         notes=evaluator.notes,
