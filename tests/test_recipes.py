@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.dataclasses import get_module_class_from_name
+from PIL import Image
 
 from dar import SiT
 from distill.cli import main
@@ -41,11 +42,14 @@ def commands(recipe: Path) -> list[list[str]]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the recipes, and tiny files under the names, and in the formats, of the public checkpoints."""
+    """A folder with the recipes, a few images, and tiny files under the names of the public checkpoints."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for name, channels in STAND_INS.items():
         state = official_state(channels) | (projectors() if name == "last.pt" else {})
         torch.save(training_file(state, state, num_heads=2), tmp_path / name)
+    (tmp_path / "imagenet256_10k" / "n01440764").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 90, 120)).save(tmp_path / "imagenet256_10k" / "n01440764" / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -108,7 +108,9 @@ def load_data(config: RunConfig) -> Dataset | None:
     return data
 
 
-def write_student(student: Backbone, t_list: Tensor, folder: Path, class_names: Sequence[str] | None) -> Backbone:
+def write_student(
+    student: Backbone, t_list: Tensor, folder: Path, class_names: Sequence[str] | None = None
+) -> Backbone:
     """Write `folder/student`, a plain model with its t list and class names; adapters to `folder/adapter`.
 
     Returns: the plain model.
