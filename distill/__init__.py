@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from distill.conditions import ClassLabels, Condition
-    from distill.config import EvalConfig, RoutingConfig, RunConfig, TeacherConfig, TrainConfig
+    from distill.config import DataConfig, EvalConfig, RoutingConfig, RunConfig, TeacherConfig, TrainConfig
     from distill.conformance import check_backbone
     from distill.data import DATASETS
     from distill.errors import NonFiniteError, UserError
@@ -30,18 +30,20 @@ if TYPE_CHECKING:
     from distill.verbs.compare import compare
     from distill.verbs.convert import convert
     from distill.verbs.diagnose import diagnose
-    from distill.verbs.evaluate import evaluate
+    from distill.verbs.evaluate import evaluate, evaluate_images
     from distill.verbs.inspect import inspect
     from distill.verbs.load import load
     from distill.verbs.plan import plan
     from distill.verbs.retrofit import retrofit
     from distill.verbs.run import run
     from distill.verbs.sample import sample
+    from distill.verbs.sample_npz import sample_npz
+    from distill.verbs.statistics import statistics
     from distill.verbs.train import train
 
 _HOMES = {
     "conditions": ("ClassLabels", "Condition"),
-    "config": ("EvalConfig", "RoutingConfig", "RunConfig", "TeacherConfig", "TrainConfig"),
+    "config": ("DataConfig", "EvalConfig", "RoutingConfig", "RunConfig", "TeacherConfig", "TrainConfig"),
     "conformance": ("check_backbone",),
     "data": ("DATASETS",),
     "errors": ("NonFiniteError", "UserError"),
@@ -53,13 +55,15 @@ _HOMES = {
     "verbs.compare": ("compare",),
     "verbs.convert": ("convert",),
     "verbs.diagnose": ("diagnose",),
-    "verbs.evaluate": ("evaluate",),
+    "verbs.evaluate": ("evaluate", "evaluate_images"),
     "verbs.inspect": ("inspect",),
     "verbs.load": ("load",),
     "verbs.plan": ("plan",),
     "verbs.retrofit": ("retrofit",),
     "verbs.run": ("run",),
     "verbs.sample": ("sample",),
+    "verbs.sample_npz": ("sample_npz",),
+    "verbs.statistics": ("statistics",),
     "verbs.train": ("train",),
 }
 
@@ -71,6 +75,7 @@ __all__ = [
     "Backbone",
     "ClassLabels",
     "Condition",
+    "DataConfig",
     "EvalConfig",
     "NonFiniteError",
     "RoutingConfig",
@@ -84,6 +89,7 @@ __all__ = [
     "convert",
     "diagnose",
     "evaluate",
+    "evaluate_images",
     "inspect",
     "load",
     "load_model",
@@ -91,7 +97,9 @@ __all__ = [
     "retrofit",
     "run",
     "sample",
+    "sample_npz",
     "show_progress",
+    "statistics",
     "train",
 ]
 
