@@ -137,7 +137,7 @@ class TestFolders:
         assert len(data) == 2 and str(data.condition) == "1 classes"
         assert "left out: 2 .gif, 1 hidden, 1 without an extension" in caplog.text
 
-    def test_a_folder_named_like_an_image_is_passed_and_a_broken_link_is_named(self, tmp_path: Path) -> None:
+    def test_a_broken_link_is_named(self, tmp_path: Path) -> None:
         write_pictures(tmp_path / "cat", num=2)
         (tmp_path / "cat" / "x.png").symlink_to(tmp_path / "nowhere.png")
         with pytest.raises(ValueError, match=r"x\.png is no file"):

@@ -91,7 +91,7 @@ def load_dataset(name: str, path: str | Path, split: str = "train", size: int | 
 def configured_dataset(config: DataConfig, split: str = "train") -> Dataset:
     """The data set of a section `data`. Raises: as `load_dataset`."""
     dataset = load_dataset(config.name, config.path, split, config.size)
-    return Flipped(dataset) if config.flip else dataset
+    return Flipped(dataset) if config.flip and split == "train" else dataset
 
 
 class Flipped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ class ImageFolderDataset(ImageFiles):
         self.classes = _subfolders(folder)
         if not self.classes:
             raise ValueError(f"data.path = {folder} holds no class subfolders; {LAYOUT}")
-        files = [image_files(folder / name) for name in self.classes]
+        files = image_files(*(folder / name for name in self.classes))
         empty = [name for name, found in zip(self.classes, files, strict=True) if not found]
         if empty:
             raise ValueError(f"data.path = {folder} is incomplete: no images in {', '.join(empty[:3])}; {LAYOUT}")
@@ -118,31 +118,38 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images below a folder, sorted; other files are left out, counted and reported.
+def image_files(*roots: Path) -> list[list[Path]]:
+    """The images below each folder, sorted; other files are left out, counted over all, and reported once.
 
     Hidden files and folders and `__MACOSX` are no part of the data. Links to folders are not followed.
 
     Raises: ValueError for something named like an image that is no file.
     """
-    found: list[Path] = []
     others: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in sorted(names):
-            path = Path(parent, name)
-            if _is_hidden(name):
-                others["hidden"] += 1
-            elif path.suffix.lower() not in EXTENSIONS:
-                others[path.suffix or "without an extension"] += 1
-            elif not path.is_file():
-                raise ValueError(f"{path} is no file; remove it, or rename it to something that is no image")
-            else:
-                found.append(path)
+    found = [[path for path in _files(root, others) if _is_image(path, others)] for root in roots]
     if others:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        logger.warning(f"{folder}: files that are not read as images were left out: {counts}")
+        logger.warning(f"{roots[0].parent}: files that are not read as images were left out: {counts}")
     return found
+
+
+def _files(root: Path, others: Counter[str]) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(names):
+            if _is_hidden(name):
+                others["hidden"] += 1
+            else:
+                yield Path(parent, name)
+
+
+def _is_image(path: Path, others: Counter[str]) -> bool:
+    if path.suffix.lower() not in EXTENSIONS:
+        others[path.suffix or "without an extension"] += 1
+        return False
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; remove it, or rename it to something that is no image")
+    return True
 
 
 def _header(path: Path) -> tuple[int, int, str]:

@@ -26,7 +26,8 @@ def load_pictures(path: Path, split: str, size: int | None = None) -> Dataset:
         return npz_dataset(path, images, np.zeros(len(images), np.int64) if labels is None else labels)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a folder nor a .npz file")
-    files = [file for file in image_files(path) if file.name != GRID]
+    (found,) = image_files(path)
+    files = [file for file in found if file.name != GRID]
     if not files:
         raise ValueError(f"{path} holds no images")
     names = sorted({str(file.parent.relative_to(path)) for file in files})

@@ -51,6 +51,8 @@ class Evaluator:
 
         Raises: UserError or ValueError if a reference or a file of weights is damaged or does not fit the samples.
         """
+        if config.num_images == 0:
+            raise UserError("num_images is 0: nothing is drawn and measured; give at least 4")
         self.config = config
         self.device = device
         self.notes: list[str] = []

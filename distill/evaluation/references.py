@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.assets import EMBEDDED, asset, resolve
-from distill.config import DataConfig, EvalConfig
+from distill.config import EvalConfig
 from distill.data import Dataset
 from distill.data.base import configured_dataset, noise_of
 from distill.errors import UserError
@@ -60,7 +60,8 @@ def data_reference(
     Raises: as the loaders of data sets and statistics; UserError if the data's samples do not fit the model's.
     """
     if config.data is not None:
-        return statistics_of(config.data, decoder, sample_shape, extractor, perceptual)
+        data = configured_dataset(replace(config.data, flip=False))
+        return statistics_of(data, config.data.path, decoder, sample_shape, extractor, perceptual)
     if file is None:
         return None
     if is_published(file):
@@ -69,31 +70,28 @@ def data_reference(
 
 
 def statistics_of(
-    config: DataConfig,
+    data: Dataset,
+    source: str,
     decoder: Decoder,
-    sample_shape: tuple[int, ...] | None,
+    sample_shape: tuple[int, ...],
     extractor: Extractor | None,
     perceptual: PerceptualDistance | None,
     *,
-    split: str = "train",
     num_images: int = MAX_REFERENCE,
-    source: str | None = None,
 ) -> ReferenceStatistics:
-    """Statistics of at most `num_images` of a data set, an equal number of each class.
+    """Statistics of at most `num_images` of a data set, no more of one class than of another if they have them.
 
     Args:
-        sample_shape: (c, h, w) of a model's samples; data of this shape are decoded like them. None decodes all.
-        source: name of the data, to show to users; None for the path.
+        sample_shape: (c, h, w) of a model's samples; data of this shape are decoded like them.
+        source: name of the data, to show to users.
 
-    Raises: as `load_dataset`; UserError if the data are neither such samples nor images of that size.
+    Raises: UserError if the data are neither such samples nor images of that size.
     """
-    data = configured_dataset(replace(config, flip=False), split)
     shape = tuple(data.sample_shape)
-    if sample_shape is not None and shape != tuple(sample_shape):
+    if shape != tuple(sample_shape):
         if shape != decoder.image_shape(sample_shape):
             raise UserError(
-                f"{config.path} has images {list(shape)}; those to be measured are "
-                f"{list(decoder.image_shape(sample_shape))}"
+                f"{source} has images {list(shape)}; those to be measured are {list(decoder.image_shape(sample_shape))}"
             )
         decode = None
     else:
@@ -101,7 +99,7 @@ def statistics_of(
         shape = decoder.image_shape(shape)
     num_images = min(num_images, MAX_BYTES // (4 * torch.Size(shape).numel()))
     images, labels = read_images(data, class_balanced(data.labels, num_images, seed=0), decode)
-    named = f"{source or config.path}, {len(images)} images"
+    named = f"{source}, {len(images)} images"
     return reference_from_images(images, labels, extractor, named, perceptual=perceptual)
 
 

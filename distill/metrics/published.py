@@ -9,6 +9,7 @@ mu [2048] and sigma [2048, 2048] are of Inception's features.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ def is_published(path: Path) -> bool:
     if path.suffix == ".pt":
         return True
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {"mu", "sigma"} <= set(file.files) and "format" not in file.files
-    except (OSError, ValueError):
+        file = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):  # `ReferenceStatistics.load` says what is wrong
         return False
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        return False
+    with file:
+        return {"mu", "sigma"} <= set(file.files) and "format" not in file.files
 
 
 def published_reference(
@@ -71,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: Extractor | None) -> ReferenceStatistics:
     nothing, rows = np.zeros(0), np.zeros((0, 2))
-    statistics = ReferenceStatistics(
+    return ReferenceStatistics(
         source=source,
         extractor=extractor_id(extractor) if extractor else "",
         num_images=0,
@@ -90,4 +94,3 @@ def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: E
         diversity=float("nan"),
         perceptual="",
     )
-    return statistics

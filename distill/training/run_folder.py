@@ -31,9 +31,12 @@ def open_run(
     folder = Path(config.output).expanduser()
     _check_outside(folder, config)
     if accelerator.is_main_process:
+        now = None if data is None else _fingerprint(data)
+        if resume and now:
+            _check_data(folder / DATA_FILE, now)
         claim_folder(folder, config, resume=resume)
-        if data is not None:
-            _check_data(folder, data, resume=resume)
+        if now:
+            write_text(folder / DATA_FILE, json.dumps(now) + "\n")
     accelerator.wait_for_everyone()
     start_trackers(accelerator, config)
     return folder
@@ -50,19 +53,22 @@ def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:
             raise UserError(f"output = {folder} lies inside {name} = {path}; choose a folder outside of it")
 
 
-def _check_data(folder: Path, data: Dataset, *, resume: bool) -> None:
-    """Write down what the data are, or check that they are those that the run began with."""
+def _fingerprint(data: Dataset) -> dict[str, Any]:
     labels = hashlib.sha256(data.labels.numpy().tobytes()).hexdigest()[:16]
-    now = {"num_samples": len(data), "sample_shape": list(data.sample_shape), "labels_sha256": labels}
-    file = folder / DATA_FILE
-    if resume and file.is_file():
-        then = json.loads(file.read_text())
-        different = [
-            f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value
-        ]
-        if different:
-            raise UserError(f"--resume: the data have changed since the run began: {'; '.join(different)}")
-    write_text(file, json.dumps(now) + "\n")
+    return {"num_samples": len(data), "sample_shape": list(data.sample_shape), "labels_sha256": labels}
+
+
+def _check_data(file: Path, now: dict[str, Any]) -> None:
+    """See that the data are those that the run began with; runs of earlier versions have no such file."""
+    if not file.is_file():
+        return
+    try:
+        then = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    different = [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
+    if different:
+        raise UserError(f"--resume: the data have changed since the run began: {'; '.join(different)}")
 
 
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:

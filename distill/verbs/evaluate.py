@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from distill.config import EvalConfig
 from distill.data import load_dataset
 from distill.errors import UserError
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
-from distill.evaluation.references import read_images
+from distill.evaluation.references import class_balanced, read_images
 from distill.files import new_folder
 from distill.metrics import ReferenceStatistics, reference_from_images
 from distill.sampling import Sampler
@@ -69,7 +67,8 @@ def evaluate_images(
 
     Args:
         images: a folder, or a .npz file such as `sample_npz` writes.
-        config: what to compare with: `data` or `reference`. Only the first `num_images` are measured.
+        config: what to compare with: `data` or `reference`. At most `num_images` are measured, an equal number
+            of each class.
         output: as in `evaluate`.
 
     Raises: UserError if there is nothing to compare with; ValueError, which names the file, for a damaged picture.
@@ -81,7 +80,7 @@ def evaluate_images(
     data = load_dataset("pictures", images)
     evaluator = Evaluator(config, default_device(), tuple(data.sample_shape))
     evaluator.use_teacher_statistics(None)
-    pixels, labels = read_images(data, torch.arange(min(len(data), config.num_images)))
+    pixels, labels = read_images(data, class_balanced(data.labels, config.num_images, seed=0))
     values = evaluator.measures_of(pixels, labels, patch_size=1)
     measured = Measured(str(images), "pictures", len(pixels), 0, 0, 0.0, values)
     statistics = reference_from_images(

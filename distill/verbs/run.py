@@ -66,12 +66,14 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     class_names = read_class_names(config.teacher.path)  # or raises, before any compute
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
-    evaluator = load_evaluator(config, models.teacher, accelerator.device) if config.evaluate.num_images else None
+    evaluator = None
+    if config.evaluate.num_images and accelerator.is_main_process:  # the only one that measures
+        evaluator = load_evaluator(config, models.teacher, accelerator.device)
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
     folder = open_run(config, accelerator, resume=resume, data=data)
-    if evaluator and accelerator.is_main_process:
+    if evaluator:
         for note in evaluator.notes:
             logger.info(note)
     run_loop(task, config.train, accelerator, folder, resume=resume)

@@ -35,7 +35,8 @@ def statistics(
     Raises: as the loaders of data sets; UserError if the extractor does not read such images.
     """
     device = default_device()
-    sample_shape = tuple(configured_dataset(data, split).sample_shape)
+    read = configured_dataset(data, split)
+    sample_shape = tuple(read.sample_shape)
     decoder = decoder_for(data.vae, sample_shape, device)
     shape = decoder.image_shape(sample_shape)
     found, perceptual = None, None
@@ -49,9 +50,7 @@ def statistics(
         perceptual = load_perceptual(shape, found, device=device, offline=offline)
     except FileNotFoundError as error:
         logger.warning(f"diversity is left out: {error}")
-    made = statistics_of(
-        data, decoder, sample_shape, found, perceptual, split=split, num_images=num_images, source=source
-    )
+    made = statistics_of(read, source or data.path, decoder, sample_shape, found, perceptual, num_images=num_images)
     if output is not None:
         made.save(output)
     return made
