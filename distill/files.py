@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from distill.errors import UserError
 
 
-def new_folder(path: str, name: str = "--output") -> Path:
-    """`path` as a folder to be written. Raises: UserError naming the argument where something is there."""
+def new_folder(path: str, name: str = "--output", begun: str = "") -> Path:
+    """`path` as a folder to be written, in which nothing but `begun`, what a stopped call left there to go on with, may
+    lie. Raises: UserError naming the argument where something else is there.
+    """
     folder = Path(path).expanduser().resolve()  # of "new/.." it would be found out too late that it is not new
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(entry.name != begun for entry in folder.iterdir())):
         raise UserError(f"{name} {folder} is not empty; choose another or remove it")
     return folder
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from distill.data import ImageFolderDataset, NpzDataset, load_dataset
 from distill.data.caching import Cache, claim, fingerprint, write_latents
 from distill.latents.vae import load_vae
-from distill.training.devices import default_device
+from distill.processes import default_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAY_EVERY = 30.0  # seconds, where there is no terminal for a progress bar

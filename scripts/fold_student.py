@@ -17,12 +17,14 @@ from torch import Tensor
 from dar import FoldedTimestep, SiT, fold_routing
 from distill.assets import EMBEDDED
 from distill.config import EvalConfig, TeacherConfig
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
+from distill.processes import default_device
+from distill.sampling import draw_images, noise_for
 from distill.sampling.few_step import rollout
 from distill.sampling.guidance import Denoiser
-from distill.sampling.samplers import Sampler, draw_images, few_step_sampler, load_sampler, noise_for
-from distill.training.devices import default_device
+from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler
 
 CALIBRATION_SEED = 7
 TIMED_BATCH = 50
@@ -82,8 +84,8 @@ def main() -> None:
         EvalConfig(num_images=args.num_images, teacher_reference=None), device, sampler.model.sample_shape, EMBEDDED
     )
     for (name, arm, found), rate in zip(arms, rates([arm for _, arm, _ in arms], args.repeats), strict=True):
-        ((images, drawn_rate),) = evaluator.draw([arm], args.num_images)
-        measures = evaluator.measure(arm, images, drawn_rate).measures
+        (drawing,) = draw([(arm, args.num_images)], evaluator.config, evaluator.decoder)
+        measures = evaluator.measure(drawing).measures
         cells = [f"{measures[key].value:.{digits}f}" for key, digits in MEASURES]
         folded = ", ".join(f"{f.num_folded} of {len(f.deviations)} at {f.t:g}" for f in found) or "none"
         lines.append(f"| {name} | {folded} | {' | '.join(cells)} | {rate:.0f} |")

@@ -19,11 +19,12 @@ import torch
 from dar import SiT
 from distill.assets import EMBEDDED, FOLDER
 from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import write_folder, write_text
 from distill.metrics import MEASURES, Interval
-from distill.sampling.samplers import CLASSES_FILE, ode_sampler
+from distill.sampling.samplers import CLASSES_FILE, teacher_sampler
 from distill.training.run_log import read_log
 
 CLASSES = ["T-shirt", "trouser", "pullover", "style_axes", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -101,11 +102,12 @@ def main() -> None:
     # Statistics are of what is shipped: the weights as rounded to half precision.
     model = SiT.from_pretrained(args.run / "teacher").half().float().eval()
     settings = TeacherConfig(cfg_scale=args.cfg_scale)
-    sampler = ode_sampler(f"teacher, {settings.steps} steps", model, settings, settings.steps)
-    evaluator = Evaluator(EvalConfig(num_images=args.num_images), torch.device("cpu"), model.sample_shape, EMBEDDED)
-    ((images, rate),) = evaluator.draw([sampler], args.num_images)
-    measured = evaluator.measure(sampler, images, rate)
-    evaluator.statistics(sampler, images, f"shipped teacher, {sampler.description}").save(args.assets / "teacher.npz")
+    sampler = teacher_sampler(f"teacher, {settings.steps} steps", model, settings, settings.steps)
+    evaluation = EvalConfig(num_images=args.num_images)
+    evaluator = Evaluator(evaluation, torch.device("cpu"), model.sample_shape, EMBEDDED)
+    (drawing,) = draw([(sampler, args.num_images)], evaluation, evaluator.decoder)
+    measured = evaluator.measure(drawing)
+    evaluator.statistics(drawing, f"shipped teacher, {sampler.description}").save(args.assets / "teacher.npz")
     measured.save(args.assets / "teacher.json")
 
     def fill(folder: Path) -> None:

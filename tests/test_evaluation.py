@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from distill.assets import asset
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.errors import UserError
 from distill.evaluation import results
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
+from distill.latents.decoding import PIXELS
 from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.report import write_report
-from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler, ode_sampler
+from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler, teacher_sampler
+from distill.verbs.evaluate import evaluate
 from tests.conftest import perturbed, tiny_config
 
 CPU = torch.device("cpu")
@@ -29,13 +33,39 @@ GREY = (1, 28, 28)
 
 
 def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
-    def draw(noise: Tensor, y: Tensor) -> Tensor:
+    def louder(noise: Tensor, y: Tensor) -> Tensor:
         return 2 * noise[0]
 
-    sampler = Sampler("loud", "teacher", "twice the noise", tiny_model, draw, 1, 1, 1, torch.empty(0))
-    ((images, _),) = Evaluator(EvalConfig(), CPU, tiny_model.sample_shape).draw([sampler], 6)
+    sampler = Sampler("loud", "teacher", "twice the noise", tiny_model, louder, 1, 1, 1, torch.empty(0))
+    (drawing,) = draw([(sampler, 6)], EvalConfig(), PIXELS)
+    images = drawing.images
     assert images.min() == -1 and images.max() == 1
     assert ((images > -1) & (images < 1)).any()
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(tiny_model: SiT, tmp_path: Path) -> None:
+    sampler = few_step_sampler("student, 2 steps", tiny_model, torch.tensor([1.0, 0.5]))
+    config = EvalConfig(num_images=12, batch_size=3, bootstrap=4)
+    whole = evaluate(sampler, config)
+    rows: list[int] = []
+
+    def cut_off(noise: Tensor, y: Tensor) -> Tensor:
+        rows.append(len(y))
+        if sum(rows) == 9:
+            raise KeyboardInterrupt
+        return sampler.draw(noise, y)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(replace(sampler, draw=cut_off), config, output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"6 images were drawn with seed = 1; now it is 2"):
+        evaluate(replace(sampler, draw=cut_off), replace(config, seed=2), output=tmp_path / "out")
+    parts = evaluate(replace(sampler, draw=cut_off), config, output=tmp_path / "out")
+    assert rows == [3, 3, 3, 3, 3]
+    assert whole is not None and parts is not None
+    assert whole.measured.measures and str(parts.measured.measures) == str(whole.measured.measures)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["measures.json", "measures.npz"]
+    with pytest.raises(UserError, match="is not empty"):
+        evaluate(sampler, config, output=tmp_path / "out")
 
 
 @pytest.fixture
@@ -140,9 +170,9 @@ def test_photographs_are_measured_without_a_perceptual_distance(
     config = EvalConfig(num_images=20, reference=str(tmp_path / "data.npz"), teacher_reference=None, bootstrap=4)
     evaluator = Evaluator(config, CPU, model.sample_shape)
     assert any("LPIPS is left out: alexnet" in note for note in evaluator.notes)
-    sampler = ode_sampler("teacher, 1 steps", model, TeacherConfig(), 1)
-    ((drawn, rate),) = evaluator.draw([sampler], 20)
-    measured = evaluator.measure(sampler, drawn, rate)
+    sampler = teacher_sampler("teacher, 1 steps", model, TeacherConfig(), 1)
+    (drawing,) = draw([(sampler, 20)], config, evaluator.decoder)
+    measured = evaluator.measure(drawing)
     assert "frechet" in measured.measures and "lpips_diversity" not in measured.measures
 
 
@@ -153,10 +183,11 @@ def test_without_data_and_weights_the_teacher_is_the_yardstick(tmp_path: Path, m
     evaluator = Evaluator(EvalConfig(num_images=12, bootstrap=4), CPU, model.sample_shape, "my/teacher")
     said = " ".join(evaluator.notes)
     assert "Fashion" not in said and "weights-inception" in said and "alexnet" in said and "yardstick" in said
-    slow = ode_sampler("teacher, 3 steps", model, TeacherConfig(), 3)
+    slow = teacher_sampler("teacher, 3 steps", model, TeacherConfig(), 3)
     evaluator.use_teacher_reference(slow, "my/teacher")
     student = few_step_sampler("student, 2 steps", model, torch.tensor([1.0, 0.5]))
-    entries = results.measured_entries(evaluator, slow, [student], 2)
+    drawings = results.draw_for_report(evaluator, [slow, student], evaluator.config, evaluator.decoder, 2)
+    entries = results.measured_entries(evaluator, drawings, 2)
     assert "spectral_distance_teacher" in entries[1].measured.measures
     assert not {"frechet", "kid", "spectral_distance_data"} & set(entries[1].measured.measures)
     page = results.page("a", "b", entries, evaluator, seeds={})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ClassLabels
-from distill.sampling import ODE_SOLVERS, euler, few_step_sample, heun, rollout
+from distill.sampling import euler, euler_maruyama, few_step_sample, heun, rollout
 from distill.sampling.flow import (
     combine_cfg,
     interpolate,
@@ -18,6 +18,7 @@ from distill.sampling.flow import (
 )
 from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import T_SAMPLERS, shift_t, t_grid
+from distill.sampling.solvers import LAST_STEP, sde_grid
 from distill.seeds import generator_for
 
 
@@ -131,11 +132,11 @@ def grid(num_steps: int) -> Tensor:
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", ODE_SOLVERS)
-def test_constant_velocity_is_solved_exactly(name):
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_constant_velocity_is_solved_exactly(solver):
     slope = draw(4, 2, 3, 3, seed=5)
     uneven = torch.tensor([1.0, 0.9, 0.4, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(ODE_SOLVERS[name](lambda x, t: slope, EPS, uneven), EPS - slope)
+    torch.testing.assert_close(solver(lambda x, t: slope, EPS, uneven), EPS - slope)
 
 
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
@@ -160,6 +161,33 @@ def test_solvers_evaluate_where_they_say(solver, calls):
 
     solver(velocity, EPS, grid(2))
     assert seen == calls
+
+
+def test_the_sde_has_the_law_of_the_data():
+    generator = generator_for(0, "sde")
+    noise = torch.randn(250, 20_000, 1, 1, 1, dtype=torch.float64, generator=generator)
+    steps = sde_grid(250).double()
+    assert len(steps) == 251 and steps[0] == 1 and steps[-2] == pytest.approx(LAST_STEP) and steps[-1] == 0
+    x0 = euler_maruyama(gaussian_velocity, noise[0], noise[1:], steps)
+    assert float(x0.mean()) == pytest.approx(MEAN, abs=0.01) and float(x0.std()) == pytest.approx(STD, rel=0.02)
+    # The correlation with the first noise, which the ODE keeps at 1, falls by w / variance per unit of t.
+    t = torch.linspace(0, 1, 1001)
+    expected = torch.exp(-torch.trapezoid(t / ((1 - t) ** 2 * STD**2 + t**2), t))
+    correlation = torch.corrcoef(torch.stack([x0.flatten(), noise[0].flatten()]))[0, 1]
+    assert float(correlation) == pytest.approx(float(expected), abs=0.03)
+
+
+def test_the_sde_takes_its_last_step_without_noise():
+    x = draw(4, 2, 3, 3, seed=5)
+    steps = torch.tensor([0.5, 0.3, 0.0], dtype=torch.float64)
+    fresh = draw(1, 4, 2, 3, 3, seed=6)
+    slope = draw(4, 2, 3, 3, seed=7)
+    # By hand, with score = -(x + (1 - t) v) / t: x - dt (v - t score) + sqrt(2 t dt) z, then x - dt (v - t score).
+    middle = x - 0.2 * (slope + x + 0.5 * slope) + math.sqrt(2 * 0.5 * 0.2) * fresh[0]
+    expected = middle - 0.3 * (slope + middle + 0.7 * slope)
+    torch.testing.assert_close(euler_maruyama(lambda x, t: slope, x, fresh, steps), expected)
+    with pytest.raises(ValueError, match="at least 2 steps; got 1"):
+        sde_grid(1)
 
 
 # guidance

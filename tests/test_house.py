@@ -27,7 +27,7 @@ LAYERS = (
     ("data", "sampling"),
     ("models", "latents", "metrics"),
     ("conditions", "config"),
-    ("assets", "progress", "render", "files", "seeds"),
+    ("assets", "processes", "progress", "render", "files", "seeds"),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}

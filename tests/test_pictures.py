@@ -19,7 +19,7 @@ from distill.errors import UserError
 from distill.metrics import ReferenceStatistics
 from distill.models import load_model
 from distill.render import to_uint8
-from distill.sampling import Sampler, ode_sampler
+from distill.sampling import Sampler, teacher_sampler
 from distill.verbs.evaluate import evaluate_images
 from distill.verbs.sample import sample
 from distill.verbs.sample_npz import sample_npz
@@ -37,7 +37,7 @@ def write_pictures(folder: Path, num: int = 8, size: tuple[int, int] = (24, 24),
 
 
 def sampler_of(model, path: str = "") -> Sampler:
-    sampler = ode_sampler("teacher, 2 steps", model, TeacherConfig(), 2)
+    sampler = teacher_sampler("teacher, 2 steps", model, TeacherConfig(), 2)
     sampler.path = path
     return sampler
 
@@ -114,8 +114,14 @@ class TestNpz:
         with pytest.raises(KeyboardInterrupt):
             sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2)
         assert not (tmp_path / "s.npz").exists()
-        with pytest.raises(UserError, match="4 images were drawn with another seed, 1; remove"):
+        with pytest.raises(UserError, match="4 images were drawn with seed = 1; now it is 2"):
             sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2, seed=2)
+        bias = sampler.model.x_embedder.proj.bias.data
+        kept = bias.clone()
+        bias += 1e-3
+        with pytest.raises(UserError, match="4 images were drawn with weights = "):
+            sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2)
+        bias.copy_(kept)
         sample_npz(sampler, tmp_path / "s.npz", 7, batch_size=2)
         assert calls == 5  # two batches before, two after
         with np.load(whole) as a, np.load(tmp_path / "s.npz") as b:

@@ -13,6 +13,7 @@ import torch
 
 from dar import SiT
 from distill.cli import main
+from distill.evaluation.measured import Measured
 from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from tests import training_jobs
@@ -87,6 +88,18 @@ def test_two_processes_resume_bit_exactly(together: Path) -> None:
     assert weights[0] == weights[1]
     logs = [[{**record, "elapsed_s": 0} for record in read_log(folder)] for folder in (whole, parts)]
     assert logs[0] == logs[1]
+
+
+def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path) -> None:
+    """Odd numbers, so that one process has less to draw."""
+    evaluation = ["evaluate", "embedded", "--num-images", "13", "--batch-size", "4", "--steps", "2"]
+    assert main([*evaluation, "--output", str(tmp_path / "one")]) == 0
+    done = launch(*TORCHRUN, "-m", "distill", *evaluation, "--output", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (Measured.load(tmp_path / name / "measures.json").measures for name in ("one", "two"))
+    assert len(one) > 10 and list(two) == list(one)
+    for name, value in one.items():
+        assert two[name].value == pytest.approx(value.value, rel=1e-3, abs=1e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("together", ["fsdp"], indirect=True)

@@ -12,16 +12,16 @@ from dar import SiT
 from distill.conditions import ClassLabels
 from distill.config import TeacherConfig
 from distill.errors import UserError
+from distill.processes import Processes
+from distill.sampling import draw_batches, draw_images, in_precision, noise_for
 from distill.sampling.samplers import (
     configured_vae,
-    draw_images,
     few_step_sampler,
     grid_conditions,
     load_sampler,
-    noise_for,
     num_in_grid,
-    ode_sampler,
     save_student,
+    teacher_sampler,
 )
 from distill.sampling.schedules import t_grid
 from tests.conftest import perturbed, tiny_config
@@ -37,6 +37,48 @@ def test_images_do_not_depend_on_the_batch_size(tiny_model: SiT) -> None:
     assert not torch.allclose(whole, other, atol=1e-2)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_processes_share_all_images(number: int) -> None:
+    parts = torch.stack([Processes(index, number).share(10, 17) for index in range(number)])
+    assert parts.flatten()[:7].tolist() == [10, 11, 12, 13, 14, 15, 16]  # parts of one size; the last one may recur
+    assert parts.flatten()[7:].unique().tolist() in ([], [16])
+
+
+def test_processes_draw_what_one_draws(tiny_model: SiT) -> None:
+    class Two(Processes):
+        """Of two processes, each asked for its part where the other's is."""
+
+        def gather(self, images: torch.Tensor) -> torch.Tensor:
+            parts.append(images)
+            return images.repeat(2, 1, 1, 1)
+
+    sampler = teacher_sampler("t", tiny_model, TeacherConfig(solver="sde"), 3)
+    labels = ClassLabels(3).balanced(7)
+    alone, _ = draw_images(sampler, labels, seed=5, batch_size=7)
+    rounds = []
+    for index in range(2):
+        parts: list[torch.Tensor] = []
+        given = draw_batches(sampler, labels, seed=5, batch_size=2, start=1, processes=Two(index, 2))
+        assert [len(images) for images, _ in given] == [4, 2]
+        rounds.append(parts)
+    together = torch.cat([part for pair in zip(*rounds, strict=True) for part in pair])
+    torch.testing.assert_close(together, alone[1:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_network_alone_draws_in_bf16(tiny_model: SiT) -> None:
+    seen = []
+    embedder = tiny_model.x_embedder.proj
+    embedder.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    sampler = teacher_sampler("t", tiny_model, TeacherConfig(), 2)
+    half = in_precision(sampler, "bf16")
+    assert half.description == f"{sampler.description}, in bf16" and in_precision(sampler, "no") is sampler
+    y = ClassLabels(3).balanced(3)
+    images, _ = draw_images(half, y, seed=0, batch_size=3)
+    assert seen[-1] == (torch.float32, torch.bfloat16) and images.dtype == torch.float32
+    whole, _ = draw_images(sampler, y, seed=0, batch_size=3)
+    assert 0 < float((images - whole).abs().max()) < 0.05
+
+
 def test_teacher_and_student_start_from_the_same_noise() -> None:
     one, three = (noise_for(range(4), num, (1, 8, 8), seed=2) for num in (1, 3))
     assert torch.equal(one[0], three[0])
@@ -44,20 +86,23 @@ def test_teacher_and_student_start_from_the_same_noise() -> None:
 
 
 def test_evaluations_count_guidance_and_heun(tiny_model: SiT) -> None:
-    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=2.0), 50).evaluations == 100
-    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0), 50).evaluations == 50
-    assert ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0), 10, "heun").evaluations == 19
+    assert teacher_sampler("t", tiny_model, TeacherConfig(cfg_scale=2.0), 50).evaluations == 100
+    assert teacher_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0), 50).evaluations == 50
+    assert teacher_sampler("t", tiny_model, TeacherConfig(cfg_scale=1.0, solver="heun"), 10).evaluations == 19
     assert few_step_sampler("s", tiny_model, t_grid(4)[:-1]).evaluations == 4
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.85, 0.9), (0.6, 0.8)])
-@pytest.mark.parametrize(("solver", "cfg_scale"), [("euler", 1.0), ("euler", 2.0), ("heun", 1.0), ("heun", 2.0)])
+@pytest.mark.parametrize(
+    ("solver", "cfg_scale"), [("euler", 1.0), ("euler", 2.0), ("heun", 1.0), ("heun", 2.0), ("sde", 2.0)]
+)
 def test_evaluations_are_those_that_are_made(
     tiny_model: SiT, solver: str, cfg_scale: float, interval: tuple[float, float]
 ) -> None:
     rows = []
     tiny_model.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_scale=cfg_scale, interval=interval), 5, solver)
+    settings = TeacherConfig(cfg_scale=cfg_scale, interval=interval, solver=solver)
+    sampler = teacher_sampler("t", tiny_model, settings, 5)
     draw_images(sampler, ClassLabels(3).balanced(3), seed=0, batch_size=3)
     assert sum(rows) == 3 * sampler.evaluations
 
@@ -84,10 +129,10 @@ def test_a_model_without_a_list_is_a_teacher(tmp_path: Path, tiny_model: SiT) ->
 
 
 def test_guided_channels_are_part_of_what_is_drawn(tiny_model: SiT) -> None:
-    sampler = ode_sampler("t", tiny_model, TeacherConfig(cfg_channels=1), 5)
+    sampler = teacher_sampler("t", tiny_model, TeacherConfig(cfg_channels=1), 5)
     assert sampler.description == "5 euler steps, cfg_scale 1.5 on channels 0 to 0"
     with pytest.raises(UserError, match=r"teacher\.cfg_channels = 3; the model has 1"):
-        ode_sampler("t", tiny_model, TeacherConfig(cfg_channels=3), 5)
+        teacher_sampler("t", tiny_model, TeacherConfig(cfg_channels=3), 5)
     with pytest.raises(UserError, match=r"teacher\.cfg_channels must be at least 1; got 0"):
         TeacherConfig(cfg_channels=0)
 
@@ -100,9 +145,9 @@ def test_guided_channels_reach_the_model() -> None:
 
     def one_step(cfg_channels: int | None) -> torch.Tensor:
         settings = TeacherConfig(cfg_scale=4.0, cfg_channels=cfg_channels)
-        return draw_images(ode_sampler("t", model, settings, 1), labels, seed=0, batch_size=3)[0]
+        return draw_images(teacher_sampler("t", model, settings, 1), labels, seed=0, batch_size=3)[0]
 
-    unguided = ode_sampler("t", model, TeacherConfig(cfg_scale=1.0), 1)
+    unguided = teacher_sampler("t", model, TeacherConfig(cfg_scale=1.0), 1)
     cond, _ = draw_images(unguided, labels, seed=0, batch_size=3)
     everything = one_step(None)
     assert torch.allclose(one_step(3), torch.cat([everything[:, :3], cond[:, 3:]], dim=1), atol=1e-4)

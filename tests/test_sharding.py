@@ -69,7 +69,7 @@ def test_a_process_alone_is_not_trained_unsharded(fsdp, tmp_path: Path, capsys) 
 def test_processes_that_do_not_find_each_other_do_not_train(monkeypatch, accelerator) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes were started, and each would train alone"):
+    with pytest.raises(UserError, match="2 processes were started, and each would work alone"):
         make_accelerator(RunConfig("out"))
 
 

@@ -25,14 +25,15 @@ from distill.conditions import ClassLabels
 from distill.config import EvalConfig, TeacherConfig
 from distill.data import Dataset, load_dataset
 from distill.errors import UserError
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.latents.decoding import PIXELS, LatentPreview, decoder_for, training_decoder
 from distill.latents.vae import LatentSpace, Vae, load_vae
 from distill.metrics import measure
 from distill.render import class_grid, save_image, to_uint8
-from distill.sampling import euler
+from distill.sampling import draw_images, euler
 from distill.sampling.guidance import Denoiser
-from distill.sampling.samplers import draw_images, load_sampler, ode_sampler
+from distill.sampling.samplers import load_sampler, teacher_sampler
 from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from tests.conftest import perturbed, tiny_config
@@ -306,12 +307,13 @@ def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_p
     perturbed(model, std=0.2)
     config = EvalConfig(vae=folder, bootstrap=2, teacher_reference=None, reference="embedded")
     evaluator = Evaluator(config, CPU, model.sample_shape)
-    sampler = ode_sampler("t", model, TeacherConfig(), 2)
-    ((drawn, rate),) = evaluator.draw([sampler], 20)
+    sampler = teacher_sampler("t", model, TeacherConfig(), 2)
+    (drawing,) = draw([(sampler, 20)], config, evaluator.decoder)
+    drawn = drawing.images
     raw, _ = draw_images(sampler, ClassLabels(10).balanced(20), seed=1, batch_size=20)
     expected = Vae(make_vae(in_channels=1, out_channels=1), "tiny").decode(raw)
     torch.testing.assert_close(drawn, expected.clamp(-1, 1), atol=1e-5, rtol=1e-5)
-    measured = evaluator.measure(sampler, drawn, rate)
+    measured = evaluator.measure(drawing)
     by_hand = measure(
         drawn,
         ClassLabels(10).balanced(20),

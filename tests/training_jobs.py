@@ -24,6 +24,7 @@ from distill.config import (
     TeacherConfig,
     TrainConfig,
 )
+from distill.evaluation.drawing import Drawing
 from distill.models.sharding import is_sharded, local_shard
 from distill.objectives import DmdConfig, FakeScoreConfig
 from distill.objectives.flow_matching import TeacherTask
@@ -125,14 +126,14 @@ def distil(folder: Path) -> None:
     config = folder / "run.yaml"
     config.write_text(f"output: {folder / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n")
 
-    def report(config: RunConfig, path: Path, teacher: SiT, student: SiT, *_: object) -> tuple[Path, dict]:
-        assert not any(is_sharded(parameter) for parameter in teacher.parameters())
-        inputs = torch.zeros(1, *teacher.sample_shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
-        assert all(model(*inputs).isfinite().all() for model in (teacher, student))
+    def report(config: RunConfig, path: Path, drawings: list[Drawing], *_: object) -> tuple[Path, dict]:
+        for drawing in drawings:
+            assert not any(is_sharded(parameter) for parameter in drawing.sampler.model.parameters())
+            assert drawing.images.shape[1:] == (1, 28, 28) and drawing.images.isfinite().all()
         return path, {}
 
     with patch("distill.verbs.run.write_run_report", report):
-        assert main(["run", str(config), "train.steps=1", "train.batch_size=2"]) == 0
+        assert main(["run", str(config), "train.steps=1", "train.batch_size=2", "evaluate.num_images=6"]) == 0
 
 
 if __name__ == "__main__":

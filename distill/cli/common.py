@@ -27,7 +27,10 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-channels", type=int, metavar="N", help="guide the first N channels only; DiT and SiT do with 3 (all)"
     )
-    parser.add_argument("--solver", choices=("euler", "heun"), default="euler", help="likewise (euler)")
+    parser.add_argument("--solver", choices=("euler", "heun", "sde"), default="euler", help="likewise (euler)")
+    parser.add_argument(
+        "--mixed-precision", choices=("no", "bf16"), default="no", help="bf16: networks draw in bf16 autocast (no)"
+    )
     parser.add_argument(
         "--vae", help="decodes latents: a folder, or a hub name in the local cache (what the run's configuration says)"
     )
@@ -80,21 +83,17 @@ def teacher_config(args: argparse.Namespace, path: str) -> TeacherConfig:
     """How a model without timesteps of its own is to draw."""
     from distill.config import TeacherConfig
 
-    return TeacherConfig(path=path, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels, steps=args.steps)
+    return TeacherConfig(
+        path=path, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels, steps=args.steps, solver=args.solver
+    )
 
 
 def load_sampler(args: argparse.Namespace, path: str) -> Sampler:
     """The model with its sampler, as the arguments say."""
-    from distill.verbs.load import load
+    from distill.sampling.samplers import load_sampler as with_its_sampler
+    from distill.verbs.load import placed
 
-    settings = teacher_config(args, path)
-    return load(
-        path,
-        cfg_scale=settings.cfg_scale,
-        cfg_channels=settings.cfg_channels,
-        steps=settings.steps,
-        solver=args.solver,
-    )
+    return placed(with_its_sampler(path, teacher_config(args, path)))
 
 
 def eval_config(args: argparse.Namespace) -> EvalConfig:
@@ -110,6 +109,7 @@ def eval_config(args: argparse.Namespace) -> EvalConfig:
         teacher_reference=None if args.teacher_reference == "none" else args.teacher_reference,
         vae=args.vae,
         seed=args.seed,
+        mixed_precision=args.mixed_precision,
         offline=args.offline,
     )
 

@@ -21,5 +21,6 @@ def main(args: argparse.Namespace) -> None:
     from distill.verbs.compare import compare
 
     teacher = teacher_config(args, args.teacher)
-    found = compare(args.runs, teacher, eval_config(args), output=args.output, solver=args.solver)
-    print(f"report: {found.report}")
+    found = compare(args.runs, teacher, eval_config(args), output=args.output)
+    if found is not None:  # on the main process
+        print(f"report: {found.report}")

@@ -23,17 +23,17 @@ def main(args: argparse.Namespace) -> None:
 
     from distill.cli.common import eval_config, load_sampler
     from distill.errors import UserError
-    from distill.files import new_folder
     from distill.metrics import MEASURES
     from distill.verbs.evaluate import evaluate, evaluate_images
 
     if (args.model is None) == (args.images is None):
         raise UserError("give either a model to draw from or --images, pictures that are there already")
-    new_folder(args.output)
     if args.images:
         found = evaluate_images(args.images, eval_config(args), output=args.output)
     else:
         found = evaluate(load_sampler(args, args.model), eval_config(args), output=args.output)
+    if found is None:
+        return  # not the main process
     measured = found.measured
     rate = f", {measured.images_per_second:.1f} per second" if measured.images_per_second else ""
     print(f"{measured.name} ({measured.description}), {measured.num_images} images{rate}")

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     from distill.verbs.sample_npz import NUM_IMAGES as NUM_NPZ
     from distill.verbs.sample_npz import sample_npz
 
-    given = {"classes": args.classes, "seed": args.seed, "batch_size": args.batch_size, "vae": args.vae}
+    given = {name: getattr(args, name) for name in ("classes", "seed", "batch_size", "vae", "mixed_precision")}
     if args.npz:
         num_images = NUM_NPZ if args.num_images is None else args.num_images
         file = sample_npz(load_sampler(args, args.model), args.npz, num_images, **given)

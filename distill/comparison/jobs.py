@@ -13,8 +13,8 @@ from distill.comparison.measuring import MEASURES_FILE, is_measured, measure_job
 from distill.comparison.training import held_out, is_trained, load_data, train_job
 from distill.errors import NonFiniteError
 from distill.evaluation.evaluator import Evaluator
+from distill.processes import default_device
 from distill.progress import logger
-from distill.training.devices import default_device
 
 
 @contextlib.contextmanager

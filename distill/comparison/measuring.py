@@ -13,11 +13,12 @@ from distill.comparison.config import Job, MeasuringConfig
 from distill.comparison.training import MODEL_FOLDER, HeldOut
 from distill.conditions import to_device
 from distill.config import TeacherConfig, merge_values
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
 from distill.metrics import Interval
-from distill.sampling.samplers import ode_sampler
-from distill.training.devices import default_device
+from distill.processes import default_device
+from distill.sampling.samplers import teacher_sampler
 
 MEASURES_FILE = "measures.json"
 
@@ -57,9 +58,9 @@ def is_measured(job: Job, config: MeasuringConfig) -> bool:
 def measure_job(job: Job, config: MeasuringConfig, evaluator: Evaluator, samples: HeldOut) -> None:
     """Draw from the job's final EMA model, measure the images, and measure the symptoms on held-out samples."""
     model = SiT.from_pretrained(job.folder / MODEL_FOLDER).to(default_device()).eval()
-    sampler = ode_sampler(job.name, model, TeacherConfig(cfg_scale=config.cfg_scale), config.num_steps)
-    ((images, rate),) = evaluator.draw([sampler], config.evaluate.num_images)
-    measured = evaluator.measure(sampler, images, rate)
+    sampler = teacher_sampler(job.name, model, TeacherConfig(cfg_scale=config.cfg_scale), config.num_steps)
+    (drawing,) = draw([(sampler, config.evaluate.num_images)], config.evaluate, evaluator.decoder)
+    measured = evaluator.measure(drawing)
     profiles = profiles_of(model, samples.first(config.symptom_images))
     MeasuredJob(_settings(config), measured.measures, profiles).save(job.folder / MEASURES_FILE)
 

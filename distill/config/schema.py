@@ -168,7 +168,8 @@ class TeacherConfig:
     cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none.
     interval: guidance acts for t within it only.
     cfg_channels: guidance acts on the first so many channels; null is all, 3 what DiT's and SiT's samplers do.
-    steps: Euler steps of the reference sampler.
+    steps: of the reference sampler. solver: of it: `euler`, `heun`, or `sde`, Euler-Maruyama as in SiT's paper, whose
+        published figures without guidance take 250 of these steps.
     """
 
     path: str = "embedded"
@@ -176,10 +177,12 @@ class TeacherConfig:
     interval: tuple[float, float] = (0.0, 1.0)
     cfg_channels: int | None = None
     steps: int = 50
+    solver: str = "euler"
 
     def __post_init__(self) -> None:
         at_least(self, "teacher", 0, "cfg_scale")
         at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
+        one_of(self, "teacher", "solver", ("euler", "heun", "sde"))
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
@@ -236,6 +239,7 @@ class EvalConfig:
         wrote (its measures.json beside it), or null: then the teacher draws as many images as the others.
     vae: the autoencoder that decodes the samples of a model of latents, for grids too: a folder or a hub name in the
         local cache; null for pixels.
+    mixed_precision: `no`, or `bf16`: the networks draw in bf16 autocast.
     offline: download no weights, as with HF_HUB_OFFLINE=1.
     """
 
@@ -249,6 +253,7 @@ class EvalConfig:
     vae: str | None = None
     bootstrap: int = 200
     seed: int = 1
+    mixed_precision: str = "no"
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -257,6 +262,7 @@ class EvalConfig:
             raise UserError(f"evaluate.num_images must be 0 or at least {MIN_IMAGES}; got {self.num_images}")
         at_least(self, "evaluate", 1, "batch_size", "bootstrap")
         one_of(self, "evaluate", "extractor", ("auto", "embedded", "inception"))
+        one_of(self, "evaluate", "mixed_precision", ("no", "bf16"))
         if self.data is not None and self.reference not in ("auto", None):
             raise UserError(f"evaluate.data and evaluate.reference = {self.reference} are two references; give one")
 

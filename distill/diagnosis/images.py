@@ -13,7 +13,7 @@ from distill.conditions import Condition, ConditionBatch, num_rows, repeat_rows
 from distill.data import Dataset, load_dataset
 from distill.data.base import noise_of
 from distill.errors import UserError
-from distill.sampling.samplers import Sampler, draw_images
+from distill.sampling import Sampler, draw_images
 from distill.seeds import generator_for
 
 DEFAULT_DATA = "idx:/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist

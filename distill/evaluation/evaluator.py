@@ -1,10 +1,10 @@
-"""Draws and measures samplers. The results are stored per sampler as one JSON file and one .npz file."""
+"""Measures the images of samplers. The results are stored per sampler as one JSON file and one .npz file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from distill.assets import EMBEDDED, resolve
 from distill.config import EvalConfig
 from distill.errors import UserError
+from distill.evaluation.drawing import Drawing
 from distill.evaluation.measured import Measured
-from distill.evaluation.references import data_reference, extractor_name, reference_file
-from distill.latents.decoding import decoder_for
+from distill.evaluation.references import data_set_of, extractor_name, load_reference, reference_file, statistics_of
+from distill.latents.decoding import Decoder, decoder_for
 from distill.metrics import (
     EmbeddedExtractor,
     Extractor,
@@ -28,9 +29,7 @@ from distill.metrics import (
     reference_from_images,
 )
 from distill.models.backbone import Backbone, patch_size_of
-from distill.progress import progress_bar
-from distill.render import clamp_images
-from distill.sampling import Sampler, draw_images
+from distill.sampling import Sampler, describe
 
 FEATURE_MEASURES = "Fréchet distance, KID, precision and recall"
 
@@ -42,12 +41,18 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: EvalConfig, device: torch.device, sample_shape: tuple[int, ...], teacher_path: str | None = None
+        self,
+        config: EvalConfig,
+        device: torch.device,
+        sample_shape: tuple[int, ...],
+        teacher_path: str | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """
         Args:
             sample_shape: (c, h, w) of the models' samples.
             teacher_path: the teacher of the samplers, as a configuration names it; None if it is not known.
+            decoder: that of `config.vae`, where it is loaded already.
 
         Raises: UserError or ValueError if a reference or a file of weights is damaged or does not fit the samples.
         """
@@ -56,24 +61,44 @@ class Evaluator:
         self.config = config
         self.device = device
         self.notes: list[str] = []
-        self.decoder = decoder_for(config.vae, sample_shape, device)
+        self.decoder = decoder or decoder_for(config.vae, sample_shape, device)
         self.image_shape = self.decoder.image_shape(sample_shape)
         if self.decoder.note:
             self.notes.append(f"Images are {self.decoder.note}, and measured as such.")
         file = reference_file(config, teacher_path)
         self.extractor = self._load_extractor(extractor_name(config, file))
         self.perceptual = self._load_perceptual()
-        self.data = data_reference(config, file, self.decoder, sample_shape, self.extractor, self.perceptual)
-        if self.data is None:
+        self._sample_shape = sample_shape
+        self._data_set = config.data and data_set_of(config.data, self.decoder, sample_shape)
+        self._stored = None if file is None else self._usable(load_reference(file, self.extractor, self.perceptual))
+        if self._data_set is None and self._stored is None:
             self.notes.append(
                 "No images of data were given (evaluate.data, a data set, or evaluate.reference, its statistics): the "
                 "teacher's own samples are the yardstick, and nothing is said about the distance to data."
             )
-        else:
-            self._check(self.data)
-            self.data = self._comparable(self.data if self.extractor else self.data.without_features())
         self.teacher: ReferenceStatistics | None = None
         self.measured_teacher: Measured | None = None
+
+    @cached_property
+    def data(self) -> ReferenceStatistics | None:
+        """Statistics of the data. Those of a data set are made when they are first asked for: it takes minutes, in
+        which other processes would wait.
+        """
+        if self._data_set is None:
+            return self._stored
+        assert self.config.data is not None
+        return statistics_of(
+            self._data_set,
+            self.config.data.path,
+            self.decoder,
+            self._sample_shape,
+            self.extractor,
+            self.perceptual,
+        )
+
+    def _usable(self, reference: ReferenceStatistics) -> ReferenceStatistics:
+        self._check(reference)
+        return self._comparable(reference if self.extractor else reference.without_features())
 
     def _load_extractor(self, name: str) -> Extractor | None:
         path = self.config.extractor_path
@@ -124,10 +149,6 @@ class Evaluator:
     def _check(self, reference: ReferenceStatistics) -> None:
         check_reference(reference, self.extractor, self.image_shape)
 
-    def describe(self, sampler: Sampler) -> str:
-        """Everything that defines the images except the weights: the sampler and the decoder of its samples."""
-        return ", ".join(part for part in (sampler.description, self.decoder.note) if part)
-
     def patch_size(self, model: Backbone) -> int:
         """Patch size of the model in pixels of the decoded images."""
         return patch_size_of(model) * self.decoder.factor
@@ -145,10 +166,10 @@ class Evaluator:
             return
         path = resolve(reference, "teacher.npz")
         measured = Measured.load(path.with_suffix(".json"))
-        if measured.description != self.describe(sampler):
+        if measured.description != describe(sampler, self.decoder):
             self.notes.append(
                 f"The stored statistics of the teacher are of {measured.description}; this run's teacher takes "
-                f"{self.describe(sampler)} and was drawn anew, {self.config.num_images} images."
+                f"{describe(sampler, self.decoder)} and was drawn anew, {self.config.num_images} images."
             )
             return
         self.use_teacher_statistics(teacher_path)
@@ -179,35 +200,17 @@ class Evaluator:
         if reference != EMBEDDED:
             self.notes.append(f"The teacher's figures are of {loaded.source} ({reference}).")
 
-    def draw(self, samplers: Sequence[Sampler], num_images: int) -> list[tuple[Tensor, float]]:
-        """Images in [-1, 1] and images per second of each sampler, from the same noise and conditions."""
-        drawn = []
-        with progress_bar() as progress:
-            for sampler in samplers:
-                bar = progress.add_task(f"drawing: {sampler.name}", total=num_images)
-                images, rate = draw_images(
-                    sampler,
-                    sampler.condition.balanced(num_images),
-                    seed=self.config.seed,
-                    batch_size=self.config.batch_size,
-                    decoder=self.decoder,
-                    advance=lambda n, bar=bar: progress.advance(bar, n),
-                )
-                drawn.append((clamp_images(images), rate))
-        return drawn
-
-    def measure(self, sampler: Sampler, images: Tensor, rate: float, paired_to: Tensor | None = None) -> Measured:
+    def measure(self, drawing: Drawing, paired_to: Tensor | None = None) -> Measured:
         """All measures of drawn images; `paired_to` are the teacher's images from the same noise and labels."""
-        condition = sampler.condition
-        labels = condition.groups(condition.balanced(len(images)))
-        values = self.measures_of(images, labels, self.patch_size(sampler.model), paired_to)
+        sampler, images = drawing.sampler, drawing.images
+        values = self.measures_of(images, drawing.labels, self.patch_size(sampler.model), paired_to)
         return Measured(
             sampler.name,
-            self.describe(sampler),
+            describe(sampler, self.decoder),
             len(images),
             sampler.num_steps,
             sampler.evaluations,
-            rate,
+            drawing.images_per_second,
             values,
         )
 
@@ -227,8 +230,7 @@ class Evaluator:
             num_bootstrap=self.config.bootstrap,
         )
 
-    def statistics(self, sampler: Sampler, images: Tensor, source: str) -> ReferenceStatistics:
-        """Statistics of drawn images, as a reference for other samplers."""
-        condition = sampler.condition
-        labels = condition.groups(condition.balanced(len(images)))
-        return reference_from_images(images, labels, self.extractor, source, perceptual=self.perceptual)
+    def statistics(self, drawing: Drawing, source: str = "") -> ReferenceStatistics:
+        """Statistics of drawn images, as a reference for other samplers; `source` says of what, in other words."""
+        source = source or describe(drawing.sampler, self.decoder)
+        return reference_from_images(drawing.images, drawing.labels, self.extractor, source, perceptual=self.perceptual)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.assets import EMBEDDED, asset, resolve
-from distill.config import EvalConfig
+from distill.config import DataConfig, EvalConfig
 from distill.data import Dataset
 from distill.data.base import configured_dataset, noise_of
 from distill.errors import UserError
@@ -47,26 +47,28 @@ def extractor_name(config: EvalConfig, file: Path | None) -> str:
     return name if name in EXTRACTORS else "inception"
 
 
-def data_reference(
-    config: EvalConfig,
-    file: Path | None,
-    decoder: Decoder,
-    sample_shape: tuple[int, ...],
-    extractor: Extractor | None,
-    perceptual: PerceptualDistance | None,
-) -> ReferenceStatistics | None:
-    """The statistics in `file`, or of the images of `config.data`; None if there is neither.
-
-    Raises: as the loaders of data sets and statistics; UserError if the data's samples do not fit the model's.
-    """
-    if config.data is not None:
-        data = configured_dataset(replace(config.data, flip=False))
-        return statistics_of(data, config.data.path, decoder, sample_shape, extractor, perceptual)
-    if file is None:
-        return None
+def load_reference(
+    file: Path, extractor: Extractor | None, perceptual: PerceptualDistance | None
+) -> ReferenceStatistics:
+    """The statistics in a file, of `statistics` or published ones. Raises: ValueError, which names what is wrong."""
     if is_published(file):
         return published_reference(file, extractor, perceptual)
     return ReferenceStatistics.load(file)
+
+
+def data_set_of(config: DataConfig, decoder: Decoder, sample_shape: tuple[int, ...]) -> Dataset:
+    """The data set to compare a model's images with.
+
+    Args:
+        sample_shape: (c, h, w) of the model's samples; data of this shape are decoded like them.
+
+    Raises: as the loaders of data sets; UserError if its samples are neither such samples nor images of that size.
+    """
+    data = configured_dataset(replace(config, flip=False))
+    shape, images = tuple(data.sample_shape), decoder.image_shape(sample_shape)
+    if shape not in (tuple(sample_shape), images):
+        raise UserError(f"{config.path} has images {list(shape)}; those to be measured are {list(images)}")
+    return data
 
 
 def statistics_of(
@@ -82,21 +84,12 @@ def statistics_of(
     """Statistics of at most `num_images` of a data set, no more of one class than of another if they have them.
 
     Args:
-        sample_shape: (c, h, w) of a model's samples; data of this shape are decoded like them.
         source: name of the data, to show to users.
-
-    Raises: UserError if the data are neither such samples nor images of that size.
+        sample_shape: (c, h, w) of a model's samples; data of this shape are decoded like them.
     """
-    shape = tuple(data.sample_shape)
-    if shape != tuple(sample_shape):
-        if shape != decoder.image_shape(sample_shape):
-            raise UserError(
-                f"{source} has images {list(shape)}; those to be measured are {list(decoder.image_shape(sample_shape))}"
-            )
-        decode = None
-    else:
-        decode = decoder.decode
-        shape = decoder.image_shape(shape)
+    shape, decode = tuple(data.sample_shape), None
+    if shape == tuple(sample_shape):
+        shape, decode = decoder.image_shape(shape), decoder.decode
     num_images = min(num_images, MAX_BYTES // (4 * torch.Size(shape).numel()))
     images, labels = read_images(data, class_balanced(data.labels, num_images, seed=0), decode)
     named = f"{source}, {len(images)} images"

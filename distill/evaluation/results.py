@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from dar.diagnostics.measures import weight_shares
 from dar.routing import DepthRouting
 from distill import report
 from distill.conditions import condition_of, to_device
-from distill.config import TeacherConfig
+from distill.config import EvalConfig, TeacherConfig
+from distill.evaluation.drawing import Drawing, draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
+from distill.latents.decoding import Decoder
 from distill.metrics import (
     MEASURES,
     Interval,
@@ -27,8 +30,9 @@ from distill.metrics import (
     radial_spectrum,
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
+from distill.processes import Processes
 from distill.report.versions import versions
-from distill.sampling.samplers import Sampler, num_in_grid, ode_sampler
+from distill.sampling.samplers import Sampler, num_in_grid, teacher_sampler
 from distill.seeds import generator_for
 
 EDGE_BINS = 16  # bins of the histogram per bin of the plot
@@ -58,33 +62,63 @@ def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
 
 
-def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig, solver: str = "euler") -> list[Sampler]:
-    """The reference sampler's model with each of these numbers of steps, except the number that `slow` already has."""
+def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig) -> list[Sampler]:
+    """The reference sampler's model with each of these numbers of steps, except the number that `slow` already has.
+
+    By the ODE where `slow` takes the SDE, which is of no use in few steps.
+    """
+    if settings.solver == "sde":
+        settings = replace(settings, solver="euler")
     return [
-        ode_sampler(f"teacher, {number} steps", slow.model, settings, number, solver)
+        teacher_sampler(f"teacher, {number} steps", slow.model, settings, number)
         for number in sorted(set(numbers) - {slow.num_steps})
     ]
 
 
-def measured_entries(evaluator: Evaluator, slow: Sampler, others: Sequence[Sampler], num_rows: int) -> list[Entry]:
-    """Draw and measure the reference sampler and the others, all from the same noise and conditions.
+def draw_for_report(
+    evaluator: Evaluator | None,
+    samplers: Sequence[Sampler],
+    config: EvalConfig,
+    decoder: Decoder,
+    num_rows: int,
+    keep: Path | None = None,
+) -> list[Drawing]:
+    """Images of the reference sampler, the first, and of the others. All processes call this.
 
     If statistics of the reference sampler are stored, only its grid is drawn, `num_rows` of each condition.
+
+    Args:
+        evaluator: of the main process; None in others. keep: as in `draw`.
     """
-    num_images = evaluator.config.num_images
-    num_grid = num_in_grid(num_rows, slow.condition.num_distinct, num_images)
-    stored = evaluator.measured_teacher
-    ((slow_images, slow_rate),) = evaluator.draw([slow], num_grid if stored else num_images)
+    slow, *others = samplers
+    num_slow = config.num_images
+    if evaluator and evaluator.measured_teacher:
+        num_slow = num_in_grid(num_rows, slow.condition.num_distinct, num_slow)
+    num_slow = Processes.all().agreed(num_slow)
+    return draw([(slow, num_slow), *((other, config.num_images) for other in others)], config, decoder, keep)
+
+
+def measured_entries(evaluator: Evaluator, drawings: Sequence[Drawing], num_rows: int) -> list[Entry]:
+    """Measure what `draw_for_report` drew."""
+    slow, *others = drawings
     if evaluator.teacher is None:
-        evaluator.teacher = evaluator.statistics(slow, slow_images, evaluator.describe(slow))
-    measured = stored or evaluator.measure(slow, slow_images, slow_rate)
+        evaluator.teacher = evaluator.statistics(slow)
+    measured = evaluator.measured_teacher or evaluator.measure(slow)
+    num_grid = num_in_grid(num_rows, slow.sampler.condition.num_distinct, evaluator.config.num_images)
     histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
-    entries = [Entry(slow, slow_images[:num_grid], slow_rate, measured, spectrum_of(evaluator.teacher), histogram)]
-    for sampler, (images, rate) in zip(others, evaluator.draw(others, num_images), strict=True):
-        measured = evaluator.measure(sampler, images, rate, paired_to=slow_images)
-        spectrum, histogram = radial_spectrum(images), gradient_histogram(images).mean(0)
-        entries.append(Entry(sampler, images[:num_grid], rate, measured, spectrum, histogram))
+    entries = [_entry(slow, measured, num_grid, spectrum_of(evaluator.teacher), histogram)]
+    for drawing in others:
+        measured = evaluator.measure(drawing, paired_to=slow.images)
+        spectrum, histogram = radial_spectrum(drawing.images), gradient_histogram(drawing.images).mean(0)
+        entries.append(_entry(drawing, measured, num_grid, spectrum, histogram))
     return entries
+
+
+def _entry(
+    drawing: Drawing, measured: Measured, num_grid: int, spectrum: tuple[Tensor, Tensor], gradients: Tensor
+) -> Entry:
+    grid = drawing.images[:num_grid].clone()  # of the images on disk, which do not stay
+    return Entry(drawing.sampler, grid, drawing.images_per_second, measured, spectrum, gradients)
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ class Denoiser:
         """Guided velocity at x_t (B, *sample_shape), t (B) and y with B rows."""
         guided = self._acts_at(t)
         if self.cfg_scale == 1.0 or not bool(guided.any()):
-            return self.model(x_t, t, y)
-        both = self.model(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
+            return self._predicted(x_t, t, y)
+        both = self._predicted(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
         cond, uncond = both.chunk(2)
         scale = t_like(torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype), cond)
         velocity = combine_cfg(cond, uncond, scale)
@@ -59,12 +59,16 @@ class Denoiser:
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
 
     def velocity_field(self, y: ConditionBatch) -> Velocity:
-        """The velocity field for a fixed condition, as the ODE solvers take it."""
+        """The velocity field for a fixed condition, as the solvers take it."""
         return lambda x_t, t: self.velocity(x_t, t, y)
 
     def evaluations(self, t: Tensor) -> int:
         """Forward passes per sample for velocities at t (S). A guided evaluation counts as two."""
         return len(t) if self.cfg_scale == 1.0 else len(t) + int(self._acts_at(t).sum())
+
+    def _predicted(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+        # Under autocast a network answers in bf16; the differences of guidance and the steps need more digits.
+        return self.model(x_t, t, y).to(x_t.dtype)
 
     def _acts_at(self, t: Tensor) -> Tensor:
         low, high = self.interval

@@ -1,10 +1,9 @@
-"""Models with the sampler they are made for. Drawing is seeded: image i does not depend on the batch size."""
+"""Models with the sampler they are made for."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -13,16 +12,14 @@ import torch
 from torch import Tensor
 
 from distill.assets import resolve
-from distill.conditions import Condition, ConditionBatch, condition_of, slice_rows, take_rows, to_device
+from distill.conditions import Condition, ConditionBatch, condition_of, take_rows
 from distill.conditions import num_rows as num_rows_of
 from distill.config import CONFIG_FILE, TeacherConfig, read_values
 from distill.errors import UserError
-from distill.latents.decoding import PIXELS, Decoder
 from distill.models import Backbone, load_model
-from distill.sampling import ODE_SOLVERS, few_step_sample
+from distill.sampling.few_step import few_step_sample
 from distill.sampling.guidance import Denoiser
-from distill.sampling.schedules import t_grid
-from distill.seeds import generator_for
+from distill.sampling.solvers import SOLVERS
 
 MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
@@ -39,9 +36,9 @@ class Sampler(Generic[M]):
 
     description: everything that defines the sampler except the weights; equal descriptions draw equal images.
     draw: noise (K, B, *sample_shape), y with B rows -> samples (B, *sample_shape).
-    num_noises: K, the independent noises that a sample needs: one for an ODE, one per step for a student.
+    num_noises: K, the independent noises that a sample needs: one for an ODE, one per step for a student or an SDE.
     evaluations: forward passes of the network per sample, including guidance.
-    t_list: timesteps of a student, descending (S); empty for an ODE, which takes any timesteps.
+    t_list: timesteps of a student, descending (S); empty for a teacher, which takes any timesteps.
     path: where the model was loaded from; empty if it was not loaded.
     """
 
@@ -84,30 +81,30 @@ def write_class_names(names: Sequence[str], num_classes: int, folder: Path) -> N
     (folder / CLASSES_FILE).write_text(json.dumps(whole) + "\n")
 
 
-def ode_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int, solver: str = "euler") -> Sampler[M]:
-    """A sampler that solves the ODE of a model with guidance.
+def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int) -> Sampler[M]:
+    """A sampler that solves the ODE or SDE of a model with guidance.
 
-    Raises: UserError if `teacher.cfg_channels` exceeds the channels of the model.
+    Raises: UserError if `teacher.cfg_channels` exceeds the channels of the model; ValueError for too few steps.
     """
     channels = teacher.cfg_channels
     if channels is not None and channels > model.sample_shape[0]:
         raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
     denoiser = Denoiser(model, condition_of(model), teacher.cfg_scale, teacher.interval, channels)
-    grid = t_grid(num_steps, t_range=model.t_range)
+    solver = SOLVERS[teacher.solver]
+    grid = solver.grid(num_steps, model.t_range)
 
     def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
-        return ODE_SOLVERS[solver](denoiser.velocity_field(y), grid[0] * noise[0], grid)
+        return solver.solve(denoiser.velocity_field(y), noise, grid)
 
     low, high = teacher.interval
-    description = f"{num_steps} {solver} steps, cfg_scale {teacher.cfg_scale:g}"
+    description = f"{num_steps} {teacher.solver} steps, cfg_scale {teacher.cfg_scale:g}"
     if teacher.interval != (0.0, 1.0):
         description += f" for t in [{low:g}, {high:g}]"
     if channels is not None:
         description += f" on channels 0 to {channels - 1}"
-    asked = torch.cat([grid[:-1], grid[1:-1]]) if solver == "heun" else grid[:-1]
-    return Sampler(
-        name, "teacher", description, model, draw, num_steps, 1, denoiser.evaluations(asked), t_list=torch.empty(0)
-    )
+    evaluations = denoiser.evaluations(solver.evaluated(grid))
+    num_noises = solver.num_noises(num_steps)
+    return Sampler(name, "teacher", description, model, draw, num_steps, num_noises, evaluations, torch.empty(0))
 
 
 def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
@@ -162,15 +159,15 @@ def _run_config(path: str) -> dict[str, Any]:
     return read_values(file) if folder.name in MODEL_FOLDERS and file.is_file() else {}
 
 
-def load_sampler(path: str, teacher: TeacherConfig, solver: str = "euler") -> Sampler[Backbone]:
-    """Load a folder's model with its sampler: few-step if the folder has a sampler file, otherwise the teacher's ODE.
+def load_sampler(path: str, teacher: TeacherConfig) -> Sampler[Backbone]:
+    """Load a folder's model with its sampler: few-step if the folder has a sampler file, otherwise the teacher's.
 
     path: as in `model_folder`.
     """
     folder = model_folder(path)
     model = load_model(folder)
     if not (folder / SAMPLER_FILE).is_file():
-        sampler = ode_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps, solver)
+        sampler = teacher_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps)
     else:
         t_list = _read_t_list(folder / SAMPLER_FILE)
         sampler = few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
@@ -194,55 +191,3 @@ def grid_conditions(condition: Condition, num_rows: int) -> ConditionBatch:
     """`num_rows` of every example, grouped by example: the columns of a grid."""
     examples = condition.examples()
     return take_rows(examples, torch.arange(num_rows_of(examples)).repeat_interleave(num_rows))
-
-
-def noise_for(indices: range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Noise (K, B, *shape). Noise k of image i depends only on (seed, i, k)."""
-    rows = [
-        [torch.randn(shape, generator=generator_for(seed, "sample", i, k)) for i in indices] for k in range(num_noises)
-    ]
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-@torch.no_grad()
-def draw_batches(
-    sampler: Sampler, y: ConditionBatch, *, seed: int, batch_size: int, decoder: Decoder = PIXELS, start: int = 0
-) -> Iterator[tuple[Tensor, float]]:
-    """Draw images start, start + 1, .. of a seed, one per row of `y` from row `start` on, not clamped.
-
-    Yields: images (B, C, H, W) on the CPU, and the seconds that drawing and decoding took, without the noise.
-    """
-    device = next(sampler.model.parameters()).device
-    num_images = num_rows_of(y)
-    for first in range(start, num_images, batch_size):
-        last = min(first + batch_size, num_images)
-        noise = noise_for(range(first, last), sampler.num_noises, sampler.model.sample_shape, seed).to(device)
-        batch = to_device(slice_rows(y, first, last), device)
-        started = time.perf_counter()
-        images = decoder.decode(sampler.draw(noise, batch).float()).cpu()
-        yield images, time.perf_counter() - started
-
-
-def draw_images(
-    sampler: Sampler,
-    y: ConditionBatch,
-    *,
-    seed: int,
-    batch_size: int,
-    decoder: Decoder = PIXELS,
-    advance: Callable[[int], object] = lambda _: None,
-) -> tuple[Tensor, float]:
-    """Draw one image per row of `y`, as `draw_batches`. With `PIXELS` they are the samples themselves.
-
-    Args:
-        advance: called after each batch with its number of images.
-
-    Returns: images (N, C, H, W) on the CPU, and images per second.
-    """
-    batches: list[Tensor] = []
-    seconds = 0.0
-    for images, taken in draw_batches(sampler, y, seed=seed, batch_size=batch_size, decoder=decoder):
-        batches.append(images)
-        seconds += taken
-        advance(len(images))
-    return torch.cat(batches), num_rows_of(y) / seconds

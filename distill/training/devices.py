@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from distill.config import RunConfig, TrainConfig, flat_values
 from distill.errors import UserError
 from distill.models.sharding import sharding_plugin, start_sharding
+from distill.processes import check_started
 
 
 def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
@@ -33,12 +32,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and accelerator.scaler is None:
         device = accelerator.device.type
         raise UserError(f"train.mixed_precision = fp16 needs a GPU, and this is {device}; take bf16 or no")
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if started > accelerator.num_processes:
-        raise UserError(
-            f"{started} processes were started, and each would train alone: accelerate finds no GPU; on CPUs set "
-            "ACCELERATE_USE_CPU=true"
-        )
+    check_started(accelerator.num_processes)
     if plugin is not None:
         start_sharding(accelerator, plugin)
     share = accelerator.num_processes * config.accumulation
@@ -57,10 +51,3 @@ def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> No
     """Start the trackers, if any, with the configuration of the run; some write into its folder."""
     if run.train.trackers:
         accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
-
-
-def default_device() -> torch.device:
-    """The device that accelerate selects for a single process."""
-    device = PartialState().device
-    assert device is not None
-    return device

@@ -11,7 +11,7 @@ from distill.config import TeacherConfig
 from distill.conformance.conventions import convention_of
 from distill.errors import UserError
 from distill.models.backbone import Backbone
-from distill.sampling import draw_images, ode_sampler
+from distill.sampling import draw_images, teacher_sampler
 from distill.seeds import generator_for
 
 STD_RANGE = (0.1, 3.0)
@@ -42,7 +42,7 @@ def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: Teacher
         difference = float((model(x_t, t, y) - expected).abs().max())
         if difference > 0:
             raise UserError(f"preflight: {role} differs from the teacher at the start, by up to {difference:.3g}")
-    sampler = ode_sampler("teacher", teacher, config, NUM_STEPS)
+    sampler = teacher_sampler("teacher", teacher, config, NUM_STEPS)
     samples, _ = draw_images(sampler, conditions, seed=0, batch_size=NUM_SAMPLES)
     std = float(samples.std())
     if not torch.isfinite(samples).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from distill.config import EvalConfig, TeacherConfig
 from distill.errors import UserError
 from distill.evaluation import results
+from distill.evaluation.drawing import FOLDER as DRAWN
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import new_folder
+from distill.latents.decoding import decoder_for
+from distill.processes import Processes, default_device, leave_others
 from distill.report import check_columns, write_report
+from distill.sampling import in_precision
 from distill.sampling.samplers import Sampler, load_sampler, read_class_names
-from distill.training.devices import default_device
 from distill.verbs.load import placed, vae_of
 
 GRID_ROWS = 8
@@ -35,35 +39,45 @@ def compare(
     config: EvalConfig | None = None,
     *,
     output: str | Path,
-    solver: str = "euler",
-) -> Comparison:
+) -> Comparison | None:
     """Draw all from the same noise and conditions, measure, and write one page.
 
     Args:
         students: run or student folders.
-        teacher: the one model that they were distilled from, and where it is a `TeacherConfig` its guidance and steps.
-        config: how many images, which references; None for the defaults. output: a new folder for the page.
+        teacher: the one model that they were distilled from; a `TeacherConfig` gives its guidance, steps and solver.
+        config: how many images, which references; None for the defaults. output: a new folder for the page; a call
+            that was cut off goes on with what it had drawn.
 
+    Returns: None on all processes but the main one.
     Raises: UserError where a student is a teacher, the teacher a student, or they do not make the same images.
     """
     config = config or EvalConfig()
-    folder = new_folder(str(output))
+    folder = new_folder(str(output), begun=DRAWN)
     settings = teacher if isinstance(teacher, TeacherConfig) else TeacherConfig(path=str(teacher))
     paths = [str(path) for path in students]
-    slow = placed(load_sampler(settings.path, settings, solver))
+    slow = placed(load_sampler(settings.path, settings))
     if slow.role != "teacher":
         raise UserError(f"--teacher {settings.path} is a student; give the model that it was distilled from")
-    samplers = [placed(load_sampler(path, replace(settings, path=path), solver)) for path in paths]
+    samplers = [placed(load_sampler(path, replace(settings, path=path))) for path in paths]
     names = [Path(path).name for path in paths]
     for sampler, name, path in zip(samplers, names, paths, strict=True):
         _check_student(sampler, path, slow)
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
-    others = [*results.teachers_at((s.num_steps for s in samplers), slow, settings, solver), *samplers]
+    others = [*results.teachers_at((s.num_steps for s in samplers), slow, settings), *samplers]
     check_columns([(sampler.name, sampler.role) for sampler in [slow, *others]])
     config = replace(config, vae=vae_of(config.vae, [*paths, settings.path]))
-    evaluator = Evaluator(config, default_device(), slow.model.sample_shape, settings.path)
-    evaluator.use_teacher_reference(slow, settings.path)
-    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
+    arms = [in_precision(sampler, config.mixed_precision) for sampler in (slow, *others)]
+    device, shape = default_device(), slow.model.sample_shape
+    decoder = decoder_for(config.vae, shape, device)
+    evaluator = None
+    if Processes.all().is_main:
+        evaluator = Evaluator(config, device, shape, settings.path, decoder)
+        evaluator.use_teacher_reference(arms[0], settings.path)
+    drawings = results.draw_for_report(evaluator, arms, config, decoder, GRID_ROWS, folder / DRAWN)
+    leave_others()
+    if evaluator is None:
+        return None
+    entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
     routing = [results.routing_of("teacher", slow.model)]
     routing += [results.routing_of(student.name, student.model) for student in samplers]
     page = results.page(
@@ -76,7 +90,9 @@ def compare(
         seeds={"evaluate": config.seed},
     )
     measured = {entry.sampler.name: entry.measured for entry in entries}
-    return Comparison(write_report(page, folder), measured, evaluator.notes)
+    report = write_report(page, folder)
+    shutil.rmtree(folder / DRAWN)
+    return Comparison(report, measured, evaluator.notes)
 
 
 def _check_student(sampler: Sampler, path: str, slow: Sampler) -> None:

@@ -18,11 +18,11 @@ from distill.diagnosis.measuring import BATCH_SIZE, Design, diagnose_model, num_
 from distill.diagnosis.results import Diagnosis
 from distill.errors import UserError
 from distill.files import new_folder
+from distill.processes import default_device
 from distill.progress import progress_bar
 from distill.report.diagnosis import MAX_MODELS, write_diagnosis
 from distill.report.versions import versions
 from distill.sampling.samplers import Sampler, load_sampler
-from distill.training.devices import default_device
 
 NUM_T, FIRST_T, LAST_T = 9, 0.05, 0.95
 STAND_IN_STEPS = 25

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.config import EvalConfig
 from distill.data import load_dataset
 from distill.errors import UserError
+from distill.evaluation.drawing import FOLDER as DRAWN
+from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.evaluation.references import class_balanced, read_images
 from distill.files import new_folder
+from distill.latents.decoding import decoder_for
 from distill.metrics import ReferenceStatistics, reference_from_images
-from distill.sampling import Sampler
+from distill.processes import Processes, default_device, leave_others
+from distill.sampling import Sampler, in_precision
 from distill.sampling.samplers import teacher_of
-from distill.training.devices import default_device
 from distill.verbs.load import load, vae_of
 
 NUM_IMAGES = 5000
@@ -37,32 +41,41 @@ class Evaluation:
 
 def evaluate(
     model: str | Path | Sampler, config: EvalConfig | None = None, *, output: str | Path | None = None
-) -> Evaluation:
-    """Draw images and measure them.
+) -> Evaluation | None:
+    """Draw images and measure them; with `output`, a call that was cut off goes on with what it had drawn.
 
     Args:
         model: what `load` takes, or what it returned.
         config: how many images, which references, which extractor; None for 5000 images and the defaults.
         output: a new folder for measures.json and measures.npz; None saves nothing.
+
+    Returns: None on all processes but the main one.
     """
     config = config or EvalConfig(num_images=NUM_IMAGES)
-    folder = None if output is None else new_folder(str(output))
-    sampler = model if isinstance(model, Sampler) else load(model)
+    folder = None if output is None else new_folder(str(output), begun=DRAWN)
+    sampler = in_precision(model if isinstance(model, Sampler) else load(model), config.mixed_precision)
     config = replace(config, vae=vae_of(config.vae, [sampler.path]))
     teacher_path = teacher_of(sampler.path)
-    evaluator = Evaluator(config, default_device(), sampler.model.sample_shape, teacher_path)
-    evaluator.use_teacher_statistics(teacher_path)
-    ((images, rate),) = evaluator.draw([sampler], config.num_images)
-    measured = evaluator.measure(sampler, images, rate)
-    evaluation = Evaluation(measured, evaluator.statistics(sampler, images, measured.description), evaluator.notes)
+    device, shape = default_device(), sampler.model.sample_shape
+    decoder = decoder_for(config.vae, shape, device)
+    evaluator = None
+    if Processes.all().is_main:
+        evaluator = Evaluator(config, device, shape, teacher_path, decoder)
+        evaluator.use_teacher_statistics(teacher_path)
+    (drawing,) = draw([(sampler, config.num_images)], config, decoder, folder and folder / DRAWN)
+    leave_others()
+    if evaluator is None:
+        return None
+    evaluation = Evaluation(evaluator.measure(drawing), evaluator.statistics(drawing), evaluator.notes)
     if folder is not None:
         evaluation.save(folder)
+        shutil.rmtree(folder / DRAWN)
     return evaluation
 
 
 def evaluate_images(
     images: str | Path, config: EvalConfig | None = None, *, output: str | Path | None = None
-) -> Evaluation:
+) -> Evaluation | None:
     """Measure pictures that are there already, whoever made them.
 
     Args:
@@ -71,8 +84,11 @@ def evaluate_images(
             of each class.
         output: as in `evaluate`.
 
+    Returns: None on all processes but the main one.
     Raises: UserError if there is nothing to compare with; ValueError, which names the file, for a damaged picture.
     """
+    if not Processes.all().is_main:
+        return None
     config = config or EvalConfig(num_images=NUM_IMAGES)
     folder = None if output is None else new_folder(str(output))
     if config.data is None and config.reference in (None, "auto"):

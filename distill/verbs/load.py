@@ -7,8 +7,8 @@ from pathlib import Path
 
 from distill.config import TeacherConfig
 from distill.errors import UserError
+from distill.processes import default_device
 from distill.sampling.samplers import Sampler, configured_vae, load_sampler
-from distill.training.devices import default_device
 
 
 def load(
@@ -26,12 +26,12 @@ def load(
     Args:
         path: a model folder, a run folder (its student), a training's folder (its teacher), or `embedded`.
         cfg_scale: guidance; 1.0 is none. cfg_channels: guide the first so many channels only; None is all.
-        steps: of the ODE solver. solver: `euler` or `heun`.
+        steps: of the solver. solver: `euler`, `heun`, or `sde` (Euler-Maruyama).
 
     Raises: FileNotFoundError and ValueError, naming what is wrong with the folder.
     """
-    settings = TeacherConfig(path=str(path), cfg_scale=cfg_scale, cfg_channels=cfg_channels, steps=steps)
-    return placed(load_sampler(str(path), settings, solver))
+    settings = TeacherConfig(path=str(path), cfg_scale=cfg_scale, cfg_channels=cfg_channels, steps=steps, solver=solver)
+    return placed(load_sampler(str(path), settings))
 
 
 def placed(sampler: Sampler) -> Sampler:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.assets import EMBEDDED
 from distill.conditions import condition_of
@@ -16,17 +18,19 @@ from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
 from distill.errors import UserError
 from distill.evaluation import results
+from distill.evaluation.drawing import FOLDER as DRAWN
+from distill.evaluation.drawing import Drawing
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import write_folder
-from distill.latents.decoding import decoder_for
+from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone, load_model
 from distill.models.lora import has_adapters, plain_model, save_adapters
 from distill.objectives import OBJECTIVES
 from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
 from distill.progress import logger
 from distill.report import write_report
-from distill.sampling import Sampler, few_step_sampler, ode_sampler, save_student
+from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
 from distill.sampling.samplers import read_class_names, write_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
@@ -67,36 +71,43 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = None
-    if config.evaluate.num_images and accelerator.is_main_process:  # the only one that measures
-        evaluator = load_evaluator(config, models.teacher, accelerator.device)
-    teacher_std = preflight(models.teacher, models.copies, config.teacher)
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
+    if config.evaluate.num_images and accelerator.is_main_process:  # the only one that measures
+        evaluator = load_evaluator(config, models.teacher, accelerator.device, decoder)
+    teacher_std = preflight(models.teacher, models.copies, config.teacher)
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
     folder = open_run(config, accelerator, resume=resume, data=data)
     if evaluator:
         for note in evaluator.notes:
             logger.info(note)
     run_loop(task, config.train, accelerator, folder, resume=resume)
-    averaged = task.averaged_student
+    averaged, t_list = task.averaged_student, task.t_list
+    del task, models  # their memory is for drawing
+    accelerator.free_memory()
+    is_main = accelerator.is_main_process
+    student = write_student(averaged, t_list, folder, class_names) if is_main else plain_model(averaged)
+    drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
-    if not accelerator.is_main_process:
+    if not is_main:
         return None
-    finished = write_student(averaged, task.t_list, folder, class_names)
     if evaluator is None:
         return Distilled(folder, folder / "student", None, {})
-    logger.info(f"{folder / 'student'} is saved; measuring it")
-    teacher = load_model(config.teacher.path).to(accelerator.device).eval()
-    report, measured = write_run_report(config, folder, teacher, finished, task.t_list, evaluator)
+    report, measured = write_run_report(config, folder, drawings, evaluator)
+    shutil.rmtree(folder / DRAWN)
     return Distilled(folder, folder / "student", report, measured)
 
 
-def load_evaluator(config: RunConfig, teacher: Backbone, device: torch.device) -> Evaluator:
+def load_evaluator(config: RunConfig, teacher: Backbone, device: torch.device, decoder: Decoder) -> Evaluator:
     """The evaluator of a run, with the stored statistics of the teacher if they are its own."""
     path = config.teacher.path
-    evaluator = Evaluator(config.evaluate, device, teacher.sample_shape, path)
+    evaluator = Evaluator(config.evaluate, device, teacher.sample_shape, path, decoder)
     evaluator.use_teacher_reference(reference_sampler(config, teacher), path)
     return evaluator
+
+
+def _placed(model: Backbone, device: torch.device) -> Backbone:
+    return cast(Backbone, cast(nn.Module, model).to(device).eval())
 
 
 def load_data(config: RunConfig) -> Dataset | None:
@@ -132,27 +143,52 @@ def write_student(
 
 def reference_sampler(config: RunConfig, teacher: Backbone) -> Sampler:
     """The teacher at as many steps as its configuration says."""
-    return ode_sampler(f"teacher, {config.teacher.steps} steps", teacher, config.teacher, config.teacher.steps)
+    settings = config.teacher
+    sampler = teacher_sampler(f"teacher, {settings.steps} steps", teacher, settings, settings.steps)
+    return in_precision(sampler, config.evaluate.mixed_precision)
+
+
+def draw_run(
+    config: RunConfig,
+    student: Backbone,
+    t_list: Tensor,
+    folder: Path,
+    evaluator: Evaluator | None,
+    decoder: Decoder,
+) -> list[Drawing]:
+    """Draw, in all processes, what the report shows: the teacher at many steps and at the student's, and the student.
+
+    Args:
+        evaluator: of the main process; None in others.
+    """
+    if config.evaluate.num_images == 0:
+        return []
+    logger.info(f"{folder / 'student'} is saved; measuring it")
+    device = next(student.parameters()).device
+    teacher = _placed(load_model(config.teacher.path), device)  # anew: in training it may have been cut in shards
+    slow = reference_sampler(config, teacher)
+    fast = few_step_sampler(f"student, {len(t_list)} steps", student, t_list)
+    precision = config.evaluate.mixed_precision
+    others = [in_precision(s, precision) for s in (*results.teachers_at([len(t_list)], slow, config.teacher), fast)]
+    return results.draw_for_report(evaluator, [slow, *others], config.evaluate, decoder, GRID_ROWS, folder / DRAWN)
 
 
 def write_run_report(
-    config: RunConfig, folder: Path, teacher: Backbone, student: Backbone, t_list: Tensor, evaluator: Evaluator
+    config: RunConfig, folder: Path, drawings: Sequence[Drawing], evaluator: Evaluator
 ) -> tuple[Path, dict[str, Measured]]:
-    """Draw, measure and show: the teacher at many steps and at the student's number, and the student."""
-    settings, num_steps = config.teacher, config.student.steps
-    slow = reference_sampler(config, teacher)
-    fast = few_step_sampler(f"student, {num_steps} steps", student.eval(), t_list)
-    others = [*results.teachers_at([num_steps], slow, settings), fast]
-    entries = results.measured_entries(evaluator, slow, others, GRID_ROWS)
+    """Measure what `draw_run` drew, and write the page."""
+    settings = config.teacher
+    entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
+    slow, fast = entries[0].sampler, entries[-1].sampler
     page = results.page(
         f"{fast.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
         f"{OBJECTIVES[config.objective.name].title}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
         history=read_log(folder),
-        routing=[results.routing_of("teacher", teacher), results.routing_of("student", student)],
+        routing=[results.routing_of("teacher", slow.model), results.routing_of("student", fast.model)],
         config_yaml=config_to_yaml(config),
         class_names=read_class_names(settings.path),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},

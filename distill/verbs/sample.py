@@ -15,9 +15,10 @@ from distill.conditions import Condition, ConditionBatch, num_rows, take_rows
 from distill.errors import UserError
 from distill.files import new_folder, write_folder
 from distill.latents.decoding import decoder_for
+from distill.processes import Processes
 from distill.progress import progress_bar
 from distill.render import clamp_images, grid_image, save_grid, save_image
-from distill.sampling import Sampler, draw_images
+from distill.sampling import Sampler, describe, draw_images, in_precision
 from distill.verbs.load import load, vae_of
 
 GRID_ROWS = 8
@@ -84,6 +85,7 @@ def sample(
     seed: int = 1,
     batch_size: int = 250,
     vae: str | None = None,
+    mixed_precision: str = "no",
     output: str | Path | None = None,
 ) -> Samples:
     """Draw `num_images`; image i of a seed is always the same, whatever the batch size.
@@ -92,17 +94,18 @@ def sample(
         model: what `load` takes, or what it returned.
         classes: to draw in turn; None for all.
         vae: decodes latents: a folder, or a hub name in the local cache; None for what the run's configuration names.
-        output: a new folder to save them in; None saves nothing.
+        mixed_precision: `bf16` draws in bf16 autocast. output: a new folder to save them in; None saves nothing.
 
     Raises: UserError for a class that the model does not know, or a folder that is not empty.
     """
     folder = None if output is None else new_folder(str(output))
-    sampler = model if isinstance(model, Sampler) else load(model)
+    sampler = in_precision(model if isinstance(model, Sampler) else load(model), mixed_precision)
     condition = sampler.condition
     y = conditions_for(condition, num_images, classes)
     device = next(sampler.model.parameters()).device
     decoder = decoder_for(vae_of(vae, [sampler.path]), sampler.model.sample_shape, device)
-    with progress_bar() as progress:
+    processes = Processes.all()
+    with progress_bar(main_process=processes.is_main) as progress:
         bar = progress.add_task("drawing", total=num_images)
         images, rate = draw_images(
             sampler,
@@ -111,6 +114,7 @@ def sample(
             batch_size=batch_size,
             decoder=decoder,
             advance=lambda n: progress.advance(bar, n),
+            processes=processes,
         )
     samples = Samples(
         images=clamp_images(images),
@@ -119,8 +123,8 @@ def sample(
         num_columns=len(classes) if classes else condition.num_distinct,
         images_per_second=rate,
         sampler=sampler,
-        description=", ".join(part for part in (sampler.description, decoder.note) if part),
+        description=describe(sampler, decoder),
     )
-    if folder is not None:
+    if folder is not None and processes.is_main:
         samples.save(folder)
     return samples

@@ -10,8 +10,8 @@ from distill.errors import UserError
 from distill.evaluation.references import MAX_REFERENCE, statistics_of
 from distill.latents.decoding import decoder_for
 from distill.metrics import ReferenceStatistics, load_extractor, load_perceptual
+from distill.processes import default_device
 from distill.progress import logger
-from distill.training.devices import default_device
 
 
 def statistics(

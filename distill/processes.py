@@ -1,0 +1,83 @@
+"""The processes that one command was started as, and the device of each, through accelerate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, parse_flag_from_env
+from torch import Tensor
+
+from distill.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that draw one set of images together; all make the same calls with the same arguments."""
+
+    index: int = 0
+    number: int = 1
+
+    @classmethod
+    def all(cls) -> Processes:
+        """All that were started with this one. Raises: as `check_started`."""
+        state = _state()
+        check_started(state.num_processes)
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def share(self, first: int, last: int) -> Tensor:
+        """The part of first, .., last - 1 that this process draws; all parts are of one size, so the last may recur."""
+        each = -(-(last - first) // self.number)
+        return (first + self.index * each + torch.arange(each)).clamp(max=last - 1)
+
+    def gather(self, images: Tensor) -> Tensor:
+        """The parts of all processes, one after the other."""
+        if self.number == 1:
+            return images
+        gathered = gather(images)
+        assert isinstance(gathered, Tensor)
+        return gathered
+
+    def agreed(self, value: T) -> T:
+        """The main process's `value`."""
+        return value if self.number == 1 else broadcast_object_list([value])[0]
+
+
+ALONE = Processes()
+
+
+def _state() -> PartialState:
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def default_device() -> torch.device:
+    """The device that accelerate selects for this process."""
+    device = _state().device
+    assert device is not None
+    return device
+
+
+def leave_others() -> None:
+    """End the group of processes, if there are several: who waits in it for the main one alone would be ended by its
+    time limit.
+    """
+    _state().destroy_process_group()
+
+
+def check_started(num_processes: int) -> None:
+    """Raise UserError if more processes were started than the `num_processes` that found each other."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started > num_processes:
+        raise UserError(
+            f"{started} processes were started, and each would work alone: accelerate finds no GPU; on CPUs set "
+            "ACCELERATE_USE_CPU=true"
+        )
