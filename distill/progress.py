@@ -7,6 +7,7 @@ go through the logger `distill`, so that a program that logs can have them witho
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 
@@ -36,9 +37,9 @@ _handler = _Stderr()
 
 
 def show_progress(visible: bool = True) -> None:
-    """Show bars and lines from now on, or hide them again."""
+    """Show bars and lines from now on, or hide them again. Of several processes the first alone shows any."""
     logger.removeHandler(_handler)
-    if visible:
+    if visible and os.environ.get("RANK", "0") == "0":
         logger.addHandler(_handler)
         logger.setLevel(logging.INFO)
 

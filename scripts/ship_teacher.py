@@ -10,7 +10,6 @@ the reference sampler teacher.npz (statistics) and teacher.json (measures) besid
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -18,13 +17,14 @@ import torch
 
 from dar import SiT
 from distill.assets import EMBEDDED, FOLDER
+from distill.conditions import ClassLabels
 from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
 from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import write_folder, write_text
 from distill.metrics import MEASURES, Interval
-from distill.sampling.samplers import CLASSES_FILE, teacher_sampler
+from distill.sampling.samplers import teacher_sampler
 from distill.training.run_log import read_log
 
 CLASSES = ["T-shirt", "trouser", "pullover", "style_axes", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
@@ -112,7 +112,7 @@ def main() -> None:
 
     def fill(folder: Path) -> None:
         model.half().save_pretrained(folder)
-        (folder / CLASSES_FILE).write_text(json.dumps(CLASSES) + "\n")
+        ClassLabels.of_names(CLASSES).save(folder)
         text = card(config, model, measured, read_log(args.run)[-1]["elapsed_s"], args.trained_on)
         write_text(folder / "README.md", text)
 

@@ -185,8 +185,10 @@ def test_class_labels() -> None:
     assert labels.null(torch.tensor([0, 2])).tolist() == [3, 3]
     assert labels.select(["2", "0"]).tolist() == [2, 0] and labels.names(torch.tensor([2])) == ["class 2"]
     assert labels.includes(ClassLabels(2)) and not labels.includes(ClassLabels(4)) and not labels.includes(Prompts(()))
-    for wrong in ("3", "-1", "cat"):
-        with pytest.raises(UserError, match=rf"class {wrong} is out of range; the model has 0 to 2"):
+    with pytest.raises(UserError, match="class 3 is out of range; the model has 0 to 2"):
+        labels.select(["3"])
+    for wrong in ("-1", "cat"):
+        with pytest.raises(UserError, match=rf"class '{wrong}' is not known; the model has 3 classes"):
             labels.select([wrong])
     drawn = labels.random(3000, torch.Generator().manual_seed(0))
     assert drawn.bincount(minlength=3).min() > 900 and drawn.max() == 2
@@ -231,3 +233,18 @@ def test_images_of_prompts_do_not_depend_on_the_batch_size() -> None:
     images, _ = draw_images(sampler, y, seed=3, batch_size=5)
     again, _ = draw_images(sampler, y, seed=3, batch_size=2)
     torch.testing.assert_close(images, again)
+
+
+def test_untrained_classes_are_never_drawn(tmp_path) -> None:
+    classes = ClassLabels.of_names(["ant", None, "bee", None])
+    generator = torch.Generator().manual_seed(0)
+    assert set(classes.random(100, generator).tolist()) == {0, 2}
+    assert classes.balanced(3).tolist() == [0, 2, 0] and classes.examples().tolist() == [0, 2]
+    assert classes.num_distinct == 2 and classes != ClassLabels(4) and classes == ClassLabels(4, (0, 2))
+    assert classes.select(["bee", "0"]).tolist() == [2, 0] and classes.names(torch.tensor([2, 1])) == ["bee", "class 1"]
+    classes.save(tmp_path)
+    assert ClassLabels.load(tmp_path, 4) == classes
+    # Trained on further, it knows what it knew and what it was shown; the data's names come first.
+    more = classes.shown(ClassLabels(2, class_names=("ape", "bat")), torch.tensor([1, 1]))
+    assert more == ClassLabels(4, (0, 1, 2)) and more.class_names == ("ape", "bat", "bee", "class 3")
+    assert ClassLabels(2, ()).shown(ClassLabels(2), torch.tensor([0, 1])) == ClassLabels(2)

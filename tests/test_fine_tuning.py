@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from dar import RoutingConfig, SiT, function_error
 from distill.cli import main
+from distill.conditions import ClassLabels, condition_of
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
 from distill.models.lora import plain_model
@@ -118,7 +120,7 @@ def test_lora_moves_adapted_layers_and_routing_and_is_merged(routed, tmp_path) -
 
 def test_adapters_change_nothing_before_they_learn(routed) -> None:
     start = StartConfig(path=str(routed), trainable="lora", lora_rank=4)
-    model, before = starting_model(TrainConfig("out", start=start)), SiT.from_pretrained(routed)
+    model, before = starting_model(TrainConfig("out", start=start), ClassLabels(3)), SiT.from_pretrained(routed)
     assert function_error(before, model) == (0, 0)
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(learning) == 2 * 2 * 4 + 2 and all("lora_" in n or n.startswith("routing.") for n in learning)
@@ -136,10 +138,41 @@ def sample(model: SiT) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x_t, torch.tensor([0.3, 0.8]), torch.tensor([0, 1])
 
 
+def test_other_classes(routed, tmp_path) -> None:
+    """Four new classes: two take rows over, by number and by name."""
+    folder = tmp_path / "named"
+    shutil.copytree(routed, folder)
+    (folder / "classes.json").write_text('["a cat", "a dog"]')
+    (tmp_path / "map.json").write_text('{"lynx": "a cat", "3": 1}')
+    new = ClassLabels(4, class_names=("wolf", "lynx", "fox", "ox"))
+
+    def started(classes: str) -> SiT:
+        model = starting_model(TrainConfig("out", start=StartConfig(path=str(folder), classes=classes)), new)
+        assert isinstance(model, SiT) and model.config.num_classes == 4
+        return model
+
+    mapped, anew = started(str(tmp_path / "map.json")), started("reinitialise")
+    before = SiT.from_pretrained(folder).state_dict()
+    table = before["y_embedder.embedding_table.weight"]
+    rows = mapped.y_embedder.embedding_table.weight.detach()
+    assert torch.equal(rows[[1, 3, 4]], table[[0, 1, 2]]) and not torch.isin(rows[[0, 2]], table).any()
+    assert torch.equal(anew.y_embedder.embedding_table.weight[4], table[2])
+    assert condition_of(mapped) == ClassLabels(4, (1, 3)) and condition_of(anew) == ClassLabels(4, ())
+    for name, value in mapped.state_dict().items():
+        assert "y_embedder" in name or torch.equal(value, before[name]), name
+    (tmp_path / "map.json").write_text('{"lynx": "a bird"}')
+    with pytest.raises(UserError, match=r"map\.json: class 'a bird' is not known; the model has 2 classes: a cat"):
+        started(str(tmp_path / "map.json"))
+    with pytest.raises(UserError, match=r"neither reinitialise nor a JSON file that can be read"):
+        started(str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"start\.classes = reinitialise needs start\.path and start\.trainable = all"):
+        StartConfig(path=str(folder), trainable="lora", classes="reinitialise")
+
+
 def test_what_cannot_be_fine_tuned_is_refused(plain, routed, tmp_path, capsys) -> None:
     start = StartConfig(path=str(plain), trainable="routing")
     with pytest.raises(UserError, match="routing 'residual' has no parameters to train"):
-        starting_model(TrainConfig("out", start=start))
+        starting_model(TrainConfig("out", start=start), ClassLabels(3))
     with pytest.raises(UserError, match="either a section model"):
         TrainConfig("out", model=tiny_config(), start=replace(start, trainable="all"))
     with pytest.raises(UserError, match=r"start\.trainable = lora needs start\.path"):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dar import SiT
 from distill.cli import main
+from distill.conditions import ClassLabels
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data import load_dataset
 from distill.data.base import configured_dataset, noise_of
@@ -181,20 +182,32 @@ def test_class_names_go_from_folders_to_the_student(
         "train: {steps: 1, batch_size: 4}\ngrid_steps: 2\n"
     )
     assert main(["train", str(config)]) == 0
-    assert "1 of the model's 3 classes have no sample, so their images will mean nothing: 2" in capsys.readouterr().err
+    assert (
+        "1 of the model's 3 classes have no sample, so they are not drawn, distilled or measured: 2"
+        in capsys.readouterr().err
+    )
     teacher = tmp_path / "training" / "teacher"
-    assert json.loads((teacher / "classes.json").read_text()) == ["cat", "dog", "class 2"]
+    assert json.loads((teacher / "classes.json").read_text()) == ["cat", "dog", None]
     run = ["run", "quickstart", f"output={tmp_path / 'run'}", f"teacher.path={teacher}", *QUICK]
     run += ["objective.fake_score.warmup_updates=0"]
     data = ["evaluate.data.name=images", f"evaluate.data.path={tmp_path / 'pets'}"]
     assert main([*run, *data]) == 0
     err = capsys.readouterr().err
     assert "Fashion" not in err and err.count("LPIPS is left out") == 1
-    assert json.loads((tmp_path / "run" / "student" / "classes.json").read_text()) == ["cat", "dog", "class 2"]
+    assert json.loads((tmp_path / "run" / "student" / "classes.json").read_text()) == ["cat", "dog", None]
+    assert main(["sample", str(tmp_path / "run"), "--output", str(tmp_path / "drawn"), "--num-images", "3"]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert drawn == ["000000_cat.png", "000001_dog.png", "000002_cat.png", "grid.png"]
+    npz = ["sample", str(tmp_path / "run"), "--npz", str(tmp_path / "dogs.npz"), "--num-images", "2"]
+    assert main([*npz, "--classes", "dog"]) == 0
+    assert np.load(tmp_path / "dogs.npz")["arr_1"].tolist() == [1, 1]
+    assert "class 2 was never trained" in refused(capsys, *npz[:3], str(tmp_path / "none.npz"), "--classes", "2")
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "cat" in page and "Spectral distance to data" in page
     (teacher / "classes.json").write_text("[1, 2]")
     assert "must hold a list of names" in refused(capsys, *run, f"output={tmp_path / 'again'}")
+    (teacher / "classes.json").write_text('["cat"]')
+    assert "names 1 classes; the model has 3" in refused(capsys, "sample", str(teacher), "--output", str(tmp_path / "no"))
 
 
 def test_a_run_that_only_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,3 +267,10 @@ def test_splits_by_the_names_that_people_give_them(tmp_path: Path, train: str, t
     write_pictures(tmp_path / train / "cat", num=3)
     write_pictures(tmp_path / test / "cat", num=2)
     assert [len(load_dataset("images", tmp_path, split)) for split in ("train", "test")] == [3, 2]
+
+
+def test_classes_are_in_the_order_in_which_people_count(tmp_path: Path) -> None:
+    for name in ("10", "2", "1", "b2", "b10"):
+        write_pictures(tmp_path / name, num=1)
+    condition = load_dataset("images", tmp_path).condition
+    assert isinstance(condition, ClassLabels) and condition.class_names == ("1", "2", "10", "b2", "b10")

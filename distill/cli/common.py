@@ -61,12 +61,9 @@ def positive(text: str) -> int:
     return number
 
 
-def number_list(text: str) -> list[int]:
-    """ "0,3,9" to [0, 3, 9]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers with commas between") from error
+def name_list(text: str) -> list[str]:
+    """ "0,cat" to ["0", "cat"]."""
+    return [part.strip() for part in text.split(",")]
 
 
 def print_dry_run(config_type: type, args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from distill.cli.common import add_sampler_arguments, number_list
+    from distill.cli.common import add_sampler_arguments, name_list
 
     parser.add_argument("model", help="a model folder, a run folder (its student), or `embedded` (the teacher)")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--npz", metavar="FILE", help="one file in the format of ADM's evaluation suite; the same command resumes it"
     )
     parser.add_argument("--num-images", type=int, metavar="N", help="how many (80; 50000 into an .npz file)")
-    parser.add_argument("--classes", type=number_list, help="such as 0,3,9; all in turn where not given")
+    parser.add_argument(
+        "--classes", type=name_list, help="numbers or names, such as 0,3,9; all in turn where not given"
+    )
     add_sampler_arguments(parser)
 
 

@@ -17,9 +17,10 @@ from distill.conditions.batches import (
     to_device,
     where_rows,
 )
-from distill.conditions.class_labels import ClassLabels
+from distill.conditions.class_labels import CLASSES_FILE, ClassLabels
 
 __all__ = [
+    "CLASSES_FILE",
     "ClassLabels",
     "Condition",
     "ConditionBatch",

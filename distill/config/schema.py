@@ -117,14 +117,22 @@ class StartConfig:
 
     trainable: `all`, `routing` (its parameters only) or `lora` (the routing, and adapters of rank
         `lora_rank` on the linear layers of all blocks, merged into the weights at the end).
+    classes: null, the model's own; `reinitialise`, those of the data, learned anew; or a JSON file {data's class:
+        model's class}, by number or name, which says where each begins.
     """
 
     path: str | None = None
     trainable: str = "all"
     lora_rank: int = 16
+    classes: str | None = None
 
     def __post_init__(self) -> None:
         one_of(self, "start", "trainable", ("all", "routing", "lora"))
+        if self.classes is not None and (self.path is None or self.trainable != "all"):
+            raise UserError(
+                f"start.classes = {self.classes} needs start.path and start.trainable = all; got {self.path} and "
+                f"{self.trainable}"
+            )
         at_least(self, "start", 1, "lora_rank")
 
 

@@ -102,7 +102,6 @@ class Flipped:
             raise UserError("data.flip is for images; latents are flipped before they are cached")
         self._data = data
         self.sample_shape, self.labels = data.sample_shape, data.labels
-        self.classes: list[str] | None = getattr(data, "classes", None)
 
     @property
     def condition(self) -> Condition:

@@ -32,4 +32,4 @@ def load_pictures(path: Path, split: str, size: int | None = None) -> Dataset:
         raise ValueError(f"{path} holds no images")
     names = sorted({str(file.parent.relative_to(path)) for file in files})
     labels = [names.index(str(file.parent.relative_to(path))) for file in files]
-    return ImageFiles(files, labels, len(names), size)
+    return ImageFiles(files, labels, names, size)

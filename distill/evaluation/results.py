@@ -268,7 +268,6 @@ def page(
     routing: Sequence[report.Routing | None] = (),
     config_yaml: str = "",
     seeds: dict[str, int],
-    class_names: Sequence[str] | None = None,
 ) -> report.Report:
     """The report for `report.write_report`."""
     num_grid = min(len(e.grid) for e in entries)
@@ -282,7 +281,7 @@ def page(
         subtitle=subtitle,
         labels=labels.numpy(),
         samplers=samplers(entries),
-        class_names=class_names or condition.group_names(),
+        class_names=condition.group_names(),
         headline=headline(entries, of_data),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),

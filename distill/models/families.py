@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from dar import SiT
 from distill.assets import resolve
+from distill.conditions import ClassLabels, condition_of
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 
@@ -58,7 +59,23 @@ def load_model(path: str | Path) -> Backbone:
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
     model = family.load(folder)
     check_finite(model, str(path))
+    condition = condition_of(model)
+    if isinstance(condition, ClassLabels):
+        set_classes(model, ClassLabels.load(folder, condition.num_classes))
     return model
+
+
+def set_classes(model: Backbone, classes: ClassLabels) -> None:
+    """Let `condition_of(model)`, and that of its copies, be `classes`."""
+    cast(Any, model).condition = classes
+
+
+def save_model(model: Backbone, folder: Path) -> None:
+    """Write a folder that `load_model` reads, with the names of its classes."""
+    model.save_pretrained(folder)
+    condition = condition_of(model)
+    if isinstance(condition, ClassLabels):
+        condition.save(folder)
 
 
 def check_finite(model: object, path: str) -> None:

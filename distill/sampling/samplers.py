@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -16,14 +16,13 @@ from distill.conditions import Condition, ConditionBatch, condition_of, take_row
 from distill.conditions import num_rows as num_rows_of
 from distill.config import CONFIG_FILE, TeacherConfig, read_values
 from distill.errors import UserError
-from distill.models import Backbone, load_model
+from distill.models import Backbone, load_model, save_model
 from distill.sampling.few_step import few_step_sample
 from distill.sampling.guidance import Denoiser
 from distill.sampling.solvers import SOLVERS
 
 MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
-CLASSES_FILE = "classes.json"
 MAX_GRID = 200  # images in the grid of a report
 
 
@@ -56,29 +55,6 @@ class Sampler(Generic[M]):
     @property
     def condition(self) -> Condition:
         return condition_of(self.model)
-
-
-def read_class_names(path: str) -> list[str] | None:
-    """Class names of a model from `classes.json` in its folder; None if there is no such file.
-
-    path: as in `model_folder`. Raises: UserError if the file is damaged.
-    """
-    file = model_folder(path) / CLASSES_FILE
-    if not file.is_file():
-        return None
-    try:
-        names = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file} must hold a list of names, one per class")
-    return names
-
-
-def write_class_names(names: Sequence[str], num_classes: int, folder: Path) -> None:
-    """Write `classes.json` into a model folder; classes beyond `names` are called by their number."""
-    whole = [*names, *(f"class {label}" for label in range(len(names), num_classes))]
-    (folder / CLASSES_FILE).write_text(json.dumps(whole) + "\n")
 
 
 def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int) -> Sampler[M]:
@@ -120,7 +96,7 @@ def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
 
 def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
     """Write the student as a folder that `load_sampler` reads: the model and its list of t."""
-    model.save_pretrained(folder)
+    save_model(model, folder)
     (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dar import SiT
+from distill.conditions import ClassLabels, Condition, condition_of
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
-from distill.models import Backbone, load_model
+from distill.models import Backbone, load_model, set_classes
 from distill.models.lora import add_adapters
+from distill.training.label_table import with_classes
 
 
 def _all(model: Any, start: StartConfig) -> None:
@@ -36,16 +38,33 @@ def _lora(model: Any, start: StartConfig) -> None:
 TRAINABLE: dict[str, Callable[[Any, StartConfig], None]] = {"all": _all, "routing": _routing, "lora": _lora}
 
 
-def starting_model(config: TrainConfig) -> Backbone:
+def starting_model(config: TrainConfig, data: Condition) -> Backbone:
     """A new model of `config.model`, or the one in `config.start.path` with `config.start.trainable` applied.
 
-    With `lora`, the linear layers get adapters that have no effect yet.
+    With `lora`, the linear layers get adapters that have no effect yet. A model with classes says in its condition
+    which of them were trained so far: of a new one, none.
 
-    Raises: UserError if there is nothing to train or peft is not installed.
+    Args:
+        data: the condition of the data, for `config.start.classes`.
+
+    Raises: UserError if there is nothing to train, peft is not installed, or the classes cannot be replaced.
     """
     if config.start.path is None:
         assert config.model is not None
-        return SiT(config.model)
+        model = SiT(config.model)
+        set_classes(model, ClassLabels(model.null_label, ()))
+        return model
     model = load_model(config.start.path)
+    if config.start.classes is not None:
+        model = _with_classes(model, data, config.start.classes)
     TRAINABLE[config.start.trainable](model, config.start)
     return model
+
+
+def _with_classes(model: Backbone, data: Condition, setting: str) -> Backbone:
+    old = condition_of(model)
+    if not (isinstance(model, SiT) and isinstance(old, ClassLabels) and isinstance(data, ClassLabels)):
+        raise UserError(f"start.classes is for a SiT and data with classes; these are {old} and {data}")
+    made, taken_over = with_classes(model, old, data, setting)
+    set_classes(made, ClassLabels(data.num_classes, tuple(taken_over), data.class_names))
+    return made

@@ -18,7 +18,7 @@ from distill.latents.decoding import decoder_for
 from distill.processes import Processes, default_device, leave_others
 from distill.report import check_columns, write_report
 from distill.sampling import in_precision
-from distill.sampling.samplers import Sampler, load_sampler, read_class_names
+from distill.sampling.samplers import Sampler, load_sampler
 from distill.verbs.load import placed, vae_of
 
 GRID_ROWS = 8
@@ -86,7 +86,6 @@ def compare(
         entries,
         evaluator,
         routing=routing,
-        class_names=read_class_names(settings.path),
         seeds={"evaluate": config.seed},
     )
     measured = {entry.sampler.name: entry.measured for entry in entries}

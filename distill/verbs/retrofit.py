@@ -9,10 +9,12 @@ from pathlib import Path
 from dar import SiT, function_error, replace_routing
 from dar import retrofit as retrofit_model
 from distill.assets import resolve
+from distill.conditions import CLASSES_FILE
 from distill.config import RoutingConfig
 from distill.errors import UserError
 from distill.files import new_folder, write_folder
-from distill.sampling.samplers import CLASSES_FILE, SAMPLER_FILE
+from distill.models.families import check_finite
+from distill.sampling.samplers import SAMPLER_FILE
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def retrofit(
     folder = new_folder(str(target), "target")
     origin = resolve(str(source), "teacher")
     plain = SiT.from_pretrained(origin)
+    check_finite(plain, str(source))
     try:
         routed = (replace_routing if lossy else retrofit_model)(plain, routing)
     except ValueError as error:

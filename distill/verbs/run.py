@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.assets import EMBEDDED
-from distill.conditions import condition_of
 from distill.config import RunConfig, config_to_yaml
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
@@ -31,7 +30,6 @@ from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
 from distill.progress import logger
 from distill.report import write_report
 from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
-from distill.sampling.samplers import read_class_names, write_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -67,7 +65,6 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     data = load_data(config)
     accelerator = make_accelerator(config)
     torch.manual_seed(config.train.seed)
-    class_names = read_class_names(config.teacher.path)  # or raises, before any compute
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = None
@@ -85,7 +82,7 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     del task, models  # their memory is for drawing
     accelerator.free_memory()
     is_main = accelerator.is_main_process
-    student = write_student(averaged, t_list, folder, class_names) if is_main else plain_model(averaged)
+    student = write_student(averaged, t_list, folder) if is_main else plain_model(averaged)
     drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
@@ -121,23 +118,12 @@ def load_data(config: RunConfig) -> Dataset | None:
     return data
 
 
-def write_student(
-    student: Backbone, t_list: Tensor, folder: Path, class_names: Sequence[str] | None = None
-) -> Backbone:
-    """Write `folder/student`, a plain model with its t list and class names; adapters to `folder/adapter`.
-
-    Returns: the plain model.
-    """
+def write_student(student: Backbone, t_list: Tensor, folder: Path) -> Backbone:
+    """Write `folder/student`, a plain model with its t list; adapters to `folder/adapter`. Returns: the plain model."""
     if has_adapters(student):
         write_folder(folder / "adapter", lambda path: save_adapters(student, path))
     plain = plain_model(student)
-
-    def fill(path: Path) -> None:
-        save_student(plain, t_list, path)
-        if class_names:
-            write_class_names(class_names, condition_of(plain).num_distinct, path)
-
-    write_folder(folder / "student", fill)
+    write_folder(folder / "student", lambda path: save_student(plain, t_list, path))
     return plain
 
 
@@ -190,7 +176,6 @@ def write_run_report(
         history=read_log(folder),
         routing=[results.routing_of("teacher", slow.model), results.routing_of("student", fast.model)],
         config_yaml=config_to_yaml(config),
-        class_names=read_class_names(settings.path),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )
     return write_report(page, folder / "report"), {entry.sampler.name: entry.measured for entry in entries}

@@ -14,11 +14,10 @@ from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
 from distill.errors import UserError
 from distill.files import write_folder
-from distill.models import Backbone
+from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
 from distill.objectives.flow_matching import TeacherTask
 from distill.progress import logger
-from distill.sampling.samplers import read_class_names, write_class_names
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_folder import open_run
@@ -47,7 +46,7 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     config = config_of(TrainConfig, config, overrides)
     data = configured_dataset(config.data)
     torch.manual_seed(config.train.seed)
-    model = starting_model(config)
+    model = starting_model(config, data.condition)
     check_data(data, model, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config)
@@ -61,37 +60,27 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     if not accelerator.is_main_process:
         return None
     plain = plain_model(averaged)
-    names = class_names(config, data)
-
-    def fill(path: Path) -> None:
-        plain.save_pretrained(path)
-        if names:
-            write_class_names(names, condition_of(plain).num_distinct, path)
-
-    write_folder(folder / "teacher", fill)
+    write_folder(folder / "teacher", lambda path: save_model(plain, path))
     return Trained(folder, folder / "teacher")
 
 
-def class_names(config: TrainConfig, data: Dataset) -> Sequence[str] | None:
-    """The names of the data's classes, by label; without them those of the model that training starts from."""
-    names = getattr(data, "classes", None)
-    if names is None and config.start.path is not None:
-        return read_class_names(config.start.path)
-    return names
-
-
 def check_data(data: Dataset, model: Backbone, path: str) -> None:
-    """See that `model` can be trained on `data`. Raises: UserError."""
+    """See that `model` can be trained on `data`, and note in it which classes it will know. Raises: UserError."""
     if tuple(data.sample_shape) != tuple(model.sample_shape):
         raise UserError(f"{path} has samples of shape {data.sample_shape}; the model takes {model.sample_shape}")
     condition = condition_of(model)
     if not condition.includes(data.condition):
-        raise UserError(f"{path} has {data.condition}; the model is conditioned on {condition}")
-    if isinstance(condition, ClassLabels):
-        absent = sorted(set(range(condition.num_classes)) - set(data.labels.tolist()))
+        raise UserError(
+            f"{path} has {data.condition}; the model is conditioned on {condition} (start.classes gives a pretrained "
+            "model others)"
+        )
+    if isinstance(condition, ClassLabels) and isinstance(data.condition, ClassLabels):
+        classes = condition.shown(data.condition, data.labels)
+        absent = sorted(set(range(classes.num_classes)) - set(classes.labels.tolist()))
         if absent:
             shown = ", ".join(map(str, absent[:10])) + (", .." if len(absent) > 10 else "")
             logger.warning(
-                f"{path}: {len(absent)} of the model's {condition.num_classes} classes have no sample, so their images "
-                f"will mean nothing: {shown}"
+                f"{path}: {len(absent)} of the model's {classes.num_classes} classes have no sample, so they are not "
+                f"drawn, distilled or measured: {shown}"
             )
+        set_classes(model, classes)
