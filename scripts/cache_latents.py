@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.data import ImageFolderDataset, NpzDataset, load_dataset
-from distill.data.caching import Cache, claim, fingerprint, write_latents
+from distill.data.caching import Cache, claim, write_latents
+from distill.data.checking import fingerprint
 from distill.latents.vae import load_vae
 from distill.processes import default_device
 

@@ -207,7 +207,9 @@ def test_class_names_go_from_folders_to_the_student(
     (teacher / "classes.json").write_text("[1, 2]")
     assert "must hold a list of names" in refused(capsys, *run, f"output={tmp_path / 'again'}")
     (teacher / "classes.json").write_text('["cat"]')
-    assert "names 1 classes; the model has 3" in refused(capsys, "sample", str(teacher), "--output", str(tmp_path / "no"))
+    assert "names 1 classes; the model has 3" in refused(
+        capsys, "sample", str(teacher), "--output", str(tmp_path / "no")
+    )
 
 
 def test_a_run_that_only_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,17 @@ def shipped() -> SiT:
     return SiT.from_pretrained(asset("teacher")).eval()
 
 
+def test_a_teacher_that_has_hardly_learned_is_told_so(shipped: SiT) -> None:
+    """Not that its t is turned: an output near zero has a slope near zero, too."""
+    torch.manual_seed(0)
+    young = SiT(shipped.config)
+    with pytest.raises(UserError, match=r"it has hardly learned: its output is 0 of the size of the noise"):
+        preflight(young, {}, TeacherConfig())
+    with torch.no_grad():
+        young.final_layer.linear.weight.normal_(std=0.02)
+    assert "train it longer" in convention_of(young).complaint
+
+
 def test_the_shipped_teacher_passes(shipped: SiT) -> None:
     assert 0.5 < preflight(shipped, {"student": copy.deepcopy(shipped)}, TeacherConfig()) < 0.9
 

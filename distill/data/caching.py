@@ -9,7 +9,6 @@ File i is image i. With mirrored images, file N + i is the mirror image of image
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections import deque
@@ -94,17 +93,6 @@ def npy_bytes(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def fingerprint(path: Path) -> str:
-    """A hash of file names, sizes and modification times: it changes if a file is added, removed or modified."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(path).as_posix() if path.is_dir() else ""
-        status = file.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:16]
 
 
 def claim(cache: Cache) -> list[int]:

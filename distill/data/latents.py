@@ -71,6 +71,8 @@ class LatentDataset:
                 f"{where} holds {array.dtype} of shape {array.shape}; expected float ({rows}, h, w), mean then std"
             )
         moments = torch.from_numpy(array.astype(np.float32))
+        if not bool(moments.isfinite().all()):
+            raise ValueError(f"{where} holds values that are not finite")
         if (moments[rows // 2 :] < 0).any():
             raise ValueError(
                 f"{where}: channels {rows // 2} to {rows - 1} must be standard deviations, and some are negative"

@@ -15,6 +15,7 @@ from distill.assets import EMBEDDED
 from distill.config import RunConfig, config_to_yaml
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
+from distill.data.checking import check_samples
 from distill.errors import UserError
 from distill.evaluation import results
 from distill.evaluation.drawing import FOLDER as DRAWN
@@ -64,6 +65,8 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     config = config_of(RunConfig, config, overrides)
     data = load_data(config)
     accelerator = make_accelerator(config)
+    if data is not None and config.data is not None:
+        check_samples(data, config.data)
     torch.manual_seed(config.train.seed)
     models = build_models(config).to(accelerator.device)
     # What the report needs is looked for now: an hour of training must not end in a missing file.

@@ -12,6 +12,7 @@ from distill.conditions import ClassLabels, condition_of
 from distill.config import TrainConfig
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
+from distill.data.checking import check_samples
 from distill.errors import UserError
 from distill.files import write_folder
 from distill.models import Backbone, save_model, set_classes
@@ -50,6 +51,7 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     check_data(data, model, config.data.path)
     check_batch_size(len(data), config.train.batch_size)
     accelerator = make_accelerator(config)
+    check_samples(data, config.data)
     task = TeacherTask(config, model, data, accelerator)
     folder = open_run(config, accelerator, resume=resume, data=data)
     if accelerator.is_main_process and task.decoder.note:
