@@ -2,7 +2,8 @@
 
     python scripts/cache_latents.py photos latents --vae stabilityai/sd-vae-ft-mse
 
-SRC is a folder with one subfolder per class, square images of one size, or a .npz file with `images` and `labels`.
+SRC is a folder with one subfolder per class, square images of one size (or of any, with --size), or a .npz file with
+`images` and `labels`.
 DST/vae-sd gets REPA's layout: mean and standard deviation of the posterior, unscaled. Started again after a stop, the
 same command goes on with what is missing. The autoencoder is read from a folder or from the hub's local cache.
 """
@@ -19,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from distill.data import ImageFolderDataset, NpzDataset, load_dataset
+from distill.data import load_dataset
 from distill.data.caching import Cache, claim, write_latents
 from distill.data.checking import fingerprint
 from distill.latents.vae import load_vae
@@ -51,11 +52,11 @@ def cache_latents(args: argparse.Namespace) -> None:
     source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"DST {target} lies in SRC, whose subfolders are classes")
-    images = load_dataset("npz" if source.suffix == ".npz" else "images", source, args.split)
-    assert isinstance(images, (ImageFolderDataset, NpzDataset))
+    images = load_dataset("npz" if source.suffix == ".npz" else "images", source, args.split, args.size)
     device = torch.device(args.device) if args.device else default_device()
     vae = load_vae(args.vae, device, DTYPES[args.dtype])
-    cache = Cache(target, images, vae, f"{fingerprint(source)} {args.split}", args.dtype, args.flip)
+    made_from = " ".join(map(str, (fingerprint(source), args.split, *([args.size] if args.size else []))))
+    cache = Cache(target, images, vae, made_from, args.dtype, args.flip)
     shape = vae.latent_shape(images.sample_shape)
     missing = claim(cache)
     there = cache.num_files - len(missing)
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="DST", help="latents go to DST/vae-sd")
     parser.add_argument("--vae", default="stabilityai/sd-vae-ft-mse", help="folder or hub name (sd-vae-ft-mse)")
     parser.add_argument("--split", default="train", choices=("train", "test"), help="where SRC has both (train)")
+    parser.add_argument("--size", type=int, metavar="N", help="resize and crop images to N x N, as data.size does")
     parser.add_argument("--flip", action="store_true", help="also mirrored copies, after all others")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once (16)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the autoencoder (float32)")

@@ -16,7 +16,8 @@ from PIL import Image
 
 from distill.data import load_dataset
 from distill.data.base import noise_of
-from distill.data.caching import Cache, claim, fingerprint, write_latents
+from distill.data.caching import Cache, claim, write_latents
+from distill.data.checking import fingerprint
 from distill.errors import UserError
 from distill.latents.vae import Vae
 from distill.seeds import generator_for
@@ -38,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
 
 def make_cache(target: Path, photos: Path, *, flip: bool = False, dtype: str = "float32", seed: int = 0) -> Cache:
     vae = Vae(make_vae(seed=seed, scaling_factor=0.5, shift_factor=0.1), "tiny")
-    return Cache(target, load_dataset("images", photos), vae, fingerprint(photos), dtype, flip)  # type: ignore[arg-type]
+    return Cache(target, load_dataset("images", photos), vae, fingerprint(photos), dtype, flip)
 
 
 def write(cache: Cache, batch_size: int = 2) -> int:
@@ -213,6 +214,8 @@ def test_the_script_takes_a_folder_or_an_npz_and_fails_in_one_line(
         code, out, err = run(source, target, vae)
         assert code == 0, err
         assert f"{count}/{count} latents, 0 s left" in err
+    named = load_dataset("latents", tmp_path / "colour").condition
+    assert getattr(named, "class_names", None) == ("class0", "class1")
         assert f"data.vae={vae}" in out and "0 of them there already" in out
         assert len(load_dataset("latents", tmp_path / target)) == count
     assert "3 of them there already" in run(source, "grey", vae)[1]
@@ -227,3 +230,13 @@ def test_the_script_takes_a_folder_or_an_npz_and_fails_in_one_line(
         code, _, err = run(source, target, name)
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1
         assert not (tmp_path / target).exists()
+
+
+def test_photos_of_any_size_are_cropped(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "cache_latents.py"))["main"]
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(photos / "class0" / "large.png")
+    argv = [str(photos), str(tmp_path / "cached"), "--vae", str(save_vae(tmp_path / "vae")), "--device", "cpu"]
+    assert main(argv) == 2 and "give data.size" in capsys.readouterr().err
+    assert main([*argv, "--size", "8"]) == 0
+    assert len(load_dataset("latents", tmp_path / "cached")) == 6
+    assert main([*argv, "--size", "16"]) == 2 and "was begun with source" in capsys.readouterr().err

@@ -88,6 +88,26 @@ def test_teacher_training_resumes_bit_exactly(tmp_path: Path) -> None:
     assert [record["step"] for record in read_log(folders[1])] == [1, 2, 3, 4]
 
 
+def test_a_run_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
+    def task_and_loop():
+        task, accelerator, loop = teacher_task(tmp_path, 4)
+        return task, accelerator, replace(loop, save_every=1, keep=4)
+
+    task, accelerator, loop = task_and_loop()
+    run_loop(task, loop, accelerator, tmp_path)
+    whole = state_of(task.learner.module, task.ema.module)
+    task, accelerator, loop = task_and_loop()
+    with pytest.raises(UserError, match="--from 7: .* has step_00000001, step_00000002, step_00000003"):
+        run_loop(task, loop, accelerator, tmp_path, resume=True, from_step=7)
+    task, accelerator, loop = task_and_loop()
+    run_loop(task, replace(loop, steps=2), accelerator, tmp_path, resume=True, from_step=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+    task, accelerator, loop = task_and_loop()
+    run_loop(task, loop, accelerator, tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole, state_of(task.learner.module, task.ema.module), strict=True))
+
+
 @pytest.mark.parametrize("trainable", ["all", "lora"])
 def test_distillation_resumes_bit_exactly(tmp_path, run_config: RunConfig, tiny_model: SiT, trainable: str) -> None:
     run_config = replace(run_config, roles=RolesConfig(trainable, lora_rank=4))

@@ -15,6 +15,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as student.steps=2")
     parser.add_argument("--resume", action="store_true", help="continue the run in its output folder")
     parser.add_argument(
+        "--from",
+        dest="from_step",
+        type=step_number,
+        metavar="STEP",
+        help="resume from this checkpoint, such as 500; later ones are removed (the newest)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print roles, parameters, memory, steps and cost; do nothing"
     )
 
@@ -51,6 +58,11 @@ def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--extractor", default="auto", help="of features: inception, embedded or auto (auto)")
     parser.add_argument("--offline", action="store_true", help="download no weights; as HF_HUB_OFFLINE=1")
+
+
+def step_number(text: str) -> int:
+    """ "500" or "step_00000500" to 500."""
+    return positive(text.removeprefix("step_"))
 
 
 def positive(text: str) -> int:

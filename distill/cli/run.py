@@ -19,7 +19,7 @@ def main(args: argparse.Namespace) -> None:
         return print_dry_run(RunConfig, args)
     from distill.verbs.run import run
 
-    done = run(args.config, args.overrides, resume=args.resume)
+    done = run(args.config, args.overrides, resume=args.resume, from_step=args.from_step)
     if done is not None:
         print(f"student: {done.student}")
         if done.report is not None:

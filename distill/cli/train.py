@@ -19,6 +19,6 @@ def main(args: argparse.Namespace) -> None:
         return print_dry_run(TrainConfig, args)
     from distill.verbs.train import train
 
-    done = train(args.config, args.overrides, resume=args.resume)
+    done = train(args.config, args.overrides, resume=args.resume, from_step=args.from_step)
     if done is not None:
         print(f"teacher: {done.teacher}")

@@ -22,15 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.images import ImageFolderDataset
+from distill.data.base import Dataset
 from distill.data.latents import FOLDER, LABELS_FILE, listing
-from distill.data.npz import NpzDataset
 from distill.errors import UserError
 from distill.files import write_bytes, write_text
 from distill.latents.vae import Vae
 
 SETTINGS_FILE = "cache.json"
-LabelledImages = ImageFolderDataset | NpzDataset
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Cache:
     """
 
     target: Path
-    images: LabelledImages
+    images: Dataset
     vae: Vae
     source: str
     dtype: str
@@ -139,7 +137,8 @@ def write_latents(
         advance(len(indices))
     labels = cache.images.labels.tolist() * (2 if cache.flip else 1)
     labelled = [(file_name(index), label) for index, label in enumerate(labels)]
-    write_text(cache.folder / LABELS_FILE, listing(labelled, cache.vae.space))
+    classes = getattr(cache.images.condition, "class_names", None)
+    write_text(cache.folder / LABELS_FILE, listing(labelled, cache.vae.space, classes))
 
 
 def _read_ahead(

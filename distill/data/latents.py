@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,13 @@ class LatentDataset:
 
     def __init__(self, files: _Files) -> None:
         self._files = files
-        self._names, self.labels, self.space = _read_listing(files)
-        self.condition = ClassLabels(int(self.labels.max()) + 1 if len(self._names) else 0)
+        self._names, self.labels, self.space, classes = _read_listing(files)
+        num_classes = int(self.labels.max()) + 1 if len(self._names) else 0
+        if classes is not None and len(classes) < num_classes:
+            where = files.describe(LABELS_FILE)
+            raise ValueError(f"{where} names {len(classes)} classes; labels go to {num_classes - 1}")
+        class_names = None if classes is None else tuple(classes[:num_classes])
+        self.condition = ClassLabels(num_classes, class_names=class_names)
         self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
         if self._names:
             _, height, width = self._moments(self._names[0]).shape
@@ -116,13 +122,14 @@ class _Files:
             raise FileNotFoundError(f"the zip file has no {self._prefix}{name}") from error
 
 
-def listing(labelled: list[tuple[str, int]], space: LatentSpace) -> str:
-    """Content of dataset.json: files with their labels, in order, and the space of their latents."""
-    return json.dumps({"labels": labelled, "vae": asdict(space)})
+def listing(labelled: list[tuple[str, int]], space: LatentSpace, classes: Sequence[str] | None = None) -> str:
+    """Content of dataset.json: files with their labels, in order, the space of their latents, names of classes."""
+    named = {} if classes is None else {"classes": list(classes)}
+    return json.dumps({"labels": labelled, "vae": asdict(space), **named})
 
 
-def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace]:
-    """Names, labels and space from {"labels": [[name, label], ...], "vae": {...}}; REPA writes no `vae`."""
+def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace, list[str] | None]:
+    """Files, labels, space and names of classes; REPA writes the labels alone, {"labels": [[name, label], ...]}."""
     where = files.describe(LABELS_FILE)
     try:
         read = json.loads(files.read(LABELS_FILE))
@@ -135,7 +142,10 @@ def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace]:
     wrong = [label for label in labels if not isinstance(label, int) or isinstance(label, bool) or label < 0]
     if wrong:
         raise ValueError(f"{where}: labels must be whole numbers from 0; got {wrong[0]!r}")
-    return names, torch.tensor(labels, dtype=torch.int64), _space(read.get("vae", {}), where)
+    classes = read.get("classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"{where}: classes must be a list of names")
+    return names, torch.tensor(labels, dtype=torch.int64), _space(read.get("vae", {}), where), classes
 
 
 def _space(values: Any, where: str) -> LatentSpace:

@@ -90,17 +90,21 @@ def _check_finite(accelerator: Accelerator, step: int) -> None:
         raise NonFiniteError(f"the weights are not finite after step {step}")
 
 
-def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
-    """Load the newest checkpoint into everything that was prepared or registered.
+def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None = None) -> Path:
+    """Load the newest checkpoint, or that of `step`, into everything that was prepared or registered.
 
-    Raises: UserError if there is no checkpoint, if it is damaged, if its parameters are not the trainable ones of this
-        run, or if it was written with FSDP and is loaded without FSDP or vice versa; ValueError if one of its files
-        would run code when loaded.
+    Later ones than the one of `step` are removed when it is loaded, since the run goes another way from there.
+
+    Raises: UserError if there is no such checkpoint, if it is damaged, if its parameters are not the trainable ones
+        of this run, or if it was written with FSDP and is loaded without FSDP or vice versa; ValueError if one of its
+        files would run code when loaded.
     """
     found = checkpoints(run_folder)
     if not found:
         raise UserError(f"--resume: {run_folder / FOLDER} holds no checkpoint")
-    path = found[-1]
+    path = checkpoint_path(run_folder, step) if step is not None else found[-1]
+    if path not in found:
+        raise UserError(f"--from {step}: {run_folder} has {', '.join(other.name for other in found)}")
     sharded = any(path.glob(f"{FSDP_MODEL_NAME}*"))
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
@@ -115,6 +119,10 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path) -> Path:
         raise UserError(f"--resume: {path} is damaged: {error}; remove it to go on from the one before") from error
     finally:
         hook.remove()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for later in found[found.index(path) + 1 :]:
+            shutil.rmtree(later)
     return path
 
 

@@ -82,12 +82,20 @@ def is_probed(step: int, config: LoopConfig) -> bool:
     return step % config.grid_every == 0 or step == config.steps
 
 
-def run_loop(task: Task, config: LoopConfig, accelerator: Accelerator, folder: Path, *, resume: bool = False) -> None:
-    """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint."""
+def run_loop(
+    task: Task,
+    config: LoopConfig,
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    resume: bool = False,
+    from_step: int | None = None,
+) -> None:
+    """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint or `from_step`'s."""
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
     if resume:
-        load_checkpoint(accelerator, folder)
+        load_checkpoint(accelerator, folder, from_step)
     log = RunLog(folder, accelerator, counter.step)
     is_main = accelerator.is_main_process
     lines = not on_terminal()

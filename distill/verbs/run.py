@@ -52,17 +52,21 @@ class Distilled:
     measured: dict[str, Measured]
 
 
-def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Distilled | None:
+def run(
+    config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False, from_step: int | None = None
+) -> Distilled | None:
     """Distil, save the EMA student as `output/student`, measure, and write `output/report/report.html`.
 
     Args:
         config: a `RunConfig`, a dictionary of its sections, a YAML file, or the name of a shipped recipe.
         overrides: such as "student.steps=2". resume: continue the run in its output folder.
+        from_step: of the checkpoint to go on from; None for the newest. Later ones are removed.
 
     Returns: None on all processes but the main one.
     Raises: UserError for what the user can mend, NonFiniteError where the run diverges.
     """
     config = config_of(RunConfig, config, overrides)
+    resume = resume or from_step is not None
     data = load_data(config)
     accelerator = make_accelerator(config)
     if data is not None and config.data is not None:
@@ -80,7 +84,7 @@ def run(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = Fal
     if evaluator:
         for note in evaluator.notes:
             logger.info(note)
-    run_loop(task, config.train, accelerator, folder, resume=resume)
+    run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     averaged, t_list = task.averaged_student, task.t_list
     del task, models  # their memory is for drawing
     accelerator.free_memory()

@@ -34,17 +34,21 @@ class Trained:
     teacher: Path
 
 
-def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False) -> Trained | None:
+def train(
+    config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = False, from_step: int | None = None
+) -> Trained | None:
     """Train by flow matching on data and save the EMA as `output/teacher`.
 
     Args:
         config: a `TrainConfig`, a dictionary of its sections, a YAML file, or the name of a shipped recipe.
         overrides: such as "train.steps=100". resume: continue the training in its output folder.
+        from_step: of the checkpoint to go on from; None for the newest. Later ones are removed.
 
     Returns: None on all processes but the main one.
     Raises: UserError for what the user can mend, NonFiniteError where the training diverges.
     """
     config = config_of(TrainConfig, config, overrides)
+    resume = resume or from_step is not None
     data = configured_dataset(config.data)
     torch.manual_seed(config.train.seed)
     model = starting_model(config, data.condition)
@@ -56,7 +60,7 @@ def train(config: ConfigLike, overrides: Sequence[str] = (), *, resume: bool = F
     folder = open_run(config, accelerator, resume=resume, data=data)
     if accelerator.is_main_process and task.decoder.note:
         logger.info(f"grids: {task.decoder.note}")
-    run_loop(task, config.train, accelerator, folder, resume=resume)
+    run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     averaged = task.averaged_model
     accelerator.end_training()
     if not accelerator.is_main_process:
