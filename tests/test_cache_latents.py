@@ -214,10 +214,10 @@ def test_the_script_takes_a_folder_or_an_npz_and_fails_in_one_line(
         code, out, err = run(source, target, vae)
         assert code == 0, err
         assert f"{count}/{count} latents, 0 s left" in err
-    named = load_dataset("latents", tmp_path / "colour").condition
-    assert getattr(named, "class_names", None) == ("class0", "class1")
         assert f"data.vae={vae}" in out and "0 of them there already" in out
         assert len(load_dataset("latents", tmp_path / target)) == count
+    named = load_dataset("latents", tmp_path / "colour").condition
+    assert getattr(named, "class_names", None) == ("class0", "class1")
     assert "3 of them there already" in run(source, "grey", vae)[1]
     stored = np.load(tmp_path / "grey" / "vae-sd" / "00000" / "img-mean-std-00000000.npy")
     expected = Vae(make_vae(), "tiny").moments(torch.from_numpy(pixels[:1, None]).float() / 127.5 - 1)[0]
