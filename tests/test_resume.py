@@ -97,7 +97,7 @@ def test_a_run_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     run_loop(task, loop, accelerator, tmp_path)
     whole = state_of(task.learner.module, task.ema.module)
     task, accelerator, loop = task_and_loop()
-    with pytest.raises(UserError, match="--from 7: .* has step_00000001, step_00000002, step_00000003"):
+    with pytest.raises(UserError, match=r"--from 7: .* has step_00000001, step_00000002, step_00000003"):
         run_loop(task, loop, accelerator, tmp_path, resume=True, from_step=7)
     task, accelerator, loop = task_and_loop()
     run_loop(task, replace(loop, steps=2), accelerator, tmp_path, resume=True, from_step=1)

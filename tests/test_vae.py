@@ -344,7 +344,7 @@ grid_steps: 2
 
 def train_latents(tmp_path: Path, name: str, vae: Path | None) -> Path:
     if not (tmp_path / "latents").exists():
-        write_latents(tmp_path / "latents")
+        write_latents(tmp_path / "latents", num=10)
     text = TRAIN.format(output=tmp_path / name, data=tmp_path / "latents", vae=f", vae: {vae}" if vae else "")
     (tmp_path / f"{name}.yaml").write_text(text)
     assert main(["train", str(tmp_path / f"{name}.yaml")]) == 0
