@@ -132,6 +132,16 @@ def test_unknown_key_and_bad_value(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no configuration file" in refused(capsys, "run", str(tmp_path / "none.yaml"))
 
 
+def test_a_student_is_no_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = student_folder(tmp_path / "student", 2)
+    line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {tmp_path}}}"))
+    assert "is a student; give the model that it was distilled from" in line
+    for t_list in ([0.5, 1.0], [1.5, 0.5], [1.0, 0.0], []):
+        (student / "sampler.json").write_text(json.dumps({"t_list": t_list}))
+        line = refused(capsys, "sample", str(student), "--output", str(tmp_path / "no"))
+        assert "t_list must fall from at most 1 and stay above 0" in line
+
+
 def test_teacher_missing_or_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a folder" in refused(capsys, "run", run_config(tmp_path, "teacher: {path: /nowhere}"))
     broken = tmp_path / "broken"

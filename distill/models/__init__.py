@@ -4,6 +4,6 @@ May import dar, config, conditions, assets and errors.
 """
 
 from distill.models.backbone import Backbone
-from distill.models.families import FAMILIES, load_model, save_model, set_classes
+from distill.models.families import FAMILIES, load_model, model_folder, save_model, set_classes
 
-__all__ = ["FAMILIES", "Backbone", "load_model", "save_model", "set_classes"]
+__all__ = ["FAMILIES", "Backbone", "load_model", "model_folder", "save_model", "set_classes"]

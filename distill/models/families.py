@@ -28,6 +28,7 @@ class Family(NamedTuple):
     load: Loader
 
 
+MODEL_FOLDERS = ("student", "teacher")
 FAMILIES: dict[str, Family] = {}
 
 
@@ -49,13 +50,21 @@ def load_sit(folder: Path) -> SiT:
     return SiT.from_pretrained(folder)
 
 
+def model_folder(path: str) -> Path:
+    """The model folder that `path` names: the folder itself, or the student of a run, the teacher of a training run, or
+    the shipped teacher for `embedded`.
+    """
+    folder = resolve(path, "teacher")
+    return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
+
+
 def load_model(path: str | Path) -> Backbone:
-    """Load the model in a folder, or the shipped teacher if path is `embedded`.
+    """Load the model that `path` names, as in `model_folder`.
 
     Raises: FileNotFoundError or ValueError, which names the file and what is wrong with it, such as weights that are
         not finite.
     """
-    folder = resolve(str(path), "teacher")
+    folder = model_folder(str(path))
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
     model = family.load(folder)
     check_finite(model, str(path))

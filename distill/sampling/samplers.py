@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from distill.assets import resolve
 from distill.conditions import Condition, ConditionBatch, condition_of, take_rows
 from distill.conditions import num_rows as num_rows_of
 from distill.config import CONFIG_FILE, TeacherConfig, read_values
 from distill.errors import UserError
-from distill.models import Backbone, load_model, save_model
+from distill.models import Backbone, load_model, model_folder, save_model
+from distill.models.families import MODEL_FOLDERS
 from distill.sampling.few_step import few_step_sample
 from distill.sampling.guidance import Denoiser
 from distill.sampling.solvers import SOLVERS
 
-MODEL_FOLDERS = ("student", "teacher")
 SAMPLER_FILE = "sampler.json"
 MAX_GRID = 200  # images in the grid of a report
 
@@ -100,14 +100,6 @@ def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
     (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
 
 
-def model_folder(path: str) -> Path:
-    """The model folder that `path` names: the folder itself, or the student of a run, the teacher of a training run, or
-    the shipped teacher.
-    """
-    folder = resolve(path, "teacher")
-    return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
-
-
 def configured_vae(path: str) -> str | None:
     """The autoencoder named in the configuration of the run that the model is from; None if there is none.
 
@@ -153,9 +145,18 @@ def load_sampler(path: str, teacher: TeacherConfig) -> Sampler[Backbone]:
 
 def _read_t_list(file: Path) -> Tensor:
     try:
-        return torch.tensor(json.loads(file.read_text())["t_list"])
+        t_list = [float(t) for t in json.loads(file.read_text())["t_list"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
+    if not t_list or not all(0 < low < high for low, high in pairwise([*reversed(t_list), 1.0 + 1e-6])):
+        raise UserError(f"{file}: t_list must fall from at most 1 and stay above 0; got {t_list}")
+    return torch.tensor(t_list)
+
+
+def check_teacher(path: str) -> None:
+    """Raise UserError if a student is given for a teacher."""
+    if (model_folder(path) / SAMPLER_FILE).is_file():
+        raise UserError(f"teacher.path = {path} is a student; give the model that it was distilled from")
 
 
 def num_in_grid(num_rows: int, num_distinct: int, num_images: int) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dar import SiT, function_error, replace_routing
 from dar import retrofit as retrofit_model
-from distill.assets import resolve
 from distill.conditions import CLASSES_FILE
 from distill.config import RoutingConfig
 from distill.errors import UserError
 from distill.files import new_folder, write_folder
+from distill.models import model_folder
 from distill.models.families import check_finite
 from distill.sampling.samplers import SAMPLER_FILE
 
@@ -41,7 +41,7 @@ def retrofit(
     """
     routing = routing or RoutingConfig(scale="count")
     folder = new_folder(str(target), "target")
-    origin = resolve(str(source), "teacher")
+    origin = model_folder(str(source))
     plain = SiT.from_pretrained(origin)
     check_finite(plain, str(source))
     try:

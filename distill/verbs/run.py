@@ -31,6 +31,7 @@ from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
 from distill.progress import logger
 from distill.report import write_report
 from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
+from distill.sampling.samplers import check_teacher
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -67,6 +68,7 @@ def run(
     """
     config = config_of(RunConfig, config, overrides)
     resume = resume or from_step is not None
+    check_teacher(config.teacher.path)
     data = load_data(config)
     accelerator = make_accelerator(config)
     if data is not None and config.data is not None:
