@@ -7,6 +7,7 @@ other block of commands says why it is not.
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -21,11 +22,13 @@ import torch
 from PIL import Image
 
 from dar import RoutingConfig, SiT
+from dar.embeddings import sincos_positions
 from distill.assets import FOLDER, asset
 from distill.cli import main
 from distill.progress import show_progress
-from tests.checkpoint_files import official_state, projectors, training_file
+from tests.checkpoint_files import DIM, PATCH, official_state, projectors, training_file
 from tests.conftest import perturbed, tiny_config
+from tests.vae_files import save_vae
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,7 +91,14 @@ def desk(small_teacher: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(asset("data.npz"), folder / "photos.npz")
     for name, channels in STAND_INS.items():
         state = official_state(channels) | (projectors() if name == "last.pt" else {})
+        state["pos_embed"] = sincos_positions(DIM, 32 // PATCH)  # for latents of 32 x 32, as the published files
         torch.save(training_file(state, state, num_heads=2), folder / name)
+    (folder / "backgrounds" / "nature").mkdir(parents=True)
+    for name in ("Aqua", "Storm", "Wood"):
+        pixels = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        photo = Image.fromarray(pixels).resize((400, 310), Image.Resampling.BICUBIC)
+        photo.save(folder / "backgrounds" / "nature" / f"{name}.jpg")
+    save_vae(folder / "vae", levels=4, scaling_factor=4.0)
     plain = SiT(tiny_config(input_size=28, patch_size=7, num_classes=10, routing=RoutingConfig(kind="residual")))
     perturbed(plain).save_pretrained(folder / "plain")
     for name in ("quickstart", "b"):
@@ -126,20 +136,29 @@ def shortened(words: list[str]) -> list[str]:
     return [*kept, *more]
 
 
+def ran(words: list[str]) -> int:
+    """Exit code of `dar-distill ..` or `python scripts/ ..`."""
+    if words[0] == "python" and words[1].startswith("scripts/"):
+        return runpy.run_path(str(ROOT / words[1]))["main"](words[2:])
+    assert words[0] == "dar-distill", f"only dar-distill and scripts are run here, not {words}"
+    return main(shortened(words[1:]))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_its_commands_work_as_they_are_written(page: Path, request: pytest.FixtureRequest) -> None:
     runnable = [block for block in blocks(page) if block.kind.endswith(" run")]
     if not runnable:
         return
-    request.getfixturevalue("at_desk")
+    desk = request.getfixturevalue("at_desk")
+    if page.name == "photos_to_student.md":
+        shutil.rmtree(desk / "photos")  # it makes its own
     names: dict = {}
     for block in runnable:
         if block.kind == "python run":
             exec(compile(block.text, str(page), "exec"), names)
             continue
         for words in commands(block.text):
-            assert words[0] == "dar-distill", f"{page.name}: only dar-distill is run here, not {words}"
-            assert main(shortened(words[1:])) == 0, f"{page.name}: {' '.join(words)}"
+            assert ran(words) == 0, f"{page.name}: {' '.join(words)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

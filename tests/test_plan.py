@@ -345,7 +345,7 @@ def test_the_critics_warm_up_takes_its_time() -> None:
     turn = 20 * flops.forward + 8 * flops.update(Setting())
     assert warm.warmup_flops == pytest.approx(100 * turn) and plan.warmup_flops == 0
     assert warm.flops == plan.flops and warm.training_flops == pytest.approx(50 * plan.flops + 100 * turn)
-    hours = (warm.training_flops / 2 / 3e12 + warm.drawing_flops / 1e12) / 3600
+    hours = (warm.training_flops / 3e12 + warm.drawing_flops / 1e12) / 2 / 3600
     assert warm.hours(3.0, 1.0) == pytest.approx(hours)
 
 

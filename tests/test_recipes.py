@@ -56,7 +56,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_there_are_recipes() -> None:
     names = {path.stem for path in RECIPES}
-    assert names == {"dit_xl_dmd", "repa_xl_dar_finetune", "sit_b_dar_teacher", "sit_xl_dmd", "sit_xl_dmd_lora"}
+    students = {"dit_xl_dmd", "sit_xl_dmd", "sit_xl_dmd_1step", "sit_xl_dmd_4step", "sit_xl_dmd_lora"}
+    assert names == students | {"repa_xl_dar_finetune", "sit_b_dar_teacher"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -69,7 +69,7 @@ class Plan:
     forwards: sample passes of an update; a backward pass counts as two.
     flops: operations of an update, over all processes.
     warmup_flops: operations of the critic's turns before the first update, over all processes.
-    drawing_flops: operations for the images of the report, in one process.
+    drawing_flops: operations for the images of the report, over all processes, in `drawing_precision`.
     """
 
     title: str
@@ -85,6 +85,7 @@ class Plan:
     flops: float
     warmup_flops: float
     drawing_flops: float
+    drawing_precision: str
 
     @property
     def held(self) -> int:
@@ -103,10 +104,10 @@ class Plan:
     def hours(self, tflops: float, drawing_tflops: float) -> float:
         """Hours if each process runs `tflops` 10^12 operations per second without idle time.
 
-        drawing_tflops: the rate in float32, which draws the images of the report in any training precision.
+        drawing_tflops: the rate in `drawing_precision`.
         """
-        training, drawing = self.training_flops / self.launch.processes / tflops, self.drawing_flops / drawing_tflops
-        return (training + drawing) / 1e12 / 3600
+        seconds = (self.training_flops / tflops + self.drawing_flops / drawing_tflops) / 1e12
+        return seconds / self.launch.processes / 3600
 
 
 def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
@@ -177,6 +178,7 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
         "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
         "drawing_flops": (drawn * steps * (1 + guided) + slow * config.teacher.steps * guided) * flops.forward,
+        "drawing_precision": evaluate.mixed_precision,
     }
 
 
@@ -217,6 +219,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         flops=loop.batch_size * flops_of(shape, setting).update(setting),
         warmup_flops=0,
         drawing_flops=0,
+        drawing_precision="no",
     )
 
 

@@ -19,7 +19,7 @@ NOTES = (
     "Estimates, not measurements. Peak: what the roles hold and the phase that adds most; not counted are data, the "
     "autoencoder and the feature extractor of the report.",
     f"Fits: with {MARGIN_GIB:g} GiB left for the device's context. Hours: {UTILISATION:.0%} of the maker's dense peak "
-    "in matrix products, drawing for the report, in float32, included, processes that never wait.",
+    "in matrix products, drawing for the report included, processes that never wait.",
 )
 
 
@@ -76,7 +76,7 @@ def _summary(plan: Plan) -> Table:
     table.add_row("processes", f"{launch.processes}{together}; {plan.rows} rows at once in each")
     table.add_row("updates", f"{loop.steps:,} of {loop.batch_size} samples, accumulation {loop.accumulation}")
     table.add_row("an update", f"{plan.forwards:,.0f} sample forwards, {_flops(plan.flops)}")
-    drawing = f", and {_flops(plan.drawing_flops)} in float32 to draw the report" if plan.drawing_flops else ""
+    drawing = f", and {_flops(plan.drawing_flops)} to draw the report" if plan.drawing_flops else ""
     table.add_row("all updates", f"{_flops(plan.training_flops)}{drawing}")
     return table
 
@@ -120,7 +120,7 @@ def _on_devices(plan: Plan, tflops: float | None) -> Sequence[tuple[str, float |
             device.name,
             device.memory_gib,
             needed <= device.memory_gib,
-            plan.hours(device.tflops(plan.loop.mixed_precision), device.tflops("no")),
+            plan.hours(device.tflops(plan.loop.mixed_precision), device.tflops(plan.drawing_precision)),
         )
         for device in DEVICES
     ]
