@@ -34,7 +34,7 @@ from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.task import DistillationTask, models_from
 from distill.planning import Launch, named_shape, plan_run, plan_train
-from distill.planning.activations import Setting, kept
+from distill.planning.activations import Setting, saved_activations
 from distill.planning.roles import optimizer_bytes
 from distill.planning.tables import plan_to_json
 from distill.planning.work import flops_of
@@ -124,7 +124,7 @@ def under_cuda_autocast(shape: SiTConfig, setting: Setting, monkeypatch: pytest.
 def test_what_autograd_keeps(name: str, checkpointing: bool) -> None:
     for shape in (SHAPE, OTHER):
         shape, setting = replace(shape, routing=ROUTINGS[name]), Setting(checkpointing=checkpointing)
-        assert sum(kept(shape, ROWS, setting).values()) == pytest.approx(on_cpu(shape, setting), rel=0.03)
+        assert sum(saved_activations(shape, ROWS, setting).values()) == pytest.approx(on_cpu(shape, setting), rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -134,7 +134,7 @@ def test_what_autograd_keeps(name: str, checkpointing: bool) -> None:
 def test_what_autograd_keeps_where_a_part_learns(name: str, trainable: str, checkpointing: bool) -> None:
     shape = replace(SHAPE, routing=ROUTINGS[name])
     setting = Setting(checkpointing=checkpointing, trainable=trainable, lora_rank=RANK)
-    assert sum(kept(shape, ROWS, setting).values()) == pytest.approx(on_cpu(shape, setting), rel=0.03)
+    assert sum(saved_activations(shape, ROWS, setting).values()) == pytest.approx(on_cpu(shape, setting), rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -147,7 +147,7 @@ def test_what_autograd_keeps_on_a_gpu_in_bf16(
         shape = replace(shape, routing=ROUTINGS[name])
         setting = Setting(2, checkpointing, trainable, RANK)
         found = under_cuda_autocast(shape, setting, monkeypatch)
-        assert sum(kept(shape, ROWS, setting).values()) == pytest.approx(found, rel=0.05)
+        assert sum(saved_activations(shape, ROWS, setting).values()) == pytest.approx(found, rel=0.05)
 
 
 def test_the_training_step_itself_keeps_no_more(accelerator) -> None:
@@ -161,7 +161,7 @@ def test_the_training_step_itself_keeps_no_more(accelerator) -> None:
             found = saved_bytes(
                 lambda task=task, batch=(x0, eps, t, y): task._loss(*batch), task.learner.module.parameters()
             )
-            planned = kept(shape, ROWS, Setting(checkpointing=checkpointing))
+            planned = saved_activations(shape, ROWS, Setting(checkpointing=checkpointing))
             assert sum(planned.values()) == pytest.approx(found, rel=0.03)
 
 
@@ -203,14 +203,14 @@ def test_peaks_of_real_updates(routing: RoutingConfig, trainable: str, accelerat
 
 
 def test_a_pass_without_gradients() -> None:
-    from distill.planning.activations import forward_moment
+    from distill.planning.activations import forward_temporaries
 
     for name in ("residual", "chunked", "dense", "dynamic", "unet_skip", "hyper"):
         shape = replace(SHAPE, routing=ROUTINGS[name])
         model, batch = SiT(shape), inputs(shape, ROWS)
         with Allocations() as found, torch.no_grad():
             model(*batch)
-        assert forward_moment(shape, ROWS, 4) == pytest.approx(found.peak, rel=0.1)
+        assert forward_temporaries(shape, ROWS, 4) == pytest.approx(found.peak, rel=0.1)
 
 
 def own_bytes(*models: nn.Module) -> list[int]:
@@ -242,7 +242,7 @@ def test_roles_weigh_what_the_real_ones_do(routing: RoutingConfig, trainable: st
         assert role.optimizer == state_bytes(learner.optimizer)
         learns = [parameter for parameter in learner.module.parameters() if parameter.requires_grad]
         assert role.gradients == sum(parameter.nbytes for parameter in learns)
-        assert role.learning == sum(parameter.numel() for parameter in learns)
+        assert role.trainable == sum(parameter.numel() for parameter in learns)
 
 
 @pytest.mark.parametrize("trainable", ["all", "routing", "lora"])
@@ -365,11 +365,13 @@ def test_a_report_draws_what_is_not_stored() -> None:
         assert drawn(path, reference) == pytest.approx(112 * 2000)
 
 
-def test_a_report_is_drawn_at_the_rate_of_float32() -> None:
-    config = RunConfig("out", train=LoopConfig(batch_size=8, mixed_precision="bf16"))
+@pytest.mark.parametrize(("precision", "rate"), [("no", 67e12), ("bf16", 989e12)])
+def test_a_report_is_drawn_at_the_rate_of_its_precision(precision: str, rate: float) -> None:
+    train = LoopConfig(batch_size=8, mixed_precision="bf16")
+    config = RunConfig("out", train=train, evaluate=EvalConfig(mixed_precision=precision))
     plan = plan_run(config, SHAPE, Launch())
     hours = {device["name"]: device["hours"] for device in json.loads(plan_to_json(plan))["devices"]}
-    expected = (plan.training_flops / 989e12 + plan.drawing_flops / 67e12) / 0.3 / 3600
+    expected = (plan.training_flops / 989e12 + plan.drawing_flops / rate) / 0.3 / 3600
     assert hours["H100 SXM 80 GB"] == pytest.approx(expected)
 
 
@@ -404,7 +406,7 @@ def test_json_holds_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["peak"] == found["held"] + max(phase["total"] for phase in found["phases"])
     at_50 = found["devices"][-1]
     training = found["flops_per_update"] * found["train"]["steps"] + found["flops_of_warmup"]
-    work = training / 2 + found["flops_of_drawing"]
+    work = (training + found["flops_of_drawing"]) / 2
     assert at_50["hours"] == pytest.approx(work / 50e12 / 3600)
 
 

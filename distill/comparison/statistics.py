@@ -35,7 +35,7 @@ class Paired:
     p: float
 
     @property
-    def agree(self) -> bool:
+    def same_sign(self) -> bool:
         """Whether all seeds have the same sign."""
         return all(d > 0 for d in self.differences) or all(d < 0 for d in self.differences)
 
@@ -71,7 +71,7 @@ def _p_value(differences: Sequence[float]) -> float:
 def verdict(less: Paired) -> Verdict:
     """Whether the differences are below zero; decided only if the interval excludes zero and all signs are equal."""
     mean = less.mean
-    if math.isnan(mean.low) or not less.agree or mean.low <= 0 <= mean.high:
+    if math.isnan(mean.low) or not less.same_sign or mean.low <= 0 <= mean.high:
         return Verdict.NOT_DECIDED
     return Verdict.HOLDS if mean.high < 0 else Verdict.DOES_NOT_HOLD
 

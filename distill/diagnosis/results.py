@@ -78,7 +78,7 @@ class WeightsOverDepth:
     variances: np.ndarray
 
     @property
-    def choosing(self) -> np.ndarray:
+    def with_choice(self) -> np.ndarray:
         """Indices of the readers with more than one source."""
         return np.array([i for i, sources in enumerate(self.source_names) if len(sources) > 1], dtype=int)
 

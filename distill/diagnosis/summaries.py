@@ -107,7 +107,7 @@ def removal(model: ModelDiagnosis) -> np.ndarray:
 def effective_share(model: ModelDiagnosis) -> np.ndarray | None:
     if model.routing is None:
         return None
-    places = model.routing.choosing
+    places = model.routing.with_choice
     counts = np.array([len(model.routing.source_names[i]) for i in places])
     return (model.profiles["effective_number"].values[:, places] / counts[:, None]).mean((0, 1))
 
@@ -116,4 +116,4 @@ def effective_share(model: ModelDiagnosis) -> np.ndarray | None:
 def embedding(model: ModelDiagnosis) -> np.ndarray | None:
     if model.routing is None:
         return None
-    return model.profiles["embedding_share"].values[:, model.routing.choosing].mean((0, 1))
+    return model.profiles["embedding_share"].values[:, model.routing.with_choice].mean((0, 1))

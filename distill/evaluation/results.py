@@ -62,16 +62,16 @@ def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
 
 
-def teachers_at(numbers: Iterable[int], slow: Sampler, settings: TeacherConfig) -> list[Sampler]:
-    """The reference sampler's model with each of these numbers of steps, except the number that `slow` already has.
+def teachers_at(numbers: Iterable[int], reference: Sampler, settings: TeacherConfig) -> list[Sampler]:
+    """The reference sampler's model with each of these numbers of steps, except the number that it already has.
 
-    By the ODE where `slow` takes the SDE, which is of no use in few steps.
+    By the ODE where `reference` takes the SDE, which is of no use in few steps.
     """
     if settings.solver == "sde":
         settings = replace(settings, solver="euler")
     return [
-        teacher_sampler(f"teacher, {number} steps", slow.model, settings, number)
-        for number in sorted(set(numbers) - {slow.num_steps})
+        teacher_sampler(f"teacher, {number} steps", reference.model, settings, number)
+        for number in sorted(set(numbers) - {reference.num_steps})
     ]
 
 
@@ -90,25 +90,25 @@ def draw_for_report(
     Args:
         evaluator: of the main process; None in others. keep: as in `draw`.
     """
-    slow, *others = samplers
-    num_slow = config.num_images
+    reference, *others = samplers
+    num_reference = config.num_images
     if evaluator and evaluator.measured_teacher:
-        num_slow = num_in_grid(num_rows, slow.condition.num_distinct, num_slow)
-    num_slow = Processes.all().agreed(num_slow)
-    return draw([(slow, num_slow), *((other, config.num_images) for other in others)], config, decoder, keep)
+        num_reference = num_in_grid(num_rows, reference.condition.num_distinct, num_reference)
+    num_reference = Processes.all().agreed(num_reference)
+    return draw([(reference, num_reference), *((other, config.num_images) for other in others)], config, decoder, keep)
 
 
 def measured_entries(evaluator: Evaluator, drawings: Sequence[Drawing], num_rows: int) -> list[Entry]:
     """Measure what `draw_for_report` drew."""
-    slow, *others = drawings
+    reference, *others = drawings
     if evaluator.teacher is None:
-        evaluator.teacher = evaluator.statistics(slow)
-    measured = evaluator.measured_teacher or evaluator.measure(slow)
-    num_grid = num_in_grid(num_rows, slow.sampler.condition.num_distinct, evaluator.config.num_images)
+        evaluator.teacher = evaluator.statistics(reference)
+    measured = evaluator.measured_teacher or evaluator.measure(reference)
+    num_grid = num_in_grid(num_rows, reference.sampler.condition.num_distinct, evaluator.config.num_images)
     histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
-    entries = [_entry(slow, measured, num_grid, spectrum_of(evaluator.teacher), histogram)]
+    entries = [_entry(reference, measured, num_grid, spectrum_of(evaluator.teacher), histogram)]
     for drawing in others:
-        measured = evaluator.measure(drawing, paired_to=slow.images)
+        measured = evaluator.measure(drawing, paired_to=reference.images)
         spectrum, histogram = radial_spectrum(drawing.images), gradient_histogram(drawing.images).mean(0)
         entries.append(_entry(drawing, measured, num_grid, spectrum, histogram))
     return entries
@@ -152,9 +152,10 @@ def routing_of(role: str, model: Any) -> report.Routing | None:
     )
 
 
-def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
-    """cells[measure][column] for every sampler and for the data, whose values are `of_data`; measures without any value
-    are left out.
+def table(entries: Sequence[Entry], data_measures: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
+    """cells[measure][column] for every sampler and for the data, whose values are `data_measures`.
+
+    Measures without any value are left out.
     """
     cells: dict[str, dict[str, report.Cell | None]] = {}
     for name in MEASURES:
@@ -162,7 +163,7 @@ def table(entries: Sequence[Entry], of_data: dict[str, float]) -> dict[str, dict
         for e in entries:
             interval = e.measured.measures.get(name)
             row[e.sampler.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
-        row[report.DATA] = report.Cell(of_data[name]) if name in of_data else None
+        row[report.DATA] = report.Cell(data_measures[name]) if name in data_measures else None
         if any(row.values()):
             cells[name] = row
     return cells
@@ -210,7 +211,7 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[re
     return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
 
 
-def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[str, str, str]]:
+def headline(entries: Sequence[Entry], data_measures: dict[str, float]) -> list[tuple[str, str, str]]:
     """The main values: the student against the teacher at many steps and at the same number of steps.
 
     Empty if there are several students: the table compares them.
@@ -220,19 +221,19 @@ def headline(entries: Sequence[Entry], of_data: dict[str, float]) -> list[tuple[
         return []
     teachers = [e for e in entries if e.sampler.role == "teacher"]
     lines = []
-    slow = max(teachers, key=lambda e: e.sampler.num_steps)
+    reference = max(teachers, key=lambda e: e.sampler.num_steps)
     lines.append(
         (
             "speed",
-            f"{student.images_per_second / slow.images_per_second:.1f} x",
-            f"images per second of {student.sampler.name} against {slow.sampler.name} "
-            f"({student.images_per_second:.0f} against {slow.images_per_second:.1f})",
+            f"{student.images_per_second / reference.images_per_second:.1f} x",
+            f"images per second of {student.sampler.name} against {reference.sampler.name} "
+            f"({student.images_per_second:.0f} against {reference.images_per_second:.1f})",
         )
     )
     for name, label in (("frechet", "Fréchet distance"), ("class_agreement", "class agreement")):
         lines += _compared(name, label, student, teachers)
     hf = _value(student, "high_frequency_ratio")
-    real = of_data.get("high_frequency_ratio")
+    real = data_measures.get("high_frequency_ratio")
     if hf is not None and real:
         others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
         beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
@@ -274,15 +275,15 @@ def page(
     condition = entries[0].sampler.condition
     labels = condition.groups(condition.balanced(num_grid))
     patch_size = evaluator.patch_size(entries[0].sampler.model)
-    of_data = data_values(evaluator.data, patch_size) if evaluator.data else {}
-    cells = table(entries, of_data)
+    data_measures = data_values(evaluator.data, patch_size) if evaluator.data else {}
+    cells = table(entries, data_measures)
     return report.Report(
         title=title,
         subtitle=subtitle,
         labels=labels.numpy(),
         samplers=samplers(entries),
         class_names=condition.group_names(),
-        headline=headline(entries, of_data),
+        headline=headline(entries, data_measures),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),
         measures=measures(cells),

@@ -37,9 +37,9 @@ def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | No
     _check(plugin, mixed_precision)
     plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or [Block.__name__]
     plugin.cpu_ram_efficient_loading = False  # for models that transformers loads; here every process reads them
-    narrow = GATHERED[mixed_precision]
+    gathered_dtype = GATHERED[mixed_precision]
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=narrow, reduce_dtype=narrow and torch.float32, cast_forward_inputs=False
+        param_dtype=gathered_dtype, reduce_dtype=gathered_dtype and torch.float32, cast_forward_inputs=False
     )
     return plugin
 

@@ -52,7 +52,7 @@ def mlp_width(model: SiTConfig) -> int:
     return int(model.hidden_size * model.mlp_ratio)
 
 
-def kept(model: SiTConfig, rows: int, setting: Setting) -> dict[str, int]:
+def saved_activations(model: SiTConfig, rows: int, setting: Setting) -> dict[str, int]:
     """Bytes that autograd keeps between forward and backward of R rows, by kind, without parameters."""
     tokens = rows * num_tokens(model)
     result: Counter[str] = Counter()
@@ -282,7 +282,7 @@ ROUTINGS: dict[str, Callable[[SiTConfig, Setting], dict[str, int]]] = {
 # --- temporary tensors ---------------------------------------------------------------------------------------
 
 
-def forward_moment(model: SiTConfig, rows: int, product_bytes: int) -> int:
+def forward_temporaries(model: SiTConfig, rows: int, product_bytes: int) -> int:
     """Peak bytes of a forward pass without gradients, reached in an MLP while its GELU is computed."""
     d, wide = model.hidden_size, mlp_width(model)
     return rows * num_tokens(model) * (2 * d * FLOAT + 2 * wide * product_bytes + _held(model, product_bytes))
@@ -300,7 +300,7 @@ def _held(model: SiTConfig, product_bytes: int) -> int:
     return d * (2 * FLOAT + product_bytes) + earlier * d * FLOAT
 
 
-def backward_moment(model: SiTConfig, rows: int, setting: Setting) -> int:
+def backward_temporaries(model: SiTConfig, rows: int, setting: Setting) -> int:
     """Peak bytes of a backward pass, besides kept activations and parameter gradients.
 
     These are the current gradient; the gradients of all sources, which wait for their other readers; with

@@ -20,18 +20,23 @@ from distill.planning.activations import (
     COPIES,
     FLOAT,
     Setting,
-    backward_moment,
+    backward_temporaries,
     cached_copies,
-    forward_moment,
-    kept,
+    forward_temporaries,
     mlp_width,
+    saved_activations,
 )
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.work import flops_of
 from distill.sampling.samplers import num_in_grid
 from distill.training.preflight import NUM_SAMPLES
 
-MOMENT, GRADIENTS, GATHERED, WHOLE = "for a moment", "gradients", "gathered weights", "gathered models"
+TEMPORARY, GRADIENTS, GATHERED, GATHERED_MODELS = (
+    "temporary tensors",
+    "gradients",
+    "gathered weights",
+    "gathered models",
+)
 
 
 @dataclass(frozen=True)
@@ -122,23 +127,23 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     gradients = {role.name: role.gradients for role in roles}
     free = setting.product_bytes
     cached = cached_copies(shape, setting)
-    rollout = {MOMENT: forward_moment(shape, trajectories, free), COPIES: cached}
+    rollout = {TEMPORARY: forward_temporaries(shape, trajectories, free), COPIES: cached}
     gathered = _gathered(shape, setting, launch)
     num_full, adapted = int(launch.sharded), int(setting.trainable == "lora")
     # Before sharding and without optimizers. EMA, the last role, does not exist yet.
-    alone = sum(role.weights for role in full_roles[:-1]) + forward_moment(shape, guided * NUM_SAMPLES, FLOAT)
+    alone = sum(role.weights for role in full_roles[:-1]) + forward_temporaries(shape, guided * NUM_SAMPLES, FLOAT)
     phases = [
-        Phase("preflight", {WHOLE: max(alone - _held(roles, launch), 0)}),
+        Phase("preflight", {GATHERED_MODELS: max(alone - _held(roles, launch), 0)}),
         Phase("rollout", {**rollout, **gathered}),
         *(
-            _learning(
+            _update_phase(
                 f"{turn.role}'s update",
                 shape,
                 micro[turn.role],
                 setting,
                 loop,
                 gradients[turn.role],
-                _beside(shape, turn, micro[turn.role], free, cached),
+                _frozen_passes(shape, turn, micro[turn.role], free, cached),
                 gathered,
             )
             for turn in turns
@@ -158,6 +163,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
         buckets=_buckets(roles, launch),
         phases=_without_zeros(phases),
         rows=micro["student"],
+        drawing_precision=config.evaluate.mixed_precision,
         **_work_of_run(config, shape, setting),
     )
 
@@ -172,22 +178,21 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
     costs = [turn.passes * flops.forward + turn.rows * learned for turn in turns]
     drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None
-    slow = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
+    reference = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
     return {
         "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
         "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
-        "drawing_flops": (drawn * steps * (1 + guided) + slow * config.teacher.steps * guided) * flops.forward,
-        "drawing_precision": evaluate.mixed_precision,
+        "drawing_flops": (drawn * steps * (1 + guided) + reference * config.teacher.steps * guided) * flops.forward,
     }
 
 
-def _beside(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
+def _frozen_passes(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
     """Memory of the frozen models' passes in a turn, needed while all activations are kept for the backward pass."""
     if not turn.teacher_passes:
         return 0
-    widest = forward_moment(shape, turn.teacher_passes * rows, product_bytes)
-    return max(widest, forward_moment(shape, rows, product_bytes) + cached)
+    widest = forward_temporaries(shape, turn.teacher_passes * rows, product_bytes)
+    return max(widest, forward_temporaries(shape, rows, product_bytes) + cached)
 
 
 def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
@@ -201,7 +206,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         TRAIN_GRID_ROWS * len(ClassLabels(shape.num_classes).examples()) * (2 if config.grid_cfg_scale != 1 else 1)
     )
     phases = [
-        _learning("update", shape, rows, setting, loop, roles[0].gradients, 0, gathered),
+        _update_phase("update", shape, rows, setting, loop, roles[0].gradients, 0, gathered),
         Phase("grids", _drawing(shape, grid_rows, int(launch.sharded))),
     ]
     start = f" from {config.start.path}" if config.start.path else ""
@@ -261,10 +266,13 @@ def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, i
 
 def _drawing(shape: SiTConfig, rows: int, num_full: int) -> dict[str, int]:
     """Memory of drawing images: models made for it, and a pass without autocast."""
-    return {WHOLE: num_full * num_parameters(shape) * FLOAT, MOMENT: forward_moment(shape, rows, FLOAT)}
+    return {
+        GATHERED_MODELS: num_full * num_parameters(shape) * FLOAT,
+        TEMPORARY: forward_temporaries(shape, rows, FLOAT),
+    }
 
 
-def _learning(
+def _update_phase(
     name: str,
     shape: SiTConfig,
     rows: int,
@@ -281,13 +289,13 @@ def _learning(
 
     beside: temporary memory of other models while all activations are kept.
     """
-    activations = kept(shape, rows, setting)
+    activations = saved_activations(shape, rows, setting)
     # Until its context ends, autocast caches copies that only the recomputation of a sublayer needs.
     passing = max(cached_copies(shape, setting) - activations.get(COPIES, 0), 0)
-    backward = backward_moment(shape, rows, setting)
+    backward = backward_temporaries(shape, rows, setting)
     there = gradients if loop.accumulation > 1 else 0
-    instants = [{**activations, MOMENT: beside + passing}, {**activations, MOMENT: backward}]
-    instants = [{**instant, GRADIENTS: there} for instant in instants] + [{GRADIENTS: gradients, MOMENT: backward}]
+    instants = [{**activations, TEMPORARY: beside + passing}, {**activations, TEMPORARY: backward}]
+    instants = [{**instant, GRADIENTS: there} for instant in instants] + [{GRADIENTS: gradients, TEMPORARY: backward}]
     return Phase(name, {**max(instants, key=lambda instant: sum(instant.values())), **gathered})
 
 

@@ -26,12 +26,12 @@ TABLES_8BIT = 2 * 256 * 4  # the 256 possible values of an 8-bit moment, for eac
 class Role:
     """Bytes of one model, without what it shares with earlier roles.
 
-    parameters: number of parameters and buffers that no earlier role has. learning: number of trainable parameters.
+    parameters: number of parameters and buffers that no earlier role has. trainable: number of trainable parameters.
     """
 
     name: str
     parameters: int
-    learning: int
+    trainable: int
     weights: int
     optimizer: int
     gradients: int
@@ -72,7 +72,7 @@ def _counted(*models: tuple[str, nn.Module, OptimConfig | None]) -> list[Role]:
             Role(
                 name,
                 parameters=sum(tensor.numel() for tensor in own),
-                learning=sum(parameter.numel() for parameter in learns),
+                trainable=sum(parameter.numel() for parameter in learns),
                 weights=sum(tensor.nbytes for tensor in own),
                 optimizer=optimizer_bytes([p.numel() for p in learns], optim.name) if optim else 0,
                 gradients=sum(parameter.nbytes for parameter in learns),

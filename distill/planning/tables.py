@@ -84,7 +84,7 @@ def _summary(plan: Plan) -> Table:
 def _roles(plan: Plan) -> Table:
     table = _table("roles, per process", "parameters", "weights", "optimizer", "gradients")
     for role in plan.roles:
-        learning = f"{role.learning:,} of " if role.learning != role.parameters and role.learning else ""
+        learning = f"{role.trainable:,} of " if role.trainable != role.parameters and role.trainable else ""
         sizes = [_size(size) for size in (role.weights, role.optimizer, role.gradients)]
         table.add_row(role.name, f"{learning}{role.parameters:,}", *sizes)
     if plan.buckets:

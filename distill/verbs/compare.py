@@ -55,19 +55,19 @@ def compare(
     folder = new_folder(str(output), begun=DRAWN)
     settings = teacher if isinstance(teacher, TeacherConfig) else TeacherConfig(path=str(teacher))
     paths = [str(path) for path in students]
-    slow = placed(load_sampler(settings.path, settings))
-    if slow.role != "teacher":
+    reference = placed(load_sampler(settings.path, settings))
+    if reference.role != "teacher":
         raise UserError(f"--teacher {settings.path} is a student; give the model that it was distilled from")
     samplers = [placed(load_sampler(path, replace(settings, path=path))) for path in paths]
     names = [Path(path).name for path in paths]
     for sampler, name, path in zip(samplers, names, paths, strict=True):
-        _check_student(sampler, path, slow)
+        _check_student(sampler, path, reference)
         sampler.name = f"{name if names.count(name) == 1 else path}, {sampler.num_steps} steps"
-    others = [*results.teachers_at((s.num_steps for s in samplers), slow, settings), *samplers]
-    check_columns([(sampler.name, sampler.role) for sampler in [slow, *others]])
+    others = [*results.teachers_at((s.num_steps for s in samplers), reference, settings), *samplers]
+    check_columns([(sampler.name, sampler.role) for sampler in [reference, *others]])
     config = replace(config, vae=vae_of(config.vae, [*paths, settings.path]))
-    arms = [in_precision(sampler, config.mixed_precision) for sampler in (slow, *others)]
-    device, shape = default_device(), slow.model.sample_shape
+    arms = [in_precision(sampler, config.mixed_precision) for sampler in (reference, *others)]
+    device, shape = default_device(), reference.model.sample_shape
     decoder = decoder_for(config.vae, shape, device)
     evaluator = None
     if Processes.all().is_main:
@@ -78,7 +78,7 @@ def compare(
     if evaluator is None:
         return None
     entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
-    routing = [results.routing_of("teacher", slow.model)]
+    routing = [results.routing_of("teacher", reference.model)]
     routing += [results.routing_of(student.name, student.model) for student in samplers]
     page = results.page(
         "Students of one teacher",
@@ -94,10 +94,10 @@ def compare(
     return Comparison(report, measured, evaluator.notes)
 
 
-def _check_student(sampler: Sampler, path: str, slow: Sampler) -> None:
+def _check_student(sampler: Sampler, path: str, reference: Sampler) -> None:
     if sampler.role != "student":
         raise UserError(f"{path} is no student; only students are compared, with the one model that --teacher names")
-    if sampler.model.sample_shape != slow.model.sample_shape:
-        raise UserError(f"{path} makes {sampler.model.sample_shape}; the teacher {slow.model.sample_shape}")
-    if sampler.condition != slow.condition:
-        raise UserError(f"{path} knows {sampler.condition}; the teacher {slow.condition}")
+    if sampler.model.sample_shape != reference.model.sample_shape:
+        raise UserError(f"{path} makes {sampler.model.sample_shape}; the teacher {reference.model.sample_shape}")
+    if sampler.condition != reference.condition:
+        raise UserError(f"{path} knows {sampler.condition}; the teacher {reference.condition}")

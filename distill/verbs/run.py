@@ -161,11 +161,11 @@ def draw_run(
     logger.info(f"{folder / 'student'} is saved; measuring it")
     device = next(student.parameters()).device
     teacher = _placed(load_model(config.teacher.path), device)  # anew: in training it may have been cut in shards
-    slow = reference_sampler(config, teacher)
-    fast = few_step_sampler(f"student, {len(t_list)} steps", student, t_list)
-    precision = config.evaluate.mixed_precision
-    others = [in_precision(s, precision) for s in (*results.teachers_at([len(t_list)], slow, config.teacher), fast)]
-    return results.draw_for_report(evaluator, [slow, *others], config.evaluate, decoder, GRID_ROWS, folder / DRAWN)
+    reference = reference_sampler(config, teacher)
+    few_step = few_step_sampler(f"student, {len(t_list)} steps", student, t_list)
+    others = [*results.teachers_at([len(t_list)], reference, config.teacher), few_step]
+    samplers = [reference, *(in_precision(sampler, config.evaluate.mixed_precision) for sampler in others)]
+    return results.draw_for_report(evaluator, samplers, config.evaluate, decoder, GRID_ROWS, folder / DRAWN)
 
 
 def write_run_report(
@@ -176,14 +176,14 @@ def write_run_report(
     entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
     for entry in entries:
         entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
-    slow, fast = entries[0].sampler, entries[-1].sampler
+    reference, few_step = entries[0].sampler, entries[-1].sampler
     page = results.page(
-        f"{fast.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
+        f"{few_step.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
         f"{OBJECTIVES[config.objective.name].title}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
         history=read_log(folder),
-        routing=[results.routing_of("teacher", slow.model), results.routing_of("student", fast.model)],
+        routing=[results.routing_of("teacher", reference.model), results.routing_of("student", few_step.model)],
         config_yaml=config_to_yaml(config),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )

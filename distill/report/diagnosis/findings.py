@@ -206,7 +206,7 @@ def of_probe(model: ModelDiagnosis) -> str:
 def of_choice(model: ModelDiagnosis) -> str:
     if model.routing is None:
         return "no weights over depth: every sublayer reads what the routing's stream holds."
-    places = model.routing.choosing
+    places = model.routing.with_choice
     if not len(places):
         return "no reader has a choice."
     counts = np.array([len(model.routing.source_names[i]) for i in places])
