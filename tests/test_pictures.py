@@ -150,10 +150,27 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"x\.png is no file"):
             load_dataset("images", tmp_path)
 
-    def test_a_loop_of_links_ends(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("link", ["cat/again", "dog"])
+    def test_a_loop_of_links_is_named(self, tmp_path: Path, link: str) -> None:
+        write_pictures(tmp_path / "set" / "cat", num=2)
+        (tmp_path / "set" / link).symlink_to(tmp_path if link == "dog" else tmp_path / "set" / "cat")
+        with pytest.raises(ValueError, match=f"{link} is a link to a folder that it lies in"):
+            load_dataset("images", tmp_path / "set")
+
+    def test_other_links_are_classes_or_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write_pictures(tmp_path / "elsewhere", num=3)
+        write_pictures(tmp_path / "set" / "cat", num=2)
+        (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+        assert load_dataset("images", tmp_path / "set").labels.tolist() == [0, 0, 1, 1, 1]
+        assert "left out: 1 links to folders" in caplog.text
+
+    @pytest.mark.parametrize("name", ["x.png", "cat/x.png"])
+    def test_a_folder_named_like_an_image_is_refused(self, tmp_path: Path, name: str) -> None:
         write_pictures(tmp_path / "cat", num=2)
-        (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
-        assert len(load_dataset("images", tmp_path)) == 2
+        write_pictures(tmp_path / name, num=2)
+        with pytest.raises(ValueError, match=r"x\.png is a folder and named like an image"):
+            load_dataset("images", tmp_path)
 
     def test_pictures_stand_upright(self, tmp_path: Path) -> None:
         pixels = np.zeros((8, 8, 3), np.uint8)

@@ -94,6 +94,8 @@ class ImageFolderDataset(ImageFiles):
         classes = _subfolders(folder)
         if not classes:
             raise ValueError(f"data.path = {folder} holds no class subfolders; {LAYOUT}")
+        for name in classes:
+            _check_folder(folder / name)
         files = image_files(*(folder / name for name in classes))
         empty = [name for name, found in zip(classes, files, strict=True) if not found]
         if empty:
@@ -124,14 +126,14 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 def image_files(*roots: Path) -> list[list[Path]]:
     """The images below each folder, sorted; other files are left out, counted over all, and reported once.
 
-    Hidden files and folders and `__MACOSX` are no part of the data. Links to folders are not followed.
+    Hidden files and folders and `__MACOSX` are no part of the data. Links to folders are counted and not followed.
 
-    Raises: ValueError for something named like an image that is no file.
+    Raises: ValueError for something named like an image that is no file, and for a link to a folder that it lies in.
     """
     others: Counter[str] = Counter()
     found = [[path for path in _files(root, others) if _is_image(path, others)] for root in roots]
-    if others:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    if any(others.values()):
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
         logger.warning(f"{roots[0].parent}: files that are not read as images were left out: {counts}")
     return found
 
@@ -139,11 +141,23 @@ def image_files(*roots: Path) -> list[list[Path]]:
 def _files(root: Path, others: Counter[str]) -> Iterator[Path]:
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in folders:
+            _check_folder(Path(parent, name))
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        others["links to folders"] += len(links)
         for name in sorted(names):
             if _is_hidden(name):
                 others["hidden"] += 1
             else:
                 yield Path(parent, name)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError for a folder that is named like an image, or a link that leads to where it lies."""
+    if folder.suffix.lower() in EXTENSIONS:
+        raise ValueError(f"{folder} is a folder and named like an image; rename it")
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder} is a link to a folder that it lies in; remove it")
 
 
 def _is_image(path: Path, others: Counter[str]) -> bool:
