@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from distill.evaluation import results
 from distill.evaluation.evaluator import Evaluator
 from distill.files import new_folder
 from distill.metrics import ReferenceStatistics
+from distill.sampling.drawn import DrawnImages
 from distill.sampling.samplers import save_student
 from distill.training.run_log import read_log
 
@@ -187,6 +189,29 @@ def test_student_with_as_many_steps_as_the_teacher(tmp_path: Path) -> None:
     assert main([*argv, "--solver", "heun"]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
     assert "few, 2 steps" in page and page.count('alt="Images of teacher, 2 steps"') == 1
+
+
+def test_a_run_cut_off_while_it_draws_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["run", run_config(tmp_path), *QUICK, "evaluate.batch_size=4"]
+    drawn: list[int] = []
+    append = DrawnImages.append
+
+    def cut_off(images: DrawnImages, *given: Any) -> None:
+        drawn.append(images.done)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        append(images, *given)
+
+    monkeypatch.setattr(DrawnImages, "append", cut_off)
+    assert main(argv) == 130
+    assert (tmp_path / "run" / "drawn").is_dir() and (tmp_path / "run" / "student").is_dir()
+    assert main([*argv, "--resume"]) == 0
+    assert drawn[:5] == [0, 4, 8, 12, 12]
+    assert (tmp_path / "run" / "report" / "report.html").is_file() and not (tmp_path / "run" / "drawn").exists()
+    # Trained further, the student is another, and nothing of the old one is taken up.
+    (tmp_path / "run" / "drawn").mkdir()
+    (tmp_path / "run" / "drawn" / "0.json").write_text("of another")
+    assert main([*argv, "train.steps=3", "--resume"]) == 0
 
 
 def test_run_with_as_many_steps_as_its_teacher(tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return sorted((run_folder / FOLDER).glob("step_????????"))
 
 
+def has_checkpoint(run_folder: Path, step: int) -> bool:
+    return checkpoint_path(run_folder, step).is_dir()
+
+
 def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep: int) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep`.
 

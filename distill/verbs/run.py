@@ -32,6 +32,7 @@ from distill.progress import logger
 from distill.report import write_report
 from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
 from distill.sampling.samplers import check_teacher
+from distill.training.checkpoint import has_checkpoint
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
@@ -83,6 +84,8 @@ def run(
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
     folder = open_run(config, accelerator, resume=resume, data=data)
+    if accelerator.is_main_process and (from_step is not None or not has_checkpoint(folder, config.train.steps)):
+        shutil.rmtree(folder / DRAWN, ignore_errors=True)  # of a student that will be trained on
     if evaluator:
         for note in evaluator.notes:
             logger.info(note)
