@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dar import SiT
 from distill.conditions import ClassLabels
@@ -15,6 +17,7 @@ from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import limited_decay
 from distill.objectives.losses import dmd_loss, flow_matching_loss
+from distill.objectives.rollouts import finished, student_of
 from distill.objectives.task import DistillationTask
 from distill.sampling import few_step_sample
 from distill.sampling.flow import interpolate, t_like, velocity_to_x0
@@ -101,7 +104,7 @@ def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, a
     seen: list[int] = []
     update = task.objective._update_critic
 
-    def recorded(step: int, *, with_lag: bool) -> dict[str, float]:
+    def recorded(step: int, *, with_lag: bool) -> dict[str, Tensor]:
         seen.append(step)
         return update(step, with_lag=with_lag)
 
@@ -112,7 +115,7 @@ def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, a
     assert seen == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("rollout", ["random_step", "every_step"])
+@pytest.mark.parametrize("rollout", ["random_step", "every_step", "shared"])
 def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator, rollout) -> None:
     whole = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
     parts = replace(whole, train=replace(whole.train, accumulation=2))
@@ -120,17 +123,20 @@ def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator,
         make_task(config, tiny_model, accelerator).objective._update_critic(0, with_lag=True)
         for config in (whole, parts)
     ]
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    for name in ("loss", "grad_norm", "lag"):
+        of_whole, of_parts = (float(each[f"fake_score/{name}"]) for each in values)
+        assert of_whole == pytest.approx(of_parts, rel=1e-5)
     values = [make_task(config, tiny_model, accelerator).objective._update_student(0) for config in (whole, parts)]
     for name in ("student/loss", "student/grad_norm"):
-        assert values[0][name] == pytest.approx(values[1][name], rel=1e-5)
+        assert float(values[0][name]) == pytest.approx(float(values[1][name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("rollout", ["random_step", "every_step"])
+@pytest.mark.parametrize("rollout", ["random_step", "every_step", "shared"])
 def test_drift_is_of_the_whole_batch_however_it_is_cut(run_config, tiny_model, accelerator, rollout) -> None:
     config = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
     task = make_task(config, tiny_model, accelerator)
     inputs, *_ = task.objective._draw("student", 0, lambda n, g: torch.rand(n, generator=g))
+    task.objective.rollout.begin(0)
     with torch.no_grad():
         x0_gen = velocity_to_x0(inputs.x_in, task.student.module(*inputs[:3]), inputs.t_in)
     for accumulation in (1, 2, 4):
@@ -156,7 +162,7 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
         expected = few_step_sample(Denoiser(task.student.module, ClassLabels(3)), noise, labels, task.t_list)
     assert torch.equal(x0[-1], expected)
     assert torch.equal(inputs.x0, torch.cat(x0[:-1]))  # the rollout has come that far
-    assert torch.equal(task.objective._finished(inputs), torch.cat(x0))
+    assert torch.equal(finished(student_of(task.objective.setting), inputs), torch.cat(x0))
 
 
 def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:
@@ -166,11 +172,79 @@ def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, acce
     for step in range(12):
         inputs, t, _ = task.objective._draw("student", step, lambda n, g: torch.rand(n, generator=g))
         t_in = inputs.t_in
-        assert len(t_in) == len(task.objective._finished(inputs)) == config.train.batch_size
+        x0 = finished(student_of(task.objective.setting), inputs)
+        assert len(t_in) == len(x0) == config.train.batch_size
         assert len(t_in.unique()) == 1
         assert len(t.unique()) == len(t)
         met.add(round(float(t_in[0]), 6))
     assert met == {round(float(t), 6) for t in task.t_list}
+
+
+def test_shared_batches_are_rows_of_one_rollout(run_config, tiny_model, accelerator) -> None:
+    """Three batches of 4 rows, of 4 trajectories of 3 steps: every row once, in no order, as the sampler makes them."""
+    objective = replace(run_config.objective, rollout="shared")
+    config = replace(run_config, objective=objective, student=replace(run_config.student, steps=3))
+    task = make_task(config, tiny_model, accelerator)
+    task.objective.rollout.begin(7)
+    generator = torch.Generator()
+    batches = [task.objective.rollout.inputs(generator) for _ in range(3)]
+    assert [len(batch.x0) for batch in batches] == [4, 4, 4]
+    own = generator_for(config.train.seed, "rollout", 7, 0)
+    labels = torch.randint(3, (4,), generator=own)
+    noise = torch.randn(3, 4, 1, 8, 8, generator=own)
+    student = Denoiser(task.student.module, ClassLabels(3))
+    expected = few_step_sample(student, noise, labels, task.t_list)
+    rows = torch.cat([batch.x0 for batch in batches])
+    last = torch.cat([batch.t_in for batch in batches]) == task.t_list[-1]
+    nearest = torch.cdist(rows[last].flatten(1), expected.flatten(1)).min(1)
+    assert float(nearest.values.max()) < 1e-4 and nearest.indices.unique().numel() == 4
+    for batch in batches:
+        remade = velocity_to_x0(batch.x_in, task.student.module(batch.x_in, batch.t_in, batch.y).detach(), batch.t_in)
+        torch.testing.assert_close(batch.x0, remade, rtol=1e-4, atol=1e-5)
+    assert torch.cat([batch.t_in for batch in batches]).unique().numel() == 3
+    assert any(batch.t_in.unique().numel() > 1 for batch in batches)
+
+
+@pytest.mark.parametrize(("rollout", "read"), [("random_step", 3), ("every_step", 0), ("shared", 0)])
+def test_the_host_waits_for_nothing_in_an_update_that_is_not_logged(
+    run_config, tiny_model, accelerator, rollout: str, read: int
+) -> None:
+    """Reading a value of a device, by float(), bool() or .item(), is what makes a host wait for it. The step of a
+    random_step is the host's own number.
+    """
+    objective = replace(run_config.objective, rollout=rollout)
+    train = replace(run_config.train, log_every=100, steps=1000)
+    task = make_task(replace(run_config, objective=objective, train=train), tiny_model, accelerator)
+    task.update(4)  # what is built once
+    with Reads() as reads:
+        task.update(5)
+    assert reads.count == read
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that Python reads out of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_shared_rollout_asks_the_student_once_per_row(run_config, tiny_model, accelerator) -> None:
+    objective = replace(run_config.objective, rollout="shared")
+    task = make_task(replace(run_config, objective=objective), tiny_model, accelerator)
+    asked: list[int] = []
+    task.student.module.register_forward_hook(
+        lambda _module, inputs, _output: asked.append(0 if torch.is_grad_enabled() else len(inputs[0]))
+    )
+    task.update(1)
+    turns = task.objective.turns(task.config)
+    assert sum(asked) == 12 == sum(turn.per_update * 4 for turn in turns)
+    task.update(0)  # one more critic update, of the warm-up, takes a rollout of its own
+    assert sum(asked) == 12 + 24
 
 
 def test_student_gradient_vanishes_where_critic_is_the_unguided_teacher(run_config, tiny_model, accelerator) -> None:

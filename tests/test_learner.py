@@ -104,17 +104,30 @@ def test_gradient_is_clipped_before_the_step(accelerator) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_loss_stops_before_the_step(accelerator, bad: float) -> None:
     learn, weight = learner(accelerator, OptimConfig(lr=0.1))
-    with pytest.raises(NonFiniteError, match=r"^student: the loss is not finite in its update 8\."):
-        learn.update(7, [lambda: bad * learn.model.weight.sum()])
+    learn.update(7, [lambda: bad * learn.model.weight.sum()])
+    learn.update(8, [lambda: learn.model.weight.sum()])  # nor does a later one change anything
     assert weight.item() == 1.0
-    assert not learn.optimizer.optimizer.state
+    (state,) = learn.optimizer.optimizer.state.values()
+    assert not any(value.any() for value in state.values())
+    with pytest.raises(NonFiniteError, match=r"^student: the loss is not finite in its update 8\."):
+        learn.check()
 
 
 def test_non_finite_gradient_stops_before_the_step(accelerator) -> None:
     learn, weight = learner(accelerator, OptimConfig(lr=0.1), value=0.0)
-    with pytest.raises(NonFiniteError, match=r"^student: the gradient is not finite in its update 4\."):
-        learn.update(3, [lambda: learn.model.weight.abs().sqrt().sum()])  # finite at 0, with an infinite slope
+    learn.check()
+    learn.update(3, [lambda: learn.model.weight.abs().sqrt().sum()])  # finite at 0, with an infinite slope
     assert weight.item() == 0.0
+    with pytest.raises(NonFiniteError, match=r"^student: the gradient is not finite in its update 4\."):
+        learn.check()
+
+
+def test_the_kernel_of_8_bits_is_not_told_and_the_host_looks(accelerator) -> None:
+    learn, weight = learner(accelerator, OptimConfig(lr=0.1))
+    learn.optim.name = "adamw_8bit"
+    with pytest.raises(NonFiniteError, match=r"^student: the loss is not finite in its update 8\."):
+        learn.update(7, [lambda: math.nan * learn.model.weight.sum()])
+    assert weight.item() == 1.0 and not learn.optimizer.optimizer.state
 
 
 class Scaler:
@@ -134,7 +147,7 @@ def test_gradients_may_overflow_as_long_as_the_loss_scale_can_fall(accelerator) 
     learn, _ = learner(accelerator, OptimConfig(), value=0.0)
     steep = [lambda: learn.model.weight.abs().sqrt().sum()]
     accelerator.scaler = Scaler(MIN_LOSS_SCALE)
-    assert not math.isfinite(learn.update(0, steep)["grad_norm"])
+    assert not learn.update(0, steep)["grad_norm"].isfinite()
     learn, weight = learner(accelerator, OptimConfig(), value=0.0)
     accelerator.scaler = Scaler(MIN_LOSS_SCALE / 2)
     with pytest.raises(NonFiniteError, match="the gradient is not finite"):

@@ -8,23 +8,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objectives.monitor import GapByTime, Spread, summed
+from distill.objectives.monitor import GapByTime, Spread, reduced
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, 8).view(8, 1, 1, 1)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_a_spread_is_that_of_all_values(accelerator, parts: int) -> None:
-    spread = Spread()
+    spread = Spread(accelerator)
     for part in (X + 3).chunk(parts):
         spread.add(part)
-    assert spread.std(accelerator) == pytest.approx(float((X + 3).std()), rel=1e-5)
+    assert float(spread.std()) == pytest.approx(float((X + 3).std()), rel=1e-5)
 
 
 def test_a_spread_without_spread(accelerator) -> None:
-    spread = Spread()
+    spread = Spread(accelerator)
     spread.add(torch.full((4, 1, 2, 2), 0.1))
-    assert spread.std(accelerator) == pytest.approx(0, abs=1e-7)
+    assert float(spread.std()) == pytest.approx(0, abs=1e-7)
 
 
 class Two:
@@ -40,15 +40,15 @@ class Two:
 
 def test_what_other_processes_saw_counts() -> None:
     two: Any = Two()
-    spread, gap = Spread(), GapByTime(two)
+    spread, gap = Spread(two), GapByTime(two)
     spread.add(X)
-    assert spread.std(two) == pytest.approx(float(torch.cat([X, X]).std()), rel=1e-5)
+    assert float(spread.std()) == pytest.approx(float(torch.cat([X, X]).std()), rel=1e-5)
     t = torch.linspace(0.05, 0.35, 8)
     gap.add(t, X, torch.zeros_like(X))
     values = gap.take()
     assert values["x0_gap"] == pytest.approx(float(X.abs().mean()), rel=1e-5)
     assert set(values) == {"x0_gap", "x0_gap/t 0.0-0.2", "x0_gap/t 0.2-0.4"}
-    assert summed(torch.ones(2), two).tolist() == [2, 2]
+    assert reduced(torch.ones(2), two).tolist() == [2, 2]
 
 
 def test_a_look_starts_anew_and_a_state_goes_on(accelerator) -> None:

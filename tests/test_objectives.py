@@ -21,7 +21,7 @@ from distill.config.checks import at_least
 from distill.data.base import shuffled_indices
 from distill.models import Backbone
 from distill.objectives import OBJECTIVES, Network, Setting, Turn, register
-from distill.objectives.monitor import summed
+from distill.objectives.monitor import reduced
 from distill.sampling import Denoiser, few_step_sample
 from distill.seeds import generator_for
 from distill.training.batches import local_rows, rank_noise, rank_slice
@@ -126,7 +126,7 @@ class Fooled:
         self.counts += torch.tensor([float((judged > 0).sum()), len(judged)])
 
     def take(self) -> dict[str, float]:
-        fooled, count = summed(self.counts, self.accelerator).tolist()
+        fooled, count = reduced(self.counts, self.accelerator).tolist()
         self.counts = torch.zeros(2)
         return {"fooled": fooled / max(count, 1)}
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +122,14 @@ class ValidatedTask:
         self.samples = samples
         self.train_s = 0.0
 
-    def update(self, step: int) -> dict[str, float]:
+    def check(self) -> None:
+        self.task.check()
+
+    def update(self, step: int) -> dict[str, Any]:
         started = time.perf_counter()
         values = self.task.update(step)
+        if self.task.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize(self.task.accelerator.device)
         self.train_s += time.perf_counter() - started
         return values
 

@@ -47,8 +47,9 @@ def repeat_rows(y: ConditionBatch, times: int) -> ConditionBatch:
 
 def chunk_rows(y: ConditionBatch, chunks: int) -> list[ConditionBatch]:
     """The batch in `chunks` parts, as `torch.chunk` cuts it."""
-    indices = torch.arange(num_rows(y)).chunk(chunks)
-    return [slice_rows(y, int(part[0]), int(part[-1]) + 1) for part in indices]
+    num = num_rows(y)
+    size = -(-num // chunks)
+    return [slice_rows(y, first, min(first + size, num)) for first in range(0, num, size)]
 
 
 def concat_rows(first: ConditionBatch, second: ConditionBatch) -> ConditionBatch:

@@ -104,13 +104,13 @@ class Objective(Protocol):
         """What a checkpoint must hold beside learners: objects with state_dict and load_state_dict."""
         ...
 
-    def update(self, step: int, *, log_now: bool) -> dict[str, float]:
+    def update(self, step: int, *, log_now: bool) -> dict[str, Any]:
         """Update number `step` (from 0): its own networks and the student, each by its learner.
 
         Random numbers come from `generator_for(seed, purpose, step)`, alike on every process.
 
         log_now: whether the figures of this update are written to the log.
-        Returns: figures for the log.
+        Returns: figures for the log, which may be on the device still: an update that is not logged waits for nothing.
         """
         ...
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from distill.conditions import ConditionBatch, chunk_rows, slice_rows
+from distill.conditions import ConditionBatch, chunk_rows
 from distill.config import OptimConfig, RunConfig
 from distill.config.checks import at_least, one_of
 from distill.errors import UserError
@@ -22,8 +22,8 @@ from distill.models.roles import trainable_copy
 from distill.objectives.base import Network, Setting, Turn, register
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.monitor import GapByTime, Spread
-from distill.objectives.rollouts import ROLLOUTS, StudentInputs
-from distill.sampling import T_SAMPLERS, Denoiser, interpolate, uniform_t, velocity_to_x0
+from distill.objectives.rollouts import ROLLOUTS, StudentInputs, finished, student_of
+from distill.sampling import T_SAMPLERS, interpolate, uniform_t, velocity_to_x0
 from distill.seeds import generator_for
 from distill.training.batches import rank_slice
 
@@ -52,7 +52,8 @@ class DmdConfig:
 
     rollout: `random_step` takes the loss at one step of the student's list, the same for the whole batch;
         `every_step` at all of them, train.batch_size then counting trajectories (small models: more
-        gradient per rollout).
+        gradient per rollout); `shared` at steps drawn row by row, out of one rollout for the whole update, which
+        takes fewer evaluations.
     """
 
     name: str = "dmd"
@@ -62,7 +63,7 @@ class DmdConfig:
     fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
 
     def __post_init__(self) -> None:
-        one_of(self, "objective", "rollout", ("random_step", "every_step"))
+        one_of(self, "objective", "rollout", ("random_step", "every_step", "shared"))
         if not 0 <= self.t_min < self.t_max <= 1:
             raise UserError(f"objective needs 0 <= t_min < t_max <= 1; got t_min {self.t_min:g}, t_max {self.t_max:g}")
 
@@ -94,6 +95,7 @@ class Dmd:
         self.teacher = setting.teacher
         self.student, self.fake_score = setting.student, setting.networks["fake_score"]
         self.gap = GapByTime(setting.accelerator)
+        self.rollout = ROLLOUTS[self.config.rollout](setting, self.config.fake_score.updates + 1)
 
     @classmethod
     def networks(cls, config: RunConfig, teacher: Backbone) -> dict[str, Network]:
@@ -105,33 +107,39 @@ class Dmd:
     @classmethod
     def turns(cls, config: RunConfig) -> list[Turn]:
         settings, batch, steps = settings_of(config), config.train.batch_size, config.student.steps
-        every = settings.rollout == "every_step"
-        rows = batch * steps if every else batch
-        rolled_out = batch * ((steps - 1) if every else (steps - 1) / 2)
+        # Rows of a batch, and passes that its rollout takes before the student is asked to finish them.
+        rows, rolled_out = {
+            "random_step": (batch, batch * (steps - 1) / 2),
+            "every_step": (batch * steps, batch * (steps - 1)),
+            "shared": (batch, batch),
+        }[settings.rollout]
+        finishing = 0 if settings.rollout == "shared" else batch
         guided = 2 if config.teacher.cfg_scale != 1 else 1
         critic = settings.fake_score
         return [
-            Turn("fake_score", critic.updates, critic.warmup_updates, rolled_out + batch, rows, 0),
+            Turn("fake_score", critic.updates, critic.warmup_updates, rolled_out + finishing, rows, 0),
             Turn("student", 1, 0, rolled_out + (guided + 1) * rows, rows, guided),
         ]
 
     def stateful(self) -> list[GapByTime]:
         return [self.gap]
 
-    def update(self, step: int, *, log_now: bool) -> dict[str, float]:
+    def update(self, step: int, *, log_now: bool) -> dict[str, Any]:
+        self.rollout.begin(step)
         critic = self.config.fake_score
         first = critic.warmup_updates + step * critic.updates if step else 0
         last = critic.warmup_updates + (step + 1) * critic.updates
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for critic_step in range(first, last):
             values |= self._update_critic(critic_step, with_lag=log_now and critic_step == last - 1)
         values |= self._update_student(step)
         return values | (self.gap.take() if log_now else {})
 
-    def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, float]:
+    def _update_critic(self, step: int, *, with_lag: bool) -> dict[str, Tensor]:
         """Flow matching of fake_score on fresh student samples, t over the whole range."""
         inputs, t, eps = self._draw("fake_score", step, T_SAMPLERS[self.config.fake_score.t_sampler])
-        x0 = self._finished(inputs)
+        with self.accelerator.autocast():
+            x0 = finished(student_of(self.setting), inputs)
         parts = (part.chunk(self.loop.accumulation) for part in (x0, eps, t))
         batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
         closures = [lambda batch=batch: self._critic_loss(self.fake_score.model, *batch) for batch in batches]
@@ -141,26 +149,17 @@ class Dmd:
                 loss = self._critic_loss(self.teacher.model, x0, eps, t, inputs.y)
                 on_teacher = self.accelerator.reduce(loss, reduction="mean")
             assert isinstance(on_teacher, Tensor)
-            values["lag"] = values["loss"] / float(on_teacher)
+            values["lag"] = values["loss"] / on_teacher
         return {f"fake_score/{name}": value for name, value in values.items()}
-
-    @torch.no_grad()
-    def _finished(self, inputs: StudentInputs) -> Tensor:
-        """x0 of every row; the student is asked for those alone that its rollout has left."""
-        num_done, num_rows = len(inputs.x0), len(inputs.x_in)
-        x_in, t_in = inputs.x_in[num_done:], inputs.t_in[num_done:]
-        y = slice_rows(inputs.y, num_done, num_rows)
-        with self.accelerator.autocast():
-            return torch.cat([inputs.x0, velocity_to_x0(x_in, self.student.module(x_in, t_in, y), t_in)])
 
     def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         with self.accelerator.autocast():
             velocity = model(interpolate(x0, eps, t), t, y)
         return flow_matching_loss(velocity, x0, eps)
 
-    def _update_student(self, step: int) -> dict[str, float]:
+    def _update_student(self, step: int) -> dict[str, Tensor]:
         inputs, t, eps = self._draw("student", step, partial(uniform_t, low=self.config.t_min, high=self.config.t_max))
-        spread = Spread()
+        spread = Spread(self.accelerator)
 
         def loss_of(batch: MicroBatch) -> Tensor:
             x0_gen, loss = self._student_loss(*batch)
@@ -170,7 +169,7 @@ class Dmd:
         parts = (part.chunk(self.loop.accumulation) for part in (inputs.x_in, inputs.t_in, t, eps))
         batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
         values = self.student.update(step, [lambda batch=batch: loss_of(batch) for batch in batches])
-        drift = spread.std(self.accelerator) / self.setting.teacher_std - 1
+        drift = spread.std() / self.setting.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
 
     def _student_loss(
@@ -193,12 +192,7 @@ class Dmd:
         """
         setting, size = self.setting, self.loop.batch_size
         generator = generator_for(self.loop.seed, role, step)
-        y = rank_slice(setting.condition.random(size, generator), self.accelerator)
-        noise = torch.randn(len(setting.t_list), size, *setting.sample_shape, generator=generator)
-        noise = rank_slice(noise, self.accelerator, dim=1)
-        student = Denoiser(self.student.module, setting.condition)
-        with self.accelerator.autocast():
-            inputs = ROLLOUTS[self.config.rollout](student, noise, y, setting.t_list, generator)
+        inputs = self.rollout.inputs(generator)
         per_trajectory = len(inputs.x_in) * self.accelerator.num_processes // size
         t = draw_t(per_trajectory * size, generator).clamp(*setting.t_range).view(per_trajectory, size)
         eps = torch.randn(per_trajectory, size, *setting.sample_shape, generator=generator)

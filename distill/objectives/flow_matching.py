@@ -43,7 +43,10 @@ class TeacherTask:
         self.ema = Ema(self.learner.module, decay, self.learner.meta_model)
         accelerator.register_for_checkpointing(self.ema)
 
-    def update(self, step: int) -> dict[str, float]:
+    def check(self) -> None:
+        self.learner.check()
+
+    def update(self, step: int) -> dict[str, Tensor]:
         *tensors, y = self._draw(step)
         accumulation = self.config.train.accumulation
         parts = (part.chunk(accumulation) for part in tensors)

@@ -22,10 +22,10 @@ class GapByTime:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums, self._counts = torch.zeros(2, NUM_BINS)
+        self._sums, self._counts = torch.zeros(2, NUM_BINS, device=self._accelerator.device)
 
     def _gathered(self) -> Tensor:
-        return summed(torch.stack([self._sums, self._counts]), self._accelerator)
+        return reduced(torch.stack([self._sums, self._counts]), self._accelerator).cpu()
 
     def state_dict(self) -> dict[str, Any]:
         return {"gathered": self._gathered()}
@@ -33,14 +33,15 @@ class GapByTime:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._reset()
         if self._accelerator.is_main_process:  # once, as it will be added up again
-            self._sums, self._counts = state["gathered"]
+            self._sums, self._counts = state["gathered"].to(self._accelerator.device)
 
     def add(self, t: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> None:
         """t (B) in [0, 1]; estimates (B, C, H, W)."""
-        gap = (x0_fake.float() - x0_teacher.float()).abs().flatten(1).mean(1).cpu()
-        bins = (t.float().cpu() * NUM_BINS).long().clamp_(max=NUM_BINS - 1)
-        self._sums.index_add_(0, bins, gap)
-        self._counts.index_add_(0, bins, torch.ones_like(gap))
+        gap = (x0_fake.float() - x0_teacher.float()).abs().flatten(1).mean(1)
+        bins = (t.float() * NUM_BINS).long().clamp_(max=NUM_BINS - 1)
+        of_bin = (bins[:, None] == torch.arange(NUM_BINS, device=bins.device)).float()
+        self._sums += gap @ of_bin
+        self._counts += of_bin.sum(0)
 
     def take(self) -> dict[str, float]:
         """Means over all t and by bin, of bins with samples; starts again."""
@@ -56,21 +57,22 @@ class GapByTime:
 class Spread:
     """The standard deviation of all values of a batch, however it is cut into micro-batches and over processes."""
 
-    def __init__(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64)
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
 
     def add(self, values: Tensor) -> None:
         wide = values.detach().double()
-        self._sums += torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()]).cpu()
+        self._sums += torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()])
 
-    def std(self, accelerator: Accelerator) -> float:
-        """All processes have to ask for it."""
-        count, total, squares = summed(self._sums, accelerator).tolist()
-        return max((squares - total**2 / count) / (count - 1), 0.0) ** 0.5
+    def std(self) -> Tensor:
+        """On the device; all processes have to ask for it."""
+        count, total, squares = reduced(self._sums, self._accelerator)
+        return ((squares - total**2 / count) / (count - 1)).clamp(min=0).sqrt()
 
 
-def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
-    """Over all processes, on the CPU."""
-    result = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+def reduced(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """The sum over all processes, on the device."""
+    result = accelerator.reduce(values, reduction="sum")
     assert isinstance(result, Tensor)
-    return result.cpu()
+    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -91,6 +91,7 @@ class DistillationTask:
             role: Learner(role, network.model, network.optim, network.num_updates, accelerator)
             for role, network in models.networks.items()
         }
+        self.learners = [*networks.values(), self.student]
         frozen = shard_frozen(cast(nn.Module, teacher).to(accelerator.device), accelerator)
         guided = Denoiser(frozen, self.condition, settings.cfg_scale, settings.interval, settings.cfg_channels)
         decay = limited_decay(config.student.ema_decay, config.train.steps)
@@ -111,7 +112,11 @@ class DistillationTask:
         self.objective = OBJECTIVES[config.objective.name](setting)
         accelerator.register_for_checkpointing(self.ema, *self.objective.stateful())
 
-    def update(self, step: int) -> dict[str, float]:
+    def check(self) -> None:
+        for learner in self.learners:
+            learner.check()
+
+    def update(self, step: int) -> dict[str, Any]:
         values = self.objective.update(step, log_now=is_logged(step + 1, self.config.train))
         self.ema.update(self.student.module)
         return values

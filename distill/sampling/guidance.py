@@ -44,7 +44,9 @@ class Denoiser:
     def velocity(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         """Guided velocity at x_t (B, *sample_shape), t (B) and y with B rows."""
         guided = self._acts_at(t)
-        if self.cfg_scale == 1.0 or not bool(guided.any()):
+        # A look at the values makes the host wait, so there is none where guidance acts everywhere.
+        everywhere = self.interval[0] <= 0 and self.interval[1] >= 1
+        if self.cfg_scale == 1.0 or not (everywhere or bool(guided.any())):
             return self._predicted(x_t, t, y)
         both = self._predicted(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
         cond, uncond = both.chunk(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -56,44 +55,73 @@ class Learner:
         groups = parameter_groups(model, optim.routing_lr_factor)
         optimizer = OPTIMIZERS[optim.name](groups, optim, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._failed = torch.zeros(2, device=accelerator.device)
 
     @property
     def module(self) -> nn.Module:
         """The model without the wrappers of accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
-    def update(self, step: int, losses: Sequence[Callable[[], Tensor]]) -> dict[str, float]:
-        """Make one optimizer step on the mean of `losses`, one closure per micro-batch.
+    def update(self, step: int, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """Make one optimizer step on the mean of `losses`, one closure per micro-batch. The host does not wait for it.
 
-        Returns: the loss, and the gradient norm before clipping.
-        Raises: NonFiniteError before any parameter is changed.
+        Where the loss or the gradient is not finite, neither this step nor a later one changes a parameter, which is
+        decided on the device, and `check` raises.
+
+        Returns: the loss, and the gradient norm before clipping, on the device.
+        Raises: NonFiniteError at once where the host has to look (`_decides_on_device`).
         """
         rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total = torch.zeros((), device=self.accelerator.device)
         for i, closure in enumerate(losses):
             with self._sync(is_last=i == len(losses) - 1):
                 loss = closure() / len(losses)
-                # The mean over processes: if one process must stop, all of them stop.
-                reduced = self.accelerator.reduce(loss.detach(), reduction="mean")
-                assert isinstance(reduced, Tensor)
-                value = float(reduced)
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"{self.role}: the loss is not finite in its update {step + 1}")
+                total += loss.detach()
                 self.accelerator.backward(loss)
-            total += value
         norm = self.accelerator.clip_grad_norm_(trainable_parameters(self.model).values(), self.optim.clip_norm)
         assert norm is not None
         norm = full_tensor(norm)
-        if not torch.isfinite(norm) and not self._may_overflow():
+        # The mean over processes: if one process must stop, all of them stop.
+        loss = self.accelerator.reduce(total, reduction="mean")
+        assert isinstance(loss, Tensor)
+        self._note(step, loss, norm)
+        if self._decides_on_device:
+            # What the fused kernel is told by a loss scaler, too: nothing is changed where this is not zero.
+            self.optimizer.optimizer.found_inf = self._failed.any().float()
+            self.optimizer.optimizer.grad_scale = None
+        elif bool(self._failed.any()):
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"{self.role}: the gradient is not finite in its update {step + 1}")
+            self.check()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": float(norm)}
+        return {"loss": loss, "grad_norm": norm}
+
+    def check(self) -> None:
+        """Raise NonFiniteError if the loss or gradient of an update was not finite. The host waits for the device."""
+        loss, gradient = (int(number) for number in self._failed.tolist())
+        if loss or gradient:
+            what = "loss" if loss else "gradient"
+            raise NonFiniteError(f"{self.role}: the {what} is not finite in its update {loss or gradient}")
+
+    def _note(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Keep the number of the first update whose loss, or whose gradient, is not finite."""
+        gradient = ~norm.isfinite()
+        if self.accelerator.scaler is not None and self._may_overflow():
+            gradient = torch.zeros_like(gradient)
+        now = torch.stack([~loss.isfinite(), gradient.to(loss.device)]) * float(step + 1)
+        self._failed = torch.where(self._failed.any(), self._failed, now)
+
+    @property
+    def _decides_on_device(self) -> bool:
+        """Whether the optimizer's kernel can be told to leave everything as it is: the fused one, of whole parameters.
+
+        A loss scaler tells it itself, after a look of its own.
+        """
+        return self.optim.name == "adamw" and self.accelerator.scaler is None and not self.accelerator.is_fsdp2
 
     def _may_overflow(self) -> bool:
         """Whether an overflow is normal: the fp16 scaler then skips the step and halves the scale, down to a limit."""

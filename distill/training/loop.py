@@ -27,8 +27,12 @@ COLUMNS = (
 class Task(Protocol):
     """Something that is trained update by update."""
 
-    def update(self, step: int) -> dict[str, float]:
-        """Run update number `step` (from 0); returns values for the log."""
+    def update(self, step: int) -> dict[str, Any]:
+        """Run update number `step` (from 0); returns values for the log, which may still be on the device."""
+        ...
+
+    def check(self) -> None:
+        """Raise NonFiniteError if an update so far was not finite; it waits for the device."""
         ...
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
@@ -82,6 +86,11 @@ def is_probed(step: int, config: LoopConfig) -> bool:
     return step % config.grid_every == 0 or step == config.steps
 
 
+def is_saved(step: int, config: LoopConfig) -> bool:
+    """Whether there is a checkpoint after update number `step` (from 1)."""
+    return step % config.save_every == 0 or step == config.steps
+
+
 def run_loop(
     task: Task,
     config: LoopConfig,
@@ -108,13 +117,17 @@ def run_loop(
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
             time_text = estimate.text(counter.step, counter.elapsed_s)
+            if is_saved(counter.step, config) or is_logged(counter.step, config):
+                task.check()
             # Saved first: whatever a look at the model may raise, the updates are not lost.
-            if counter.step % config.save_every == 0 or counter.step == config.steps:
+            if is_saved(counter.step, config):
                 save_checkpoint(accelerator, folder, counter.step, config.keep)
             if is_probed(counter.step, config):
                 values |= task.probe(counter.step, folder / "grids")
+            progress.update(bar, completed=counter.step)
             if is_logged(counter.step, config):
-                log.write(counter.step, {"elapsed_s": counter.elapsed_s, **values})
+                figures = {name: float(value) for name, value in values.items()}
+                log.write(counter.step, {"elapsed_s": counter.elapsed_s, **figures})
+                progress.update(bar, description=task.headline(figures))
                 if lines and is_main:
-                    logger.info(f"step {counter.step}/{config.steps}  {task.headline(values)}  {time_text}")
-            progress.update(bar, completed=counter.step, description=task.headline(values))
+                    logger.info(f"step {counter.step}/{config.steps}  {task.headline(figures)}  {time_text}")
