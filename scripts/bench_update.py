@@ -4,7 +4,7 @@
 
 The published order (arXiv:2405.14867, its public training loop, written anew here): one process, three whole models,
 one sample of the student per critic update, the first of which also serves the student's own update. Ours draws a
-fresh sample for the student's update: a rollout more. Same model, batch, precision, critic updates and guidance; arms
+fresh sample for the student's update, a rollout more, or takes all batches of an update out of one shared rollout. Same model, batch, precision, critic updates and guidance; arms
 take turns on a CPU, on a GPU one follows the other and the peak of memory is taken too. No weights are needed: the
 model is random. GPU: SiT-XL/2 on latents, 8 samples per update, bfloat16; CPU: the shipped teacher's shape.
 """
@@ -29,7 +29,7 @@ from dar import SiT, SiTConfig, preset
 from distill.conditions import condition_of
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.files import write_text
-from distill.objectives import dmd_loss, flow_matching_loss
+from distill.objectives import DmdConfig, dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import rollout
 from distill.sampling.flow import interpolate, velocity_to_x0
@@ -192,9 +192,12 @@ def main() -> None:
             teacher=TeacherConfig(path=folder, cfg_scale=1.5),
             train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
         )
+        lora, shared = replace(config, roles=RolesConfig("lora")), DmdConfig(rollout="shared")
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
-            "ours, LoRA roles": lambda: Ours(replace(config, roles=RolesConfig("lora")), accelerator),
+            "ours, whole roles, shared rollout": lambda: Ours(replace(config, objective=shared), accelerator),
+            "ours, LoRA roles": lambda: Ours(lora, accelerator),
+            "ours, LoRA roles, shared rollout": lambda: Ours(replace(lora, objective=shared), accelerator),
             REFERENCE: lambda: PublishedOrder(config, accelerator),
         }
         makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms.search(name)}
