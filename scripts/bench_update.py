@@ -4,9 +4,10 @@
 
 The published order (arXiv:2405.14867, its public training loop, written anew here): one process, three whole models,
 one sample of the student per critic update, the first of which also serves the student's own update. Ours draws a
-fresh sample for the student's update, a rollout more, or takes all batches of an update out of one shared rollout. Same model, batch, precision, critic updates and guidance; arms
-take turns on a CPU, on a GPU one follows the other and the peak of memory is taken too. No weights are needed: the
-model is random. GPU: SiT-XL/2 on latents, 8 samples per update, bfloat16; CPU: the shipped teacher's shape.
+fresh sample for the student's update, a rollout more, or takes all batches of an update out of one shared rollout.
+Same model, batch, precision, critic updates and guidance; arms take turns on a CPU, on a GPU one follows the other and
+the peak of memory is taken too. No weights are needed: the model is random. GPU: SiT-XL/2 on latents, 8 samples per
+update, bfloat16; CPU: the shipped teacher's shape.
 """
 
 from __future__ import annotations
