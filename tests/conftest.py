@@ -14,6 +14,7 @@ from dar import RoutingConfig, SiT, SiTConfig
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.objectives import DmdConfig, FakeScoreConfig, Network
 from distill.objectives.task import Models, build_models
+from distill.report import Report
 
 torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
@@ -88,3 +89,15 @@ def run_config(tmp_path: Path) -> RunConfig:
         train=LoopConfig(steps=4, batch_size=4, log_every=1, grid_every=100, save_every=100),
         evaluate=EvalConfig(num_images=20),
     )
+
+
+@pytest.fixture
+def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing their page, which takes seconds, where another thing is tested."""
+
+    def written(page: Report, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(page.title)
+        return folder / "report.html"
+
+    monkeypatch.setattr("distill.verbs.run.write_report", written)

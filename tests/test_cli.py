@@ -191,6 +191,7 @@ def test_student_with_as_many_steps_as_the_teacher(tmp_path: Path) -> None:
     assert "few, 2 steps" in page and page.count('alt="Images of teacher, 2 steps"') == 1
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_run_cut_off_while_it_draws_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["run", run_config(tmp_path), *QUICK, "evaluate.batch_size=4"]
     drawn: list[int] = []
@@ -214,6 +215,7 @@ def test_a_run_cut_off_while_it_draws_goes_on(tmp_path: Path, monkeypatch: pytes
     assert main([*argv, "train.steps=3", "--resume"]) == 0
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_run_with_as_many_steps_as_its_teacher(tmp_path: Path) -> None:
     assert main(["run", run_config(tmp_path), *QUICK, "teacher.steps=2"]) == 0
     names = {path.stem for path in (tmp_path / "run" / "measures").iterdir()}
@@ -403,6 +405,7 @@ def test_a_recipe_runs_by_name_in_an_empty_folder(tmp_path: Path, monkeypatch: p
         main(["--traceback", "run", "quickstrt"])
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     """Its configuration has `dmd` and `fake_score` as sections of their own, and lacks what is younger."""
     config, overrides = run_config(tmp_path), [*QUICK, "train.save_every=1"]

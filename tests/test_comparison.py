@@ -205,6 +205,9 @@ def test_time_for_validation_is_not_counted(monkeypatch):
             next(clock)  # the update takes one second more than looking at the clock
             return {}
 
+        class accelerator:  # noqa: N801
+            device = torch.device("cpu")
+
         class Holder:
             module = None
 

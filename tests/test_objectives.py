@@ -172,6 +172,7 @@ def test_another_objective_goes_through_run(config: dict, adversarial: type, tmp
     assert len(weights) == 2  # the student's and the discriminator's
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_its_networks_and_figures_are_resumed(config: dict, adversarial: type, tmp_path: Path) -> None:
     config["train"]["steps"] = 2
     run({**config, "output": str(tmp_path / "whole")})

@@ -58,8 +58,9 @@ class Convention:
             return ""
         if self.size < LEAST_SIZE:
             return (
-                f"it has hardly learned: its output is {self.size:.2g} of the size of the noise at most, that of a "
-                f"trained network about 1, and has slope {self.slope:.2g} against it; train it longer"
+                f"its output is {self.size:.2g} of the size of the noise, that of a trained network about 1, and has "
+                f"slope {self.slope:.2g} against the noise: it has hardly learned (train it longer), or its files are "
+                "of another kind than they were read as"
             )
         if share_fits:
             guess = "a slope of the other sign or near 0 means the opposite direction of t"
