@@ -22,7 +22,7 @@ python - <<'PYTHON' | tee "$folder/machine.txt"
 import torch, triton
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
 PYTHON
-part tests 170 python -m pytest -m gpu -q
+part tests 170 python -m pytest -o addopts= -m gpu -q
 part quickstart 200 python -m distill run quickstart output="$work/quickstart"
 cp "$work"/quickstart/measures/*.json "$folder" 2>/dev/null
 cp "$work/quickstart/metrics.jsonl" "$folder" 2>/dev/null

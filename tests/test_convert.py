@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from dar import SiT, load_pretrained
 from distill.cli import main
+from distill.errors import UserError
+from distill.verbs.convert import classes_beside
 from tests.checkpoint_files import CHANNELS, SIZE, Malicious, official_state, projectors, training_file
 from tests.test_cli import refused
 
@@ -93,3 +95,30 @@ def test_inspect_knows_our_folders(capsys):
     assert main(["inspect", str(Path(__file__).parents[1] / "distill" / "assets" / "teacher")]) == 0
     text = capsys.readouterr().out
     assert "dar-distill folder" in text and "depth 16, width 96" in text
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, capsys):
+    state = official_state(4)
+    state["blocks.0.mlp.fc1.weight"][3, 3] = float("nan")
+    path, target = saved(tmp_path, state), str(tmp_path / "model")
+    line = refused(capsys, "convert", path, target, "--format", "sit", "--num-heads", "2")
+    assert "1 of 896 values of blocks.0.mlp.fc1.weight are not finite" in line
+    model = load_pretrained(path, format="sit", num_heads=2)
+    model.save_pretrained(tmp_path / "plain")
+    line = refused(capsys, "retrofit", str(tmp_path / "plain"), target)
+    assert "blocks.0.mlp.fc1.weight are not finite" in line and not (tmp_path / "model").exists()
+
+
+def test_class_names_of_a_pipeline_come_along(tmp_path, capsys):
+    """diffusers' DiT keeps them in model_index.json; those without a name are called by their number."""
+    source = tmp_path / "pipeline"
+    source.mkdir()
+    for text, expected in (
+        ('{"id2label": {"0": "a cat", "2": "a dog"}}', ["a cat", "class 1", "a dog", "class 3", "class 4"]),
+        ('{"_class_name": "DiTPipeline"}', None),
+    ):
+        (source / "model_index.json").write_text(text)
+        assert classes_beside(source, 5).group_names() == expected
+    (source / "model_index.json").write_text('{"id2label": ["a"]}')
+    with pytest.raises(UserError, match=r"model_index\.json is damaged"):
+        classes_beside(source, 5)

@@ -18,7 +18,7 @@ from distill.render import clamp_images
 from distill.sampling import Sampler, describe
 from distill.sampling.drawn import DrawnImages, draw_all, weights_hash
 
-FOLDER = "drawn"
+DRAWN = "drawn"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from distill.config import EvalConfig, TeacherConfig
 from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.drawing import FOLDER as DRAWN
+from distill.evaluation.drawing import DRAWN
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import new_folder

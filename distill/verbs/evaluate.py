@@ -9,8 +9,7 @@ from pathlib import Path
 from distill.config import EvalConfig
 from distill.data import load_dataset
 from distill.errors import UserError
-from distill.evaluation.drawing import FOLDER as DRAWN
-from distill.evaluation.drawing import draw
+from distill.evaluation.drawing import DRAWN, draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.evaluation.references import class_balanced, read_images

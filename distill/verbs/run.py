@@ -18,8 +18,7 @@ from distill.data.base import check_batch_size, configured_dataset
 from distill.data.checking import check_samples
 from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.drawing import FOLDER as DRAWN
-from distill.evaluation.drawing import Drawing
+from distill.evaluation.drawing import DRAWN, Drawing
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import write_folder
