@@ -70,7 +70,9 @@ def leave_others() -> None:
     """End the group of processes, if there are several: who waits in it for the main one alone would be ended by its
     time limit.
     """
-    _state().destroy_process_group()
+    state = _state()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def check_started(num_processes: int) -> None:

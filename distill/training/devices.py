@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -51,3 +52,14 @@ def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> No
     """Start the trackers, if any, with the configuration of the run; some write into its folder."""
     if run.train.trackers:
         accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
+
+
+def let_go(accelerator: Accelerator) -> None:
+    """Free models and optimizers that were prepared and that no one else holds any more.
+
+    Wrappers hold themselves, and their process group, in circles: without a collection the memory would stay, and the
+    group would be taken down while the interpreter ends.
+    """
+    accelerator.free_memory()
+    gc.collect()
+    accelerator.wait_for_everyone()

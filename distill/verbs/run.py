@@ -32,7 +32,7 @@ from distill.report import write_report
 from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
 from distill.sampling.samplers import check_teacher
 from distill.training.checkpoint import has_checkpoint
-from distill.training.devices import make_accelerator
+from distill.training.devices import let_go, make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
 from distill.training.run_folder import open_run
@@ -91,7 +91,7 @@ def run(
     run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     averaged, t_list = task.averaged_student, task.t_list
     del task, models  # their memory is for drawing
-    accelerator.free_memory()
+    let_go(accelerator)
     is_main = accelerator.is_main_process
     student = write_student(averaged, t_list, folder) if is_main else plain_model(averaged)
     drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)

@@ -19,7 +19,7 @@ from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
 from distill.objectives.flow_matching import TeacherTask
 from distill.progress import logger
-from distill.training.devices import make_accelerator
+from distill.training.devices import let_go, make_accelerator
 from distill.training.loop import run_loop
 from distill.training.run_folder import open_run
 from distill.training.start import starting_model
@@ -62,6 +62,8 @@ def train(
         logger.info(f"grids: {task.decoder.note}")
     run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     averaged = task.averaged_model
+    del task
+    let_go(accelerator)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
