@@ -59,6 +59,7 @@ class ClassLabels:
         return torch.tensor([self._label(name) for name in names])
 
     def _label(self, name: str) -> int:
+        # Names first: of folders 1, 2 and 10 a person who says 10 means the third.
         if self.class_names is not None and name in self.class_names:
             label = self.class_names.index(name)
         elif name.isdigit():

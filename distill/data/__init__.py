@@ -1,6 +1,6 @@
 """Data sets by name. To add one: a file here, `@register("name")` on its loader, a config and a test.
 
-May import latents, conditions, files, progress, seeds and errors.
+May import latents, conditions, config, files, processes, progress, seeds and errors.
 """
 
 from distill.data.base import DATASETS, Dataset, load_dataset, register

@@ -33,16 +33,18 @@ def check_samples(data: Dataset, config: DataConfig) -> float:
     Returns: standard deviation of all values, of latents without the noise of their posterior.
     Raises: as the data set; UserError if a value is not finite, or the standard deviation is out of `STD_RANGE`.
     """
-    verdict = _verdict_file(config)
-    std = _read_verdict(verdict)
+    processes = Processes.all()
+    # The main process alone looks: with a home per machine, some would read the samples and wait for the others.
+    verdict = _verdict_file(config) if processes.is_main else None
+    std = processes.agreed(_read_verdict(verdict))
     if std is None:
-        std = _measured_std(data, config.path)
+        std = _measured_std(data, config.path, processes)
         if not STD_RANGE[0] <= std <= STD_RANGE[1]:
             raise UserError(
                 f"{config.path}: the samples have std {std:.3g}; expected {STD_RANGE[0]:g} to {STD_RANGE[1]:g}, about "
                 "0.5 for images and 1 for latents. Are latents without their scale, or pictures as good as blank?"
             )
-        if verdict is not None and Processes.all().is_main:
+        if verdict is not None:
             _keep(verdict, {"path": config.path, "num_samples": len(data), "std": std})
     logger.info(f"{config.path}: {len(data):,} samples, std {std:.2f}")
     return std
@@ -86,8 +88,7 @@ def _keep(file: Path, verdict: dict[str, object]) -> None:
         logger.warning(f"the samples are sound, but will be read again next time: {error}")
 
 
-def _measured_std(data: Dataset, path: str) -> float:
-    processes = Processes.all()
+def _measured_std(data: Dataset, path: str, processes: Processes) -> float:
     mine = torch.arange(processes.index, len(data), processes.number)
     total = torch.zeros(3, dtype=torch.float64)
     workers = min(MAX_WORKERS, os.cpu_count() or 1)

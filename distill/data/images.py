@@ -132,8 +132,8 @@ def image_files(*roots: Path) -> list[list[Path]]:
     """
     others: Counter[str] = Counter()
     found = [[path for path in _files(root, others) if _is_image(path, others)] for root in roots]
-    if any(others.values()):
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()) if count)
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         logger.warning(f"{roots[0].parent}: files that are not read as images were left out: {counts}")
     return found
 
@@ -143,8 +143,8 @@ def _files(root: Path, others: Counter[str]) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in folders:
             _check_folder(Path(parent, name))
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        others["links to folders"] += len(links)
+            if Path(parent, name).is_symlink():
+                others["links to folders"] += 1
         for name in sorted(names):
             if _is_hidden(name):
                 others["hidden"] += 1

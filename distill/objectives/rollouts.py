@@ -46,14 +46,18 @@ class Rollout(Protocol):
         ...
 
 
-class RandomStep:
-    """Every batch is rolled out anew and stops before one random step, the same for all rows and processes: B rows."""
+class _Anew:
+    """Every batch is rolled out on its own, so that an update has no beginning."""
 
     def __init__(self, setting: Setting, num_batches: int) -> None:
         self._setting = setting
 
     def begin(self, step: int) -> None:
         pass
+
+
+class RandomStep(_Anew):
+    """Every batch is rolled out anew and stops before one random step, the same for all rows and processes: B rows."""
 
     @torch.no_grad()
     def inputs(self, generator: torch.Generator) -> StudentInputs:
@@ -65,14 +69,8 @@ class RandomStep:
         return StudentInputs(x_t, setting.t_list[index].to(x_t).expand(len(x_t)), y, x0=x_t[:0])
 
 
-class EveryStep:
+class EveryStep(_Anew):
     """Every batch is rolled out anew and is asked at all steps of its B trajectories: S B rows."""
-
-    def __init__(self, setting: Setting, num_batches: int) -> None:
-        self._setting = setting
-
-    def begin(self, step: int) -> None:
-        pass
 
     def inputs(self, generator: torch.Generator) -> StudentInputs:
         setting = self._setting

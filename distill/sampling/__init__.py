@@ -1,6 +1,6 @@
 """From noise to samples: the path, timesteps, guidance, solvers, the few-step sampler and seeded drawing.
 
-May import models, conditions, latents, config, assets, seeds and errors.
+May import models, conditions, latents, config, files, processes, seeds and errors.
 """
 
 from distill.sampling.drawing import describe, draw_batches, draw_images, in_precision, noise_for

@@ -69,7 +69,7 @@ class Learner:
         decided on the device, and `check` raises.
 
         Returns: the loss, and the gradient norm before clipping, on the device.
-        Raises: NonFiniteError at once where the host has to look (`_decides_on_device`).
+        Raises: NonFiniteError, at once, where the host has to decide (not `_decides_on_device`).
         """
         rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
         for group in self.optimizer.param_groups:

@@ -46,7 +46,7 @@ def convert(
     folder = new_folder(str(target), "target")
     model = load_pretrained(source, weights=weights, numerics=numerics, num_heads=num_heads, format=format)
     check_finite(model, str(source))
-    set_classes(model, classes_beside(Path(source), model.null_label))
+    set_classes(model, classes_beside(Path(source).expanduser(), model.null_label))
     projectors = load_projectors(source, weights=weights)
 
     def fill(path: Path) -> None:

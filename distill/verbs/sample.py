@@ -92,7 +92,7 @@ def sample(
 
     Args:
         model: what `load` takes, or what it returned.
-        classes: to draw in turn; None for all.
+        classes: to draw in turn, names or numbers; a number that is the name of a class means that. None for all.
         vae: decodes latents: a folder, or a hub name in the local cache; None for what the run's configuration names.
         mixed_precision: `bf16` draws in bf16 autocast. output: a new folder to save them in; None saves nothing.
 
