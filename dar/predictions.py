@@ -110,13 +110,22 @@ def ddpm_index(t: Tensor) -> Tensor:
     return (above - 1 + (wanted - low) / (high - low)).clamp(0, DDPM_STEPS - 1)
 
 
-def check_t(t: Tensor, t_range: tuple[float, float], name: str) -> None:
-    """Raises: ValueError where a t lies outside `t_range`; a range of all t is not looked at (it would cost a sync)."""
+def checked_t(t: Tensor, t_range: tuple[float, float], name: str) -> Tensor:
+    """t, if all of it lies in `t_range`; a range of all t is not looked at.
+
+    On a GPU a look at values would make the host wait, so there a t outside becomes NaN, and all that comes of it.
+
+    Raises: ValueError on a CPU.
+    """
     low, high = t_range
     if (low, high) == (0.0, 1.0):
-        return
-    outside = t[~((t >= low - T_TOLERANCE) & (t <= high + T_TOLERANCE))]  # NaN is outside, too
-    if outside.numel():
+        return t
+    inside = (t >= low - T_TOLERANCE) & (t <= high + T_TOLERANCE)  # NaN is outside, too
+    if t.is_cuda:
+        return torch.where(inside, t, torch.nan)
+    if not inside.all():
+        outside = t[~inside]
         raise ValueError(
             f"t must lie in [{low:.6f}, {high:.6f}] for a model whose prediction is {name}; got {outside[0].item():g}"
         )
+    return t

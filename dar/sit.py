@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dar.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
 from dar.folder import check_folder
 from dar.layers import Block, FinalLayer
-from dar.predictions import PREDICTIONS, check_t
+from dar.predictions import PREDICTIONS, checked_t
 from dar.routing import DepthRouting, DepthStream, RoutingConfig, Stream, build_routing
 from dar.routing.base import routing_config_from
 
@@ -130,7 +130,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
             y: class labels (B), int64; `null_label` for none.
 
         Returns: eps - x0, shape (B, C, H, W).
-        Raises: ValueError where a t lies outside `t_range`.
+        Raises: ValueError where a t lies outside `t_range`; on a GPU the result is NaN instead.
         """
         stream, c = self._trunk(x_t, t, y)
         output = self._unpatchify(self._head(stream.read(), c))
@@ -138,7 +138,7 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
 
     def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Stream, Tensor]:
         """All blocks; returns the stream, ready to be read by the head, and the condition (B, d)."""
-        check_t(t, self.t_range, self.config.prediction)
+        t = checked_t(t, self.t_range, self.config.prediction)
         x = self.x_embedder(self.prediction.network_input(x_t, t)) + self.pos_embed  # (B, T, d)
         t_embedding = self.t_embedder(t)  # (B, d)
         c = t_embedding + self.y_embedder(y)  # (B, d)
@@ -167,7 +167,8 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
     def _run(self, sublayer: Any, *inputs: Tensor) -> Tensor:
         # Only the sublayer is recomputed: the routing keeps its sources, which every later reader needs.
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(sublayer, *inputs, use_reentrant=False)
+            # Nothing in a sublayer is random.
+            return checkpoint(sublayer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return sublayer(*inputs)
 
     def _head(self, h: Tensor, c: Tensor) -> Tensor:

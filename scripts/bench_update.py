@@ -6,8 +6,9 @@ The published order (arXiv:2405.14867, its public training loop, written anew he
 one sample of the student per critic update, the first of which also serves the student's own update. Ours draws a
 fresh sample for the student's update, a rollout more, or takes all batches of an update out of one shared rollout.
 Same model, batch, precision, critic updates and guidance; arms take turns on a CPU, on a GPU one follows the other and
-the peak of memory is taken too. No weights are needed: the model is random. GPU: SiT-XL/2 on latents, 8 samples per
-update, bfloat16; CPU: the shipped teacher's shape.
+the peak of memory is taken too. There ours runs as CUDA graphs, and whole roles kernel by kernel as well. No weights
+are needed: the model is random. GPU: SiT-XL/2 on latents, 8 samples per update, bfloat16; CPU: the shipped teacher's
+shape.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from bench_tools import is_cuda, milliseconds, parsed, parser_of, setup, table, time_in_turn
-from torch import Tensor
+from torch import Tensor, nn
 
 from dar import SiT, SiTConfig, preset
 from distill.conditions import condition_of
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.files import write_text
+from distill.models.frozen import frozen_in
 from distill.objectives import DmdConfig, dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import rollout
@@ -59,6 +62,8 @@ class Ours:
         models = build_models(config).to(accelerator.device)
         self.task = DistillationTask(config, models, accelerator, 1.0)
         self.step = 0
+        self.frozen = ExitStack()
+        self.frozen.enter_context(frozen_in(accelerator.mixed_precision, cast(nn.Module, models.teacher)))
 
     def update(self) -> None:
         self.step += 1
@@ -193,10 +198,12 @@ def main() -> None:
             teacher=TeacherConfig(path=folder, cfg_scale=1.5),
             train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
         )
+        eager = replace(config, train=replace(config.train, launch="eager"))
         lora, shared = replace(config, roles=RolesConfig("lora")), DmdConfig(rollout="shared")
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
             "ours, whole roles, shared rollout": lambda: Ours(replace(config, objective=shared), accelerator),
+            **({"ours, whole roles, kernel by kernel": lambda: Ours(eager, accelerator)} if on_gpu else {}),
             "ours, LoRA roles": lambda: Ours(lora, accelerator),
             "ours, LoRA roles, shared rollout": lambda: Ours(replace(lora, objective=shared), accelerator),
             REFERENCE: lambda: PublishedOrder(config, accelerator),

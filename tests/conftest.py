@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from dar import RoutingConfig, SiT, SiTConfig
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
@@ -73,6 +75,13 @@ def tiny_model() -> SiT:
 @pytest.fixture
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def accelerator_in_bf16() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dar import SiT
 from distill.conditions import ClassLabels
@@ -26,6 +24,7 @@ from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from distill.training.preflight import preflight
 from tests.conftest import build_roles, models_of
+from tests.recording import Launches
 
 
 @pytest.fixture(params=["all", "lora"])
@@ -216,21 +215,9 @@ def test_the_host_waits_for_nothing_in_an_update_that_is_not_logged(
     train = replace(run_config.train, log_every=100, steps=1000)
     task = make_task(replace(run_config, objective=objective, train=train), tiny_model, accelerator)
     task.update(4)  # what is built once
-    with Reads() as reads:
+    with Launches() as launches:
         task.update(5)
-    assert reads.count == read
-
-
-class Reads(TorchDispatchMode):
-    """Counts the values that Python reads out of tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
-        return func(*args, **(kwargs or {}))
+    assert launches.reads == read
 
 
 def test_a_shared_rollout_asks_the_student_once_per_row(run_config, tiny_model, accelerator) -> None:

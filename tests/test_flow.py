@@ -256,7 +256,7 @@ def test_guidance_on_the_first_channels_is_the_official_samplers():
 
 def test_outside_the_interval_the_null_class_is_not_run():
     model = Counting()
-    Denoiser(model, LABELS, 3.0, interval=(0.2, 0.3)).velocity(EPS, T, Y)
+    Denoiser(model, LABELS, 3.0, interval=(0.2, 0.3)).velocity_field(Y)(EPS, T)
     assert model.labels == [Y.tolist()]
 
 

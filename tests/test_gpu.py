@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from dar import RoutingConfig, SiT, depth_route, depth_route_reference
+from distill.config import RolesConfig
+from distill.models.frozen import frozen_in
+from distill.models.launching import EAGER_VARIABLE
+from distill.objectives.task import DistillationTask, build_models
+from distill.sampling import draw_images, few_step_sampler
+from distill.sampling.schedules import t_grid
 from tests.conftest import perturbed, tiny_config
 
 pytestmark = [
@@ -56,20 +66,45 @@ def test_a_model_by_kernels_and_by_torch(chunk_size: int, compiled: bool) -> Non
         torch.testing.assert_close(got, right, rtol=2e-3, atol=2e-4 * float(right.abs().max()))
 
 
-def test_a_cuda_graph_of_the_sampler() -> None:
-    """Captured once, replayed on other inputs."""
-    model = perturbed(SiT(tiny_config(hidden_size=64, depth=6, routing=RoutingConfig(chunk_size=1))), std=0.1).cuda()
-    model.routing.backend = "triton"
-    x, t, y = torch.randn(3, 1, 8, 8, device="cuda"), torch.rand(3, device="cuda"), torch.arange(3, device="cuda")
-    with torch.no_grad():
-        for _ in range(3):
-            model(x, t, y)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = model(x, t, y)
-        x.copy_(torch.randn_like(x))
-        graph.replay()
-        torch.testing.assert_close(output, model(x, t, y))
+@pytest.mark.parametrize("routing", [RoutingConfig(kind="residual"), RoutingConfig(chunk_size=1)])
+def test_a_sampler_by_graphs_draws_what_single_kernels_draw(routing: RoutingConfig, monkeypatch) -> None:
+    """Ten images in batches of four: the first as it is, the second captured, two rows of the third filled up."""
+    model = perturbed(SiT(tiny_config(hidden_size=64, depth=6, routing=routing)), std=0.1).cuda()
+    sampler = few_step_sampler("student", model, t_grid(4)[:-1])
+    y = torch.arange(10) % 3
+    graphs, _ = draw_images(sampler, y, seed=0, batch_size=4)
+    monkeypatch.setenv(EAGER_VARIABLE, "1")
+    expected, _ = draw_images(sampler, y, seed=0, batch_size=4)
+    assert torch.equal(graphs[:8], expected[:8])
+    torch.testing.assert_close(graphs[8:], expected[8:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("roles", ["all", "lora"])
+@pytest.mark.parametrize("rollout", ["random_step", "shared"])
+def test_updates_by_graphs_are_those_of_single_kernels(
+    run_config, tmp_path, roles: str, precision: str, rollout: str
+) -> None:
+    perturbed(SiT(tiny_config(hidden_size=64, depth=6)), std=0.1).save_pretrained(tmp_path / "teacher")
+    config = replace(
+        run_config,
+        teacher=replace(run_config.teacher, path=str(tmp_path / "teacher")),
+        roles=RolesConfig(roles, 4),
+        objective=replace(run_config.objective, rollout=rollout),
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, found = Accelerator(mixed_precision=precision), {}
+    for launch in ("eager", "graph"):
+        torch.manual_seed(0)
+        train = replace(config.train, launch=launch)
+        models = build_models(config).to(accelerator.device)
+        task = DistillationTask(replace(config, train=train), models, accelerator, 1.0)
+        with frozen_in(precision, models.teacher):
+            values = [{name: float(value) for name, value in task.update(step).items()} for step in range(5)]
+        found[launch] = values, [parameter.clone() for parameter in task.student.module.parameters()]
+    assert found["graph"][0] == found["eager"][0]
+    assert all(torch.equal(*pair) for pair in zip(found["graph"][1], found["eager"][1], strict=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_tape_keeps_a_twentieth_of_what_eager_keeps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,6 +22,12 @@ def learner(accelerator, optim: OptimConfig, value: float = 1.0) -> tuple[Learne
     return Learner("student", model, optim, 10, accelerator), model.weight
 
 
+def step_on(learn: Learner, step: int, loss: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Update number `step` on a loss that asks for no batch."""
+    values, _ = learn.on(lambda _: (loss(), ()))(step, torch.zeros(1))
+    return values
+
+
 def test_rate_warms_up_stays_and_decays_to_the_last_step() -> None:
     optim = OptimConfig(warmup_steps=4, decay_fraction=0.5)
     factors = [lr_factor(step, 10, optim) for step in range(10)]
@@ -33,7 +40,7 @@ def test_rate_without_warmup_or_decay_is_constant() -> None:
 
 def test_first_adam_step_has_the_size_of_the_rate(accelerator) -> None:
     learn, weight = learner(accelerator, OptimConfig(lr=0.01))
-    values = learn.update(0, [lambda: 3.0 * learn.model.weight.sum()])
+    values = step_on(learn, 0, lambda: 3.0 * learn.model.weight.sum())
     assert weight.item() == pytest.approx(1 - 0.01, abs=1e-6)
     assert values["loss"] == pytest.approx(3.0)
     assert values["grad_norm"] == pytest.approx(3.0)
@@ -43,7 +50,7 @@ def test_the_routing_has_a_rate_of_its_own(accelerator, tiny_model) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_model.named_parameters()}
     optim = OptimConfig(lr=0.01, routing_lr_factor=0.1, clip_norm=1e9)
     learn = Learner("teacher", tiny_model, optim, 10, accelerator)
-    learn.update(0, [lambda: sum(p.sum() for p in learn.model.parameters() if p.requires_grad)])
+    step_on(learn, 0, lambda: sum(p.sum() for p in learn.model.parameters() if p.requires_grad))
     for name, parameter in tiny_model.named_parameters():
         if parameter.requires_grad:
             step = 0.001 if name.startswith("routing.") else 0.01
@@ -87,7 +94,7 @@ def test_adam_in_8_bit_steps_like_adam_with_a_quarter_of_its_memory() -> None:
 
 def test_micro_batches_are_averaged(accelerator) -> None:
     learn, _ = learner(accelerator, OptimConfig(clip_norm=100))
-    values = learn.update(0, [lambda: 2.0 * learn.model.weight.sum(), lambda: 4.0 * learn.model.weight.sum()])
+    values = learn.on(lambda scale: (scale.mean() * learn.model.weight.sum(), ()), 2)(0, torch.tensor([2.0, 4.0]))[0]
     assert values["grad_norm"] == pytest.approx(3.0)
     assert values["loss"] == pytest.approx(3.0)
 
@@ -97,15 +104,15 @@ def test_gradient_is_clipped_before_the_step(accelerator) -> None:
     learn = Learner("student", model, OptimConfig(clip_norm=0.5), 10, accelerator)
     seen = []
     learn.optimizer.optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.clone()))
-    learn.update(0, [lambda: 3.0 * learn.model.weight.sum()])
+    step_on(learn, 0, lambda: 3.0 * learn.model.weight.sum())
     assert seen[0].item() == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_loss_stops_before_the_step(accelerator, bad: float) -> None:
     learn, weight = learner(accelerator, OptimConfig(lr=0.1))
-    learn.update(7, [lambda: bad * learn.model.weight.sum()])
-    learn.update(8, [lambda: learn.model.weight.sum()])  # nor does a later one change anything
+    step_on(learn, 7, lambda: bad * learn.model.weight.sum())
+    step_on(learn, 8, lambda: learn.model.weight.sum())  # nor does a later one change anything
     assert weight.item() == 1.0
     (state,) = learn.optimizer.optimizer.state.values()
     assert not any(value.any() for value in state.values())
@@ -116,7 +123,7 @@ def test_non_finite_loss_stops_before_the_step(accelerator, bad: float) -> None:
 def test_non_finite_gradient_stops_before_the_step(accelerator) -> None:
     learn, weight = learner(accelerator, OptimConfig(lr=0.1), value=0.0)
     learn.check()
-    learn.update(3, [lambda: learn.model.weight.abs().sqrt().sum()])  # finite at 0, with an infinite slope
+    step_on(learn, 3, lambda: learn.model.weight.abs().sqrt().sum())  # finite at 0, with an infinite slope
     assert weight.item() == 0.0
     with pytest.raises(NonFiniteError, match=r"^student: the gradient is not finite in its update 4\."):
         learn.check()
@@ -126,7 +133,7 @@ def test_the_kernel_of_8_bits_is_not_told_and_the_host_looks(accelerator) -> Non
     learn, weight = learner(accelerator, OptimConfig(lr=0.1))
     learn.optim.name = "adamw_8bit"
     with pytest.raises(NonFiniteError, match=r"^student: the loss is not finite in its update 8\."):
-        learn.update(7, [lambda: math.nan * learn.model.weight.sum()])
+        step_on(learn, 7, lambda: math.nan * learn.model.weight.sum())
     assert weight.item() == 1.0 and not learn.optimizer.optimizer.state
 
 
@@ -145,17 +152,17 @@ class Scaler:
 
 def test_gradients_may_overflow_as_long_as_the_loss_scale_can_fall(accelerator) -> None:
     learn, _ = learner(accelerator, OptimConfig(), value=0.0)
-    steep = [lambda: learn.model.weight.abs().sqrt().sum()]
+    steep = lambda: learn.model.weight.abs().sqrt().sum()  # noqa: E731
     accelerator.scaler = Scaler(MIN_LOSS_SCALE)
-    assert not learn.update(0, steep)["grad_norm"].isfinite()
+    assert not step_on(learn, 0, steep)["grad_norm"].isfinite()
     learn, weight = learner(accelerator, OptimConfig(), value=0.0)
     accelerator.scaler = Scaler(MIN_LOSS_SCALE / 2)
     with pytest.raises(NonFiniteError, match="the gradient is not finite"):
-        learn.update(0, steep)
+        step_on(learn, 0, steep)
     assert weight.item() == 0.0
 
 
 def test_no_gradient_is_left_behind(accelerator) -> None:
     learn, weight = learner(accelerator, OptimConfig())
-    learn.update(0, [lambda: learn.model.weight.sum()])
+    step_on(learn, 0, lambda: learn.model.weight.sum())
     assert weight.grad is None

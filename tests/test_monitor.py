@@ -8,23 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objectives.monitor import GapByTime, Spread, reduced
+from distill.objectives.monitor import GapByTime, reduced, spread
 
 X = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 2, 8).view(8, 1, 1, 1)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_a_spread_is_that_of_all_values(accelerator, parts: int) -> None:
-    spread = Spread(accelerator)
-    for part in (X + 3).chunk(parts):
-        spread.add(part)
-    assert float(spread.std()) == pytest.approx(float((X + 3).std()), rel=1e-5)
+def test_a_spread_is_that_of_all_values(accelerator) -> None:
+    assert float(spread(X + 3, accelerator)) == pytest.approx(float((X + 3).std()), rel=1e-5)
 
 
 def test_a_spread_without_spread(accelerator) -> None:
-    spread = Spread(accelerator)
-    spread.add(torch.full((4, 1, 2, 2), 0.1))
-    assert float(spread.std()) == pytest.approx(0, abs=1e-7)
+    assert float(spread(torch.full((4, 1, 2, 2), 0.1), accelerator)) == pytest.approx(0, abs=1e-7)
 
 
 class Two:
@@ -40,9 +34,8 @@ class Two:
 
 def test_what_other_processes_saw_counts() -> None:
     two: Any = Two()
-    spread, gap = Spread(two), GapByTime(two)
-    spread.add(X)
-    assert float(spread.std()) == pytest.approx(float(torch.cat([X, X]).std()), rel=1e-5)
+    gap = GapByTime(two)
+    assert float(spread(X, two)) == pytest.approx(float(torch.cat([X, X]).std()), rel=1e-5)
     t = torch.linspace(0.05, 0.35, 8)
     gap.add(t, X, torch.zeros_like(X))
     values = gap.take()

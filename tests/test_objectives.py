@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.conditions import chunk_rows
 from distill.config import OptimConfig, RunConfig, config_to_yaml, load_config
 from distill.config.checks import at_least
 from distill.data.base import shuffled_indices
@@ -66,6 +65,9 @@ def make_adversarial() -> type:
 
         def __init__(self, setting: Setting) -> None:
             self.setting = setting
+            accumulation = setting.config.train.accumulation
+            self.judging = setting.networks["discriminator"].on(self._judged, accumulation)
+            self.fooling = setting.student.on(self._fooled, accumulation)
             self.fooled = Fooled(setting)
 
         @classmethod
@@ -93,24 +95,23 @@ def make_adversarial() -> type:
             indices = shuffled_indices(len(setting.data), loop.batch_size, step, loop.seed)
             local = local_rows(indices, setting.accelerator)
             x0, _ = setting.data.batch(local, rank_noise(generator, setting.accelerator))
-            judge, student = setting.networks["discriminator"], setting.student
-            drawn = few_step_sample(Denoiser(student.module, setting.condition), noise, y, setting.t_list)
-            values = judge.update(step, [lambda: self._judged(judge.model, x0, drawn)])
-
-            def fooling(noise: Tensor, y: Tensor) -> Tensor:
-                t = setting.t_list[:1].expand(noise.shape[1])
-                x_in = setting.t_list[0] * noise[0]
-                return F.softplus(-judge.module(x_in - t[0] * student.model(x_in, t, y))).mean()
-
-            parts = zip(noise.chunk(loop.accumulation, dim=1), chunk_rows(y, loop.accumulation), strict=True)
-            found = student.update(step, [lambda part=part: fooling(*part) for part in parts])
+            drawn = few_step_sample(Denoiser(setting.student.predict, setting.condition), noise, y, setting.t_list)
+            values, (judged,) = self.judging(step, x0, drawn)
+            self.fooled.add(judged)
+            found, _ = self.fooling(step, noise[0], y)
             figures = {"discriminator/loss": values["loss"], "student/loss": found["loss"]}
             return figures | (self.fooled.take() if log_now else {})
 
-        def _judged(self, judge: nn.Module, x0: Tensor, drawn: Tensor) -> Tensor:
+        def _judged(self, x0: Tensor, drawn: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+            judge = self.setting.networks["discriminator"].model
             on_data, on_drawn = judge(x0), judge(drawn)
-            self.fooled.add(on_drawn)
-            return F.softplus(-on_data).mean() + F.softplus(on_drawn).mean()
+            return F.softplus(-on_data).mean() + F.softplus(on_drawn).mean(), (on_drawn,)
+
+        def _fooled(self, noise: Tensor, y: Tensor) -> tuple[Tensor, tuple[()]]:
+            student, judge = self.setting.student.model, self.setting.networks["discriminator"].module
+            t = self.setting.t_list[:1].expand(len(noise))
+            x_in = t[0] * noise
+            return F.softplus(-judge(x_in - t[0] * student(x_in, t, y))).mean(), ()
 
     return Adversarial
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -165,7 +163,7 @@ def test_student_gradients_are_those_of_explicit_copies(double_task, checkpointi
     loss.backward()
 
     task.student.module.gradient_checkpointing = checkpointing
-    _, ours = task.objective._student_loss(x_in, t_in, t, eps, y)
+    ours, _ = task.objective._student_loss(x_in, t_in, t, eps, y)
     ours.backward()
     torch.testing.assert_close(ours, loss, rtol=1e-10, atol=0)
     for name, gradient in expected_gradients(task.student.module, student).items():
@@ -185,7 +183,7 @@ def test_critic_gradients_are_those_of_an_explicit_copy(double_task, checkpointi
     fake_score = explicit(task.objective.fake_score.module)
     flow_matching_loss(fake_score(interpolate(x0, eps, t), t, y), x0, eps).backward()
     task.objective.fake_score.module.gradient_checkpointing = checkpointing
-    loss = task.objective._critic_loss(task.objective.fake_score.model, x0, eps, t, y)
+    loss, _ = task.objective._critic_loss(task.objective.fake_score.model, x0, eps, t, y)
     with torch.no_grad():  # others use the backbone before the backward pass
         task.student.module(x0, t, y)
         task.objective.teacher.model(x0, t, y)
@@ -245,25 +243,22 @@ def test_the_average_forgets_where_it_began(decay: float, steps: int, expected: 
     assert expected**steps <= 0.0501
 
 
-def test_the_average_computes_with_its_own_parameters_under_bf16(teacher, tmp_path, run_config) -> None:
+def test_the_average_computes_with_its_own_parameters_under_bf16(
+    teacher, tmp_path, run_config, accelerator_in_bf16
+) -> None:
     """accelerate replaces the forward of a model that it prepares, and the average is a copy of one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-        config = replace(run_config, teacher=teacher, roles=LORA)
-        task = DistillationTask(config, models_of(config, build_roles(teacher, LORA)), accelerator, 1.0)
-        task.update(0)
-        with torch.no_grad():
-            perturbed(task.student.module, std=0.2)
-            averaged, student = task.averaged_student(*batch()), task.student.module(*batch())
-        assert averaged.dtype == torch.float32 and (averaged - student).abs().max() > 0.01
-        plain = write_student(task.averaged_student, task.t_list, tmp_path / "out")
-        loaded = SiT.from_pretrained(tmp_path / "out" / "student")
-        with accelerator.autocast(), torch.no_grad():
-            torch.testing.assert_close(loaded(*batch()).float(), averaged, rtol=0, atol=0.01)
-            torch.testing.assert_close(plain(*batch()).float(), loaded(*batch()).float())
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    config = replace(run_config, teacher=teacher, roles=LORA)
+    task = DistillationTask(config, models_of(config, build_roles(teacher, LORA)), accelerator_in_bf16, 1.0)
+    task.update(0)
+    with torch.no_grad():
+        perturbed(task.student.module, std=0.2)
+        averaged, student = task.averaged_student(*batch()), task.student.module(*batch())
+    assert averaged.dtype == torch.float32 and (averaged - student).abs().max() > 0.01
+    plain = write_student(task.averaged_student, task.t_list, tmp_path / "out")
+    loaded = SiT.from_pretrained(tmp_path / "out" / "student")
+    with accelerator_in_bf16.autocast(), torch.no_grad():
+        torch.testing.assert_close(loaded(*batch()).float(), averaged, rtol=0, atol=0.01)
+        torch.testing.assert_close(plain(*batch()).float(), loaded(*batch()).float())
 
 
 def test_written_adapters_and_model_are_the_student(teacher, tmp_path) -> None:

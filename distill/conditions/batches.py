@@ -26,8 +26,15 @@ def num_rows(y: ConditionBatch) -> int:
 
 
 def to_device(y: ConditionBatch, device: torch.device | str) -> ConditionBatch:
-    """The batch on `device`."""
-    return map_tensors(lambda tensor: tensor.to(device), y)
+    """The batch on `device`. The host does not wait until a GPU has it, nor for what the GPU does before."""
+    to_gpu = torch.device(device).type == "cuda"
+    # Only from pinned memory can a copy run by itself.
+    return map_tensors(
+        lambda tensor: (tensor.pin_memory() if to_gpu and not tensor.is_cuda else tensor).to(
+            device, non_blocking=to_gpu
+        ),
+        y,
+    )
 
 
 def slice_rows(y: ConditionBatch, start: int, stop: int) -> ConditionBatch:

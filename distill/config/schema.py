@@ -71,6 +71,8 @@ class LoopConfig:
 
     batch_size: samples per update over all processes and accumulation steps.
     accumulation: micro-batches per update; k x B/k gives the gradient of B.
+    launch: `auto` captures the work of an update as CUDA graphs where that is possible, and says where it is not;
+        `graph` ends with an error there; `eager` launches every kernel from Python.
     *_every: in updates. keep: checkpoints kept, the newest ones.
     """
 
@@ -80,6 +82,7 @@ class LoopConfig:
     seed: int = 0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    launch: str = "auto"
     log_every: int = 20
     grid_every: int = 200
     save_every: int = 500
@@ -90,6 +93,7 @@ class LoopConfig:
         at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
         at_least(self, "train", 1, "save_every", "keep")
         one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
+        one_of(self, "train", "launch", ("auto", "graph", "eager"))
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"train.batch_size must be a multiple of train.accumulation = {self.accumulation}; "

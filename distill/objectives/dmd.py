@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from distill.conditions import ConditionBatch, chunk_rows
+from distill.conditions import ConditionBatch
 from distill.config import OptimConfig, RunConfig
 from distill.config.checks import at_least, one_of
 from distill.errors import UserError
@@ -21,14 +21,13 @@ from distill.models.backbone import Backbone
 from distill.models.roles import trainable_copy
 from distill.objectives.base import Network, Setting, Turn, register
 from distill.objectives.losses import dmd_loss, flow_matching_loss
-from distill.objectives.monitor import GapByTime, Spread
+from distill.objectives.monitor import GapByTime, spread
 from distill.objectives.rollouts import ROLLOUTS, StudentInputs, finished, student_of
 from distill.sampling import T_SAMPLERS, interpolate, uniform_t, velocity_to_x0
 from distill.seeds import generator_for
 from distill.training.batches import rank_slice
 
 DrawT = Callable[[int, torch.Generator], Tensor]
-MicroBatch = tuple[Tensor, Tensor, Tensor, Tensor, ConditionBatch]
 
 
 @dataclass
@@ -94,6 +93,9 @@ class Dmd:
         self.accelerator = setting.accelerator
         self.teacher = setting.teacher
         self.student, self.fake_score = setting.student, setting.networks["fake_score"]
+        accumulation = self.loop.accumulation
+        self._teach_critic = self.fake_score.on(partial(self._critic_loss, self.fake_score.model), accumulation)
+        self._teach_student = self.student.on(self._student_loss, accumulation)
         self.gap = GapByTime(setting.accelerator)
         self.rollout = ROLLOUTS[self.config.rollout](setting, self.config.fake_score.updates + 1)
 
@@ -140,50 +142,41 @@ class Dmd:
         inputs, t, eps = self._draw("fake_score", step, T_SAMPLERS[self.config.fake_score.t_sampler])
         with self.accelerator.autocast():
             x0 = finished(student_of(self.setting), inputs)
-        parts = (part.chunk(self.loop.accumulation) for part in (x0, eps, t))
-        batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
-        closures = [lambda batch=batch: self._critic_loss(self.fake_score.model, *batch) for batch in batches]
-        values = self.fake_score.update(step, closures)
+        values, _ = self._teach_critic(step, x0, eps, t, inputs.y)
         if with_lag:
             with torch.no_grad():
-                loss = self._critic_loss(self.teacher.model, x0, eps, t, inputs.y)
+                loss, _ = self._critic_loss(self.teacher.model, x0, eps, t, inputs.y)
                 on_teacher = self.accelerator.reduce(loss, reduction="mean")
             assert isinstance(on_teacher, Tensor)
             values["lag"] = values["loss"] / on_teacher
         return {f"fake_score/{name}": value for name, value in values.items()}
 
-    def _critic_loss(self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+    def _critic_loss(
+        self, model: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch
+    ) -> tuple[Tensor, tuple[()]]:
         with self.accelerator.autocast():
             velocity = model(interpolate(x0, eps, t), t, y)
-        return flow_matching_loss(velocity, x0, eps)
+        return flow_matching_loss(velocity, x0, eps), ()
 
     def _update_student(self, step: int) -> dict[str, Tensor]:
         inputs, t, eps = self._draw("student", step, partial(uniform_t, low=self.config.t_min, high=self.config.t_max))
-        spread = Spread(self.accelerator)
-
-        def loss_of(batch: MicroBatch) -> Tensor:
-            x0_gen, loss = self._student_loss(*batch)
-            spread.add(x0_gen)
-            return loss
-
-        parts = (part.chunk(self.loop.accumulation) for part in (inputs.x_in, inputs.t_in, t, eps))
-        batches = zip(*parts, chunk_rows(inputs.y, self.loop.accumulation), strict=True)
-        values = self.student.update(step, [lambda batch=batch: loss_of(batch) for batch in batches])
-        drift = spread.std() / self.setting.teacher_std - 1
+        values, rows = self._teach_student(step, inputs.x_in, inputs.t_in, t, eps, inputs.y)
+        x0_gen, x0_fake, x0_teacher = rows
+        self.gap.add(t, x0_fake, x0_teacher)
+        drift = spread(x0_gen, self.accelerator) / self.setting.teacher_std - 1
         return {**{f"student/{name}": value for name, value in values.items()}, "std_drift": drift}
 
     def _student_loss(
         self, x_in: Tensor, t_in: Tensor, t: Tensor, eps: Tensor, y: ConditionBatch
-    ) -> tuple[Tensor, Tensor]:
-        """x0_gen, and the distribution-matching loss from its noised x_t; gradient through x0_gen alone."""
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The distribution-matching loss from noised x0_gen, with gradient through x0_gen alone; the three x0."""
         with self.accelerator.autocast():
             x0_gen = velocity_to_x0(x_in, self.student.model(x_in, t_in, y), t_in)
             with torch.no_grad():
                 x_t = interpolate(x0_gen, eps, t)
                 x0_teacher = self.teacher.x0(x_t, t, y)
                 x0_fake = velocity_to_x0(x_t, self.fake_score.module(x_t, t, y), t)
-        self.gap.add(t, x0_fake, x0_teacher)
-        return x0_gen.detach(), dmd_loss(x0_gen, x0_teacher, x0_fake)
+        return dmd_loss(x0_gen, x0_teacher, x0_fake), (x0_gen.detach(), x0_fake, x0_teacher)
 
     def _draw(self, role: str, step: int, draw_t: DrawT) -> tuple[StudentInputs, Tensor, Tensor]:
         """One update's student inputs, and t, eps to noise what comes out of them.

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distill.conditions import ConditionBatch, chunk_rows, condition_of, num_rows, to_device, where_rows
+from distill.conditions import ConditionBatch, condition_of, num_rows, to_device, where_rows
 from distill.config import TrainConfig
 from distill.data.base import Dataset, shuffled_indices
 from distill.latents.decoding import training_decoder
@@ -20,6 +20,7 @@ from distill.render import save_grid
 from distill.sampling import T_SAMPLERS, Denoiser, euler, grid_conditions, interpolate, t_grid
 from distill.seeds import generator_for
 from distill.training.batches import local_rows, rank_noise, rank_slice
+from distill.training.devices import launch_for
 from distill.training.learner import Learner
 
 GRID_ROWS = 4
@@ -38,7 +39,9 @@ class TeacherTask:
         space = getattr(data, "space", None)  # of latents
         self.decoder = training_decoder(config.data.vae, data.sample_shape, space, accelerator.device)
         model.gradient_checkpointing = config.train.gradient_checkpointing
-        self.learner = Learner("teacher", cast(nn.Module, model), config.optim, config.train.steps, accelerator)
+        launch = launch_for(config.train, accelerator)
+        self.learner = Learner("teacher", cast(nn.Module, model), config.optim, config.train.steps, accelerator, launch)
+        self._teach = self.learner.on(self._loss, config.train.accumulation)
         decay = limited_decay(config.flow_matching.ema_decay, config.train.steps)
         self.ema = Ema(self.learner.module, decay, self.learner.meta_model)
         accelerator.register_for_checkpointing(self.ema)
@@ -47,12 +50,7 @@ class TeacherTask:
         self.learner.check()
 
     def update(self, step: int) -> dict[str, Tensor]:
-        *tensors, y = self._draw(step)
-        accumulation = self.config.train.accumulation
-        parts = (part.chunk(accumulation) for part in tensors)
-        micro_batches = zip(*parts, chunk_rows(y, accumulation), strict=True)
-        closures = [lambda batch=batch: self._loss(*batch) for batch in micro_batches]
-        values = self.learner.update(step, closures)
+        values, _ = self._teach(step, *self._draw(step))
         self.ema.update(self.learner.module)
         return {f"teacher/{name}": value for name, value in values.items()}
 
@@ -67,13 +65,13 @@ class TeacherTask:
         t = T_SAMPLERS[config.flow_matching.t_sampler](size, generator).clamp(*self.t_range)
         dropped = torch.rand(size, generator=generator) < config.flow_matching.label_dropout
         eps, t, dropped = (rank_slice(part, self.accelerator) for part in (eps, t, dropped))
-        x0, y = x0.to(self.accelerator.device), to_device(y, self.accelerator.device)
+        x0, y = to_device(x0, self.accelerator.device), to_device(y, self.accelerator.device)
         return x0, eps, t, where_rows(dropped, self.condition.null(y), y)
 
-    def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+    def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> tuple[Tensor, tuple[()]]:
         with self.accelerator.autocast():
             velocity = self.learner.model(interpolate(x0, eps, t), t, y)
-        return flow_matching_loss(velocity, x0, eps)
+        return flow_matching_loss(velocity, x0, eps), ()
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         """A grid of the EMA: one column a condition, the same noise every time."""

@@ -54,21 +54,12 @@ class GapByTime:
         return values
 
 
-class Spread:
-    """The standard deviation of all values of a batch, however it is cut into micro-batches and over processes."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-
-    def add(self, values: Tensor) -> None:
-        wide = values.detach().double()
-        self._sums += torch.stack([wide.new_tensor(wide.numel()), wide.sum(), wide.square().sum()])
-
-    def std(self) -> Tensor:
-        """On the device; all processes have to ask for it."""
-        count, total, squares = reduced(self._sums, self._accelerator)
-        return ((squares - total**2 / count) / (count - 1)).clamp(min=0).sqrt()
+def spread(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """The standard deviation of all values of a batch, of all processes; on the device. All have to ask for it."""
+    wide = values.double()
+    sums = torch.stack([wide.new_full((), wide.numel()), wide.sum(), wide.square().sum()])
+    count, total, squares = reduced(sums, accelerator)
+    return ((squares - total**2 / count) / (count - 1)).clamp(min=0).sqrt()
 
 
 def reduced(values: Tensor, accelerator: Accelerator) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from distill.conditions import ConditionBatch, concat_rows, repeat_rows, slice_rows, take_rows
+from distill.conditions import ConditionBatch, concat_rows, repeat_rows, slice_rows, take_rows, to_device
 from distill.objectives.base import Setting
 from distill.sampling import rollout
 from distill.sampling.flow import interpolate
@@ -114,13 +114,13 @@ class Shared:
                 inputs = _all_steps(student, noise[:, first:last], slice_rows(y, first, last), setting.t_list)
                 parts.append(inputs._replace(x0=finished(student, inputs)))
         whole = _joined(parts)
-        order = torch.randperm(len(whole.x0), generator=generator).to(whole.x0.device)
+        order = to_device(torch.randperm(len(whole.x0), generator=generator), whole.x0.device)
         return [whole.take(rows) for rows in order[: self._num_batches * size].split(size)]
 
 
 def student_of(setting: Setting) -> Denoiser:
     """The student as it is, for passes without a gradient."""
-    return Denoiser(setting.student.module, setting.condition)
+    return Denoiser(setting.student.predict, setting.condition)
 
 
 @torch.no_grad()

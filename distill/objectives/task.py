@@ -22,6 +22,7 @@ from distill.models.sharding import shard_frozen
 from distill.objectives.base import OBJECTIVES, Network, Setting
 from distill.render import clamp_images, save_grid
 from distill.sampling import Denoiser, draw_images, few_step_sampler, grid_conditions, t_grid
+from distill.training.devices import launch_for
 from distill.training.learner import Learner
 from distill.training.loop import is_logged
 
@@ -82,13 +83,15 @@ class DistillationTask:
         self.accelerator = accelerator
         self.decoder = decoder
         self.condition = condition_of(teacher)
-        self.t_list = t_grid(config.student.steps, config.student.shift, teacher.t_range)[:-1]
+        t_list = t_grid(config.student.steps, config.student.shift, teacher.t_range)[:-1]
+        self.t_list = t_list.to(accelerator.device)
+        launch = launch_for(config.train, accelerator)
         for model in models.copies.values():
             model.gradient_checkpointing = config.train.gradient_checkpointing
         student = cast(nn.Module, models.student)
-        self.student = Learner("student", student, config.student.optim, config.train.steps, accelerator)
+        self.student = Learner("student", student, config.student.optim, config.train.steps, accelerator, launch)
         networks = {
-            role: Learner(role, network.model, network.optim, network.num_updates, accelerator)
+            role: Learner(role, network.model, network.optim, network.num_updates, accelerator, launch)
             for role, network in models.networks.items()
         }
         self.learners = [*networks.values(), self.student]
@@ -129,7 +132,8 @@ class DistillationTask:
         y = grid_conditions(self.condition, GRID_ROWS)
         sampler = few_step_sampler("student", averaged, self.t_list)
         size = self.config.evaluate.batch_size
-        images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)
+        with self.accelerator.autocast():
+            images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)
         save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
         return {"high_frequency_ratio": float(high_frequency_ratio(clamp_images(images)))}
 

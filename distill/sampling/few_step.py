@@ -24,9 +24,10 @@ def rollout(student: Denoiser, noise: Tensor, y: ConditionBatch, t_list: Tensor,
         t_list: descending (S); t_list[0] is the t of the first step.
         num_done: 0 gives interpolate(0, noise[0], t_list[0]), which is exactly the noise if t_list[0] = 1.
     """
+    t_list = t_list.to(noise)
     x_t = t_list[0] * noise[0]
     for step in range(num_done):
-        t = t_list[step].to(noise).expand(len(x_t))
+        t = t_list[step].expand(len(x_t))
         x0 = student.x0(x_t, t, y)
         x_t = interpolate(x0, noise[step + 1], t_list[step + 1])
     return x_t

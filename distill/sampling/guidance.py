@@ -43,26 +43,31 @@ class Denoiser:
 
     def velocity(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         """Guided velocity at x_t (B, *sample_shape), t (B) and y with B rows."""
-        guided = self._acts_at(t)
-        # A look at the values makes the host wait, so there is none where guidance acts everywhere.
-        everywhere = self.interval[0] <= 0 and self.interval[1] >= 1
-        if self.cfg_scale == 1.0 or not (everywhere or bool(guided.any())):
+        if self.cfg_scale == 1.0:
             return self._predicted(x_t, t, y)
         both = self._predicted(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
         cond, uncond = both.chunk(2)
-        scale = t_like(torch.where(guided, self.cfg_scale, 1.0).to(cond.dtype), cond)
-        velocity = combine_cfg(cond, uncond, scale)
+        guided = torch.where(t_like(self._acts_at(t), cond), combine_cfg(cond, uncond, self.cfg_scale), cond)
         if self.cfg_channels is not None:
-            velocity[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
-        return velocity
+            guided[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
+        return guided
 
     def x0(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         """Guided estimate of the clean sample. Guiding x0 and guiding the velocity give the same result."""
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
 
     def velocity_field(self, y: ConditionBatch) -> Velocity:
-        """The velocity field for a fixed condition, as the solvers take it."""
-        return lambda x_t, t: self.velocity(x_t, t, y)
+        """The velocity field for a fixed condition, as the solvers take it: with one t for all rows.
+
+        Where guidance does not act, B rows are computed instead of 2 B.
+        """
+        everywhere = self.interval[0] <= 0 and self.interval[1] >= 1  # then no value of t is looked at
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            acts = everywhere or bool(self._acts_at(t).any())
+            return self.velocity(x_t, t, y) if acts else self._predicted(x_t, t, y)
+
+        return velocity
 
     def evaluations(self, t: Tensor) -> int:
         """Forward passes per sample for velocities at t (S). A guided evaluation counts as two."""

@@ -18,6 +18,7 @@ from distill.config import CONFIG_FILE, TeacherConfig, read_values
 from distill.errors import UserError
 from distill.models import Backbone, load_model, model_folder, save_model
 from distill.models.families import MODEL_FOLDERS
+from distill.models.launching import CapturedModel
 from distill.sampling.few_step import few_step_sample
 from distill.sampling.guidance import Denoiser
 from distill.sampling.solvers import SOLVERS
@@ -65,7 +66,7 @@ def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int)
     channels = teacher.cfg_channels
     if channels is not None and channels > model.sample_shape[0]:
         raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
-    denoiser = Denoiser(model, condition_of(model), teacher.cfg_scale, teacher.interval, channels)
+    denoiser = Denoiser(CapturedModel(model), condition_of(model), teacher.cfg_scale, teacher.interval, channels)
     solver = SOLVERS[teacher.solver]
     grid = solver.grid(num_steps, model.t_range)
 
@@ -85,7 +86,7 @@ def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int)
 
 def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
     """The sampler of a student with its list of t."""
-    denoiser = Denoiser(model, condition_of(model))
+    denoiser = Denoiser(CapturedModel(model), condition_of(model))
 
     def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
         return few_step_sample(denoiser, noise, y, t_list)

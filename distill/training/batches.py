@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.conditions import ConditionBatch, map_tensors
+from distill.conditions import ConditionBatch, map_tensors, to_device
 from distill.data.base import Noise, noise_of
 
 
@@ -17,7 +17,7 @@ def rank_slice(batch: ConditionBatch, accelerator: Accelerator, dim: int = 0) ->
 
     Every process must pass the same global batch.
     """
-    return map_tensors(lambda part: local_rows(part, accelerator, dim).to(accelerator.device), batch)
+    return to_device(map_tensors(lambda part: local_rows(part, accelerator, dim), batch), accelerator.device)
 
 
 def local_rows(batch: Tensor, accelerator: Accelerator, dim: int = 0) -> Tensor:

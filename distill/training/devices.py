@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from distill.config import RunConfig, TrainConfig, flat_values
+from distill.config import LoopConfig, RunConfig, TrainConfig, flat_values
 from distill.errors import UserError
+from distill.models.launching import Captured, Launch, eager
 from distill.models.sharding import sharding_plugin, start_sharding
 from distill.processes import check_started
+from distill.progress import logger
 
 
 def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
@@ -52,6 +55,35 @@ def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> No
     """Start the trackers, if any, with the configuration of the run; some write into its folder."""
     if run.train.trackers:
         accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})
+
+
+def launch_for(config: LoopConfig, accelerator: Accelerator) -> Launch:
+    """How the updates of this training are launched.
+
+    Raises: UserError for `train.launch = graph` where an update cannot be captured.
+    """
+    if config.launch == "eager":
+        return eager
+    hindrance = _hindrance(accelerator)
+    if hindrance is None:
+        return partial(Captured, strict=config.launch == "graph")
+    if config.launch == "graph":
+        raise UserError(f"train.launch = graph is not possible {hindrance}; take auto or eager")
+    if accelerator.device.type == "cuda":
+        logger.info(f"kernels are launched one by one: CUDA graphs are not possible {hindrance}")
+    return eager
+
+
+def _hindrance(accelerator: Accelerator) -> str | None:
+    if accelerator.device.type != "cuda":
+        return f"on this device, {accelerator.device.type}"
+    if accelerator.is_fsdp2:
+        return "with sharded weights"
+    if accelerator.num_processes > 1:
+        return f"in {accelerator.num_processes} processes, which exchange gradients"
+    if accelerator.scaler is not None:
+        return "with fp16, whose loss scale the host decides on"
+    return None
 
 
 def let_go(accelerator: Accelerator) -> None:

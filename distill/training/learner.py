@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,12 +10,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from distill.conditions import ConditionBatch, chunk_rows
 from distill.config import OptimConfig
 from distill.errors import NonFiniteError, UserError
+from distill.models.launching import Launch, eager
 from distill.models.parameters import meta_copy, trainable_parameters
 from distill.models.sharding import full_tensor
 from distill.training.optimizers import OPTIMIZERS
 
+LossOf = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""Rows of a batch -> the mean of a loss over them, and what else is wanted of them, row by row."""
+Update = Callable[..., tuple[dict[str, Tensor], list[Tensor]]]
 MIN_LOSS_SCALE = 1e-4  # fairseq's limit: gradients that overflow below this scale are broken, not just large
 
 
@@ -40,10 +45,17 @@ class Learner:
     """A model with an optimizer. The learning rate depends only on the number of the update, so no state is saved.
 
     meta_model: the model without values, used to make copies without sharding, since a sharded model cannot be copied.
+    predict: the model's call without gradient, for batches of few shapes.
     """
 
     def __init__(
-        self, role: str, model: nn.Module, optim: OptimConfig, num_steps: int, accelerator: Accelerator
+        self,
+        role: str,
+        model: nn.Module,
+        optim: OptimConfig,
+        num_steps: int,
+        accelerator: Accelerator,
+        launch: Launch = eager,
     ) -> None:
         self.role = role
         self.optim = optim
@@ -55,31 +67,61 @@ class Learner:
         groups = parameter_groups(model, optim.routing_lr_factor)
         optimizer = OPTIMIZERS[optim.name](groups, optim, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self._launch = launch
         self._failed = torch.zeros(2, device=accelerator.device)
+        self._number = torch.zeros((), device=accelerator.device)
+        self._rates = [torch.zeros((), device=accelerator.device) for _ in groups]
+        self.predict = launch(self.module)
 
     @property
     def module(self) -> nn.Module:
         """The model without the wrappers of accelerate."""
         return self.accelerator.unwrap_model(self.model)
 
-    def update(self, step: int, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Make one optimizer step on the mean of `losses`, one closure per micro-batch. The host does not wait for it.
+    def on(self, loss_of: LossOf, accumulation: int = 1) -> Update:
+        """Optimizer steps on the mean of a loss, as a function: (number of the update, *batch) -> values, rows.
 
-        Where the loss or the gradient is not finite, neither this step nor a later one changes a parameter, which is
-        decided on the device, and `check` raises.
+        The batch, tensors and conditions with a row per sample, is cut into `accumulation` micro-batches for `loss_of`.
+        The host waits for nothing. Where the loss or the gradient is not finite, neither this step nor a later one
+        changes a parameter, which is decided on the device, and `check` raises.
 
-        Returns: the loss, and the gradient norm before clipping, on the device.
-        Raises: NonFiniteError, at once, where the host has to decide (not `_decides_on_device`).
+        values: the loss, and the gradient norm before clipping. rows: what `loss_of` gave of the whole batch.
+        Raises: NonFiniteError, at once, where the host has to decide (not `_is_on_device`).
         """
+
+        def work(*batch: ConditionBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
+            micro_batches = list(zip(*(chunk_rows(part, accumulation) for part in batch), strict=True))
+            return self._step(loss_of, micro_batches)
+
+        launched = (self._launch if self._is_on_device else eager)(work)
+
+        def update(step: int, *batch: ConditionBatch) -> tuple[dict[str, Tensor], list[Tensor]]:
+            self._begin(step)
+            loss, norm, rows = launched(*batch)
+            return {"loss": loss, "grad_norm": norm}, rows
+
+        return update
+
+    def _begin(self, step: int) -> None:
+        """Say where the optimizer's work reads it which update this is, and its learning rate."""
+        self._number.fill_(step + 1)
         rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_factor"]
+        for group, place in zip(self.optimizer.param_groups, self._rates, strict=True):
+            place.fill_(rate * group["lr_factor"])
+            group["lr"] = place if self._is_on_device else rate * group["lr_factor"]
+            group["capturable"] = place.is_cuda  # a checkpoint may say otherwise
         self.model.train()
+
+    def _step(
+        self, loss_of: LossOf, micro_batches: list[tuple[ConditionBatch, ...]]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.accelerator.device)
-        for i, closure in enumerate(losses):
-            with self._sync(is_last=i == len(losses) - 1):
-                loss = closure() / len(losses)
+        total, rows = torch.zeros((), device=self.accelerator.device), []
+        for i, batch in enumerate(micro_batches):
+            with self._sync(is_last=i == len(micro_batches) - 1):
+                loss, of_batch = loss_of(*batch)
+                rows.append(of_batch)
+                loss = loss / len(micro_batches)
                 total += loss.detach()
                 self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(trainable_parameters(self.model).values(), self.optim.clip_norm)
@@ -88,8 +130,8 @@ class Learner:
         # The mean over processes: if one process must stop, all of them stop.
         loss = self.accelerator.reduce(total, reduction="mean")
         assert isinstance(loss, Tensor)
-        self._note(step, loss, norm)
-        if self._decides_on_device:
+        self._note(loss, norm)
+        if self._is_on_device:
             # What the fused kernel is told by a loss scaler, too: nothing is changed where this is not zero.
             self.optimizer.optimizer.found_inf = self._failed.any().float()
             self.optimizer.optimizer.grad_scale = None
@@ -98,7 +140,7 @@ class Learner:
             self.check()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "grad_norm": norm}
+        return loss, norm, [torch.cat(parts) for parts in zip(*rows, strict=True)]
 
     def check(self) -> None:
         """Raise NonFiniteError if the loss or gradient of an update was not finite. The host waits for the device."""
@@ -107,19 +149,19 @@ class Learner:
             what = "loss" if loss else "gradient"
             raise NonFiniteError(f"{self.role}: the {what} is not finite in its update {loss or gradient}")
 
-    def _note(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def _note(self, loss: Tensor, norm: Tensor) -> None:
         """Keep the number of the first update whose loss, or whose gradient, is not finite."""
         gradient = ~norm.isfinite()
         if self.accelerator.scaler is not None and self._may_overflow():
             gradient = torch.zeros_like(gradient)
-        now = torch.stack([~loss.isfinite(), gradient.to(loss.device)]) * float(step + 1)
-        self._failed = torch.where(self._failed.any(), self._failed, now)
+        now = torch.stack([~loss.isfinite(), gradient.to(loss.device)]) * self._number
+        self._failed.copy_(torch.where(self._failed.any(), self._failed, now))
 
     @property
-    def _decides_on_device(self) -> bool:
-        """Whether the optimizer's kernel can be told to leave everything as it is: the fused one, of whole parameters.
+    def _is_on_device(self) -> bool:
+        """Whether the optimizer's kernel reads rate and verdict on the device: the fused one, of whole parameters.
 
-        A loss scaler tells it itself, after a look of its own.
+        A loss scaler gives the verdict itself, after a look of its own.
         """
         return self.optim.name == "adamw" and self.accelerator.scaler is None and not self.accelerator.is_fsdp2
 

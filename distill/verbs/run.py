@@ -24,6 +24,7 @@ from distill.evaluation.measured import Measured
 from distill.files import write_folder
 from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone, load_model
+from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
 from distill.objectives import OBJECTIVES
 from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
@@ -88,7 +89,10 @@ def run(
     if evaluator:
         for note in evaluator.notes:
             logger.info(note)
-    run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
+    # Sharded weights are computed in the precision that FSDP was given.
+    precision = "no" if accelerator.is_fsdp2 else accelerator.mixed_precision
+    with frozen_in(precision, cast(nn.Module, models.teacher)):
+        run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     averaged, t_list = task.averaged_student, task.t_list
     del task, models  # their memory is for drawing
     let_go(accelerator)
