@@ -1,0 +1,158 @@
+"""Does routing keep edges in distillation? Teachers alike but for routing, each distilled alike, one page a variant.
+
+    python scripts/compare_edges.py configs/compare/edge_preservation.yaml [key=value ...]
+
+Trains the teachers and students that are missing, with `train` and `run`, then writes OUTPUT/VARIANT/report.html with
+`compare`. Start it several times, in the same way, and the processes share the work; started again after a stop it goes
+on. Each process takes as many threads as OMP_NUM_THREADS says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill.comparison.jobs import run_queue
+from distill.config import RoutingConfig, RunConfig, TrainConfig, build_config, merge_values, read_values
+from distill.errors import UserError
+from distill.progress import logger
+from distill.training.checkpoint import checkpoints
+
+
+@dataclass
+class Settings:
+    """baseline: the arm that others are compared with. evaluate: of the comparison."""
+
+    output: str
+    baseline: str
+    teacher_seeds: list[int] = field(default_factory=lambda: [0, 1])
+    student_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    evaluate: distill.EvalConfig = field(default_factory=distill.EvalConfig)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """teacher: as a file for `train`. student: as a file for `run`.
+
+    arms: of each the changes to `teacher` and `student`; or `retrofit_of`, an arm whose teacher gets the `routing`.
+    variants: of each the changes to `student`, and the `arms` that take part, all by default.
+    """
+
+    settings: Settings
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    arms: dict[str, Any]
+    variants: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str, overrides: Sequence[str]) -> Edges:
+        """Raises: UserError as `read_values`, and where a section is missing or no mapping."""
+        values = read_values(path, overrides)
+        sections = {name: values.pop(name, None) for name in ("teacher", "student", "arms", "variants")}
+        for name, section in sections.items():
+            if not isinstance(section, dict):
+                raise UserError(f"{path}: {name} must be a section; got {section!r}")
+        return cls(build_config(Settings, values), **sections)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train into `folder`, as `train` or `run` does. retrofit_of: a folder whose model it begins as."""
+
+    folder: Path
+    config: TrainConfig | RunConfig
+    retrofit_of: Path | None = None
+    routing: RoutingConfig | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / ("teacher" if isinstance(self.config, TrainConfig) else "student")).is_dir()
+
+    def do(self) -> None:
+        logger.info(f"{self.name} ...")
+        resume = bool(checkpoints(self.folder))
+        if not resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(self.config, RunConfig):
+            distill.run(self.config, resume=resume)
+            return
+        if self.retrofit_of and self.config.start.path and not Path(self.config.start.path).exists():
+            distill.retrofit(self.retrofit_of, self.config.start.path, self.routing)
+        distill.train(self.config, resume=resume)
+
+
+def teacher_folder(edges: Edges, arm: str, seed: int) -> Path:
+    return Path(edges.settings.output, "teachers", arm, f"seed{seed}")
+
+
+def student_folder(edges: Edges, variant: str, arm: str, teacher_seed: int, seed: int) -> Path:
+    return Path(edges.settings.output, "students", variant, arm, f"teacher{teacher_seed}_seed{seed}")
+
+
+def arms_of(edges: Edges, variant: str) -> list[str]:
+    return edges.variants[variant].get("arms") or list(edges.arms)
+
+
+def teacher_job(edges: Edges, arm: str, seed: int) -> Job:
+    settings, folder = edges.arms[arm] or {}, teacher_folder(edges, arm, seed)
+    values = merge_values(edges.teacher, settings.get("teacher", {}))
+    fixed: dict[str, Any] = {"output": str(folder), "train": {"seed": seed}}
+    origin, routing = settings.get("retrofit_of"), None
+    if origin is not None:
+        values.pop("model", None)
+        fixed["start"] = {"path": str(folder.with_name(f"seed{seed}_retrofitted"))}
+        routing = build_config(RoutingConfig, {"scale": "count", **settings.get("routing", {})})
+    train = build_config(TrainConfig, merge_values(values, fixed))
+    return Job(folder, train, origin and teacher_folder(edges, origin, seed), routing)
+
+
+def student_job(edges: Edges, variant: str, arm: str, teacher_seed: int, seed: int) -> Job:
+    folder = student_folder(edges, variant, arm, teacher_seed, seed)
+    values = edges.student
+    for change in ((edges.arms[arm] or {}).get("student", {}), edges.variants[variant].get("student", {})):
+        values = merge_values(values, change)
+    teacher = str(teacher_folder(edges, arm, teacher_seed))
+    fixed = {"output": str(folder), "teacher": {"path": teacher}, "train": {"seed": seed}}
+    return Job(folder, build_config(RunConfig, merge_values(values, fixed)))
+
+
+def all_jobs(edges: Edges) -> Iterator[Job]:
+    """Teachers before what begins from them, seeds outermost, so that a part of the work is balanced."""
+    plain_first = sorted(edges.arms, key=lambda arm: "retrofit_of" in (edges.arms[arm] or {}))
+    for teacher_seed in edges.settings.teacher_seeds:
+        for arm in plain_first:
+            yield teacher_job(edges, arm, teacher_seed)
+        for seed in edges.settings.student_seeds:
+            for variant in edges.variants:
+                for arm in arms_of(edges, variant):
+                    yield student_job(edges, variant, arm, teacher_seed, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, such as configs/compare/edge_preservation.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as student_seeds=[0]")
+    parser.add_argument("--dry-run", action="store_true", help="list the models that are missing")
+    args = parser.parse_args()
+    try:
+        jobs = list(all_jobs(Edges.load(args.config, args.overrides)))
+        if args.dry_run:
+            print("\n".join(job.name for job in jobs if not job.is_done))
+        else:
+            run_queue(jobs, lambda job: job.is_done, Job.do)
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare_edges: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
