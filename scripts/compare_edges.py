@@ -2,9 +2,9 @@
 
     python scripts/compare_edges.py configs/compare/edge_preservation.yaml [key=value ...]
 
-Trains the teachers and students that are missing, with `train` and `run`, then writes OUTPUT/VARIANT/report.html with
-`compare`. Start it several times, in the same way, and the processes share the work; started again after a stop it goes
-on. Each process takes as many threads as OMP_NUM_THREADS says.
+Trains the teachers and students that are missing, with `train` and `run`, then writes OUTPUT/pages/VARIANT/report.html
+with `compare`. Start it several times, in the same way, and the processes share the work; started again after a stop
+it goes on. Each process takes as many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -138,18 +138,44 @@ def all_jobs(edges: Edges) -> Iterator[Job]:
                     yield student_job(edges, variant, arm, teacher_seed, seed)
 
 
+def report(edges: Edges, variant: str) -> list[Path]:
+    """The page of a variant, with the trainings that are there of each arm; none if the baseline has none."""
+    settings = edges.settings
+    groups = {}
+    for arm in sorted(arms_of(edges, variant), key=lambda arm: arm != settings.baseline):
+        folders = [
+            student_folder(edges, variant, arm, teacher_seed, seed)
+            for teacher_seed in settings.teacher_seeds
+            for seed in settings.student_seeds
+        ]
+        if found := [folder for folder in folders if (folder / "student").is_dir()]:
+            groups[arm] = found
+    if settings.baseline not in groups or len(groups) < 2:
+        return []
+    guidance = edges.student.get("teacher", {})
+    teacher = teacher_folder(edges, settings.baseline, settings.teacher_seeds[0])
+    shown = distill.TeacherConfig(path=str(teacher), **guidance)
+    output = Path(settings.output, "pages", variant)
+    shutil.rmtree(output, ignore_errors=True)
+    made = distill.compare(teacher=shown, config=settings.evaluate, output=output, groups=groups)
+    return [made.report] if made else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, such as configs/compare/edge_preservation.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as student_seeds=[0]")
-    parser.add_argument("--dry-run", action="store_true", help="list the models that are missing")
+    phase = parser.add_mutually_exclusive_group()
+    phase.add_argument("--dry-run", action="store_true", help="list the models that are missing")
+    phase.add_argument("--report", action="store_true", help="write the pages of what is there")
     args = parser.parse_args()
     try:
-        jobs = list(all_jobs(Edges.load(args.config, args.overrides)))
+        edges = Edges.load(args.config, args.overrides)
+        jobs = list(all_jobs(edges))
         if args.dry_run:
             print("\n".join(job.name for job in jobs if not job.is_done))
-        else:
-            run_queue(jobs, lambda job: job.is_done, Job.do)
+        elif args.report or not run_queue(jobs, lambda job: job.is_done, Job.do):
+            print("\n".join(str(page) for variant in edges.variants for page in report(edges, variant)))
     except (ValueError, OSError) as error:
         sys.exit(f"compare_edges: error: {error}")
 

@@ -177,7 +177,7 @@ def test_what_no_page_can_show_is_refused_before_drawing(
     output = ["--output", str(tmp_path / "page"), "--steps", "3"]
     assert "embedded is no student" in refused(capsys, "compare", "embedded", *output)
     student = str(student_folder(tmp_path / "a", 2))
-    assert "samplers need different names" in refused(capsys, "compare", student, student, *output)
+    assert "arms need different names" in refused(capsys, "compare", student, student, *output)
     many = [str(student_folder(tmp_path / str(number), 2)) for number in range(9)]
     assert "9 samplers with role 'student'; a report shows at most 8" in refused(capsys, "compare", *many, *output)
     assert not (tmp_path / "page").exists()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dar import RoutingConfig, SiT, SiTConfig
+from distill import report
 from distill.assets import asset
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.errors import UserError
@@ -93,16 +94,20 @@ def test_diversity_of_another_perceptual_distance_is_left_out(
     evaluator = Evaluator(EvalConfig(teacher_reference=str(stored_teacher)), CPU, GREY, "embedded")
     evaluator.use_teacher_reference(teacher, "embedded")
     assert evaluator.measured_teacher is not None
-    assert ("lpips_diversity" in data_values(evaluator.data, 4)) == (not other)
+    assert ("lpips_diversity" in data_values(evaluator.data)) == (not other)
     assert ("lpips_diversity" in evaluator.measured_teacher.measures) == (not other)
     assert sum("diversity of" in note and "is left out" in note for note in evaluator.notes) == 2 * other
+
+
+def entry_of(sampler: Sampler, measured: Measured) -> results.Entry:
+    column = report.Sampler(sampler.name, sampler.role, np.zeros((1, 1, 28, 28)), sampler.num_steps, 1, 1.0)
+    return results.Entry(column, measured, (torch.empty(0), torch.empty(0)), torch.empty(0))
 
 
 def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:
     teacher = load_sampler("embedded", TeacherConfig())
     measured = Measured.load(stored_teacher.with_suffix(".json"))
-    none = torch.empty(0)
-    cells = results.table([results.Entry(teacher, none, 1.0, measured, (none, none), none)], {})
+    cells = results.table([entry_of(teacher, measured)], {}, {})
     recall, precision = cells["recall"][teacher.name], cells["precision"][teacher.name]
     assert recall is not None and recall.low is None and recall.value == measured.measures["recall"].value
     assert precision is not None and precision.low == measured.measures["precision"].low
@@ -120,14 +125,13 @@ def test_measures_without_limits_are_plain_json(tmp_path: Path) -> None:
 def test_tiles_name_the_student_and_are_left_out_for_several(stored_teacher: Path) -> None:
     teacher = load_sampler("embedded", TeacherConfig())
     measured = Measured.load(stored_teacher.with_suffix(".json"))
-    none = torch.empty(0)
     one, two = (few_step_sampler(name, teacher.model, torch.ones(1)) for name in ("one", "two"))
-    entries = [results.Entry(sampler, none, 1.0, measured, (none, none), none) for sampler in (teacher, one, two)]
+    entries = [entry_of(sampler, measured) for sampler in (teacher, one, two)]
     tiles = results.headline(entries[:2], {"high_frequency_ratio": 0.08})
     assert [label for label, _, _ in tiles] == ["speed", "Fréchet distance", "class agreement", "detail"]
     assert all("one" in comment for _, _, comment in tiles)
     value, comment = tiles[-1][1:]
-    assert value == "+10%" and "share of the power" in comment
+    assert value == "+4%" and "share of the power" in comment
     assert results.headline(entries, {"high_frequency_ratio": 0.08}) == []
 
 
@@ -190,7 +194,7 @@ def test_without_data_and_weights_the_teacher_is_the_yardstick(tmp_path: Path, m
     entries = results.measured_entries(evaluator, drawings, 2)
     assert "spectral_distance_teacher" in entries[1].measured.measures
     assert not {"frechet", "kid", "spectral_distance_data"} & set(entries[1].measured.measures)
-    page = results.page("a", "b", entries, evaluator, seeds={})
+    page = results.page("a", "b", entries, evaluator, slow.condition, seeds={})
     assert page.yardstick == "teacher, 3 steps"
     assert "the closer to teacher, 3 steps the better" in write_report(page, tmp_path / "page").read_text()
 

@@ -12,21 +12,21 @@ from distill.metrics import (
     MEASURES,
     ReferenceStatistics,
     data_values,
-    edge_density,
     frechet_distance,
     frechet_statistics,
-    gradient_distance,
-    high_frequency_ratio,
+    half_values,
+    high_frequency_share,
     kid,
     load_extractor,
     measure,
-    patch_peak,
     reference_from_images,
     register_measure,
-    spectral_distance,
+    sets,
 )
+from distill.metrics.edges import edge_width, edge_widths, gradient_distance, gradient_histogram
 from distill.metrics.features import Features
 from distill.metrics.perceptual import EmbeddedLpips
+from distill.metrics.spectrum import rings, spectral_distance
 
 
 def pictures(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +59,9 @@ def test_roundtrip_keeps_every_field(reference, tmp_path):
         if isinstance(before, np.ndarray):
             assert before.dtype == after.dtype
             np.testing.assert_array_equal(before, after)
+        elif isinstance(before, dict):
+            assert before.keys() == after.keys()
+            assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
         else:
             assert before == after and type(before) is type(after)
     assert [path.name for path in path.parent.iterdir()] == ["reference.npz"]
@@ -92,9 +95,10 @@ def entries(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": np.asarray(99)}, "format 99; this version reads 1"),
+        ({"format": np.asarray(99)}, r"format 99, this version reads 2: make it anew, dar-distill statistics DATA"),
         ({"mu": None}, "lacks or adds: mu"),
-        ({"edge_share": np.zeros(3)}, "edge_share has shape"),
+        ({"tables.rings": np.zeros(3)}, "rings has shape"),
+        ({"tables.steps": None}, "lacks or adds steps: make it anew"),
         ({"sigma": np.full((64, 64), np.nan)}, "sigma holds nan"),
         ({"source": np.array([{}], dtype=object)}, "damaged"),
     ],
@@ -140,19 +144,23 @@ def measured(reference, extractor):
         teacher=teacher,
         extractor=extractor,
         lpips=EmbeddedLpips(extractor),
-        patch_size=7,
         paired_to=images[:40],
         num_bootstrap=60,
     )
 
 
 def test_table_has_every_measure_in_order(measured):
-    assert list(measured) == list(MEASURES)
+    absent = {"spatial_frechet", "patch_frechet", "inception_score", "colourfulness"}
+    assert list(measured) == [name for name in MEASURES if name not in absent]
     for name, interval in measured.items():
         if MEASURES[name].has_interval:
             assert interval.low <= interval.value <= interval.high > interval.low, name
         else:
             assert math.isnan(interval.low) and math.isnan(interval.high), name
+
+
+def mean(table, images):
+    return table(images).double().mean(0)
 
 
 def test_table_agrees_with_the_functions(measured, reference, extractor):
@@ -168,12 +176,11 @@ def test_table_agrees_with_the_functions(measured, reference, extractor):
         "frechet": frechet_distance(statistics, reference.frechet()),
         "frechet_teacher": frechet_distance(statistics, frechet_statistics(extractor.extract(teacher).features)),
         "class_agreement": (extracted.logits.argmax(1) == labels).float().mean().item(),
-        "high_frequency_ratio": high_frequency_ratio(blurred),
-        "spectral_distance_data": spectral_distance(blurred, data),
-        "spectral_distance_teacher": spectral_distance(blurred, teacher),
-        "patch_peak": patch_peak(blurred, 7),
-        "edge_density": edge_density(blurred),
-        "gradient_distance_data": gradient_distance(blurred, data),
+        "high_frequency_ratio": high_frequency_share(blurred),
+        "spectral_distance_data": spectral_distance(mean(rings, blurred), mean(rings, data)),
+        "spectral_distance_teacher": spectral_distance(mean(rings, blurred), mean(rings, teacher)),
+        "edge_width": edge_width(mean(edge_widths, blurred)),
+        "gradient_distance_data": gradient_distance(mean(gradient_histogram, blurred), mean(gradient_histogram, data)),
         "lpips_to_teacher": EmbeddedLpips(extractor).distance(blurred[:40], images[:40]).mean().item(),
     }
     assert {name: measured[name].value for name in expected} == pytest.approx(expected, rel=1e-4)
@@ -182,31 +189,28 @@ def test_table_agrees_with_the_functions(measured, reference, extractor):
 
 def test_data_values_are_those_of_the_images(reference):
     images, _ = pictures(80, seed=0)
-    values = data_values(reference, 7)
-    expected = {
-        "high_frequency_ratio": high_frequency_ratio(images),
-        "patch_peak": patch_peak(images, 7),
-        "edge_density": edge_density(images),
-    }
-    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    values, halves = data_values(reference), half_values(reference)
+    assert values["high_frequency_ratio"] == pytest.approx(high_frequency_share(images), rel=1e-5)
+    assert values["edge_width"] == pytest.approx(edge_width(mean(edge_widths, images)), rel=1e-5)
+    assert halves["edge_width"] == pytest.approx(edge_width(mean(edge_widths, images[1::2])), rel=1e-5)
+    first, second = (mean(rings, images[i::2]) for i in (0, 1))
+    assert halves["spectral_distance_data"] == pytest.approx(spectral_distance(second, first), rel=1e-5)
+    features = torch.from_numpy(reference.features).float()
+    expected = frechet_distance(*(frechet_statistics(features[i::2]) for i in (0, 1)))
+    assert halves["frechet"] == pytest.approx(expected)
     assert {"class_agreement", "lpips_diversity"} <= set(values)
-    missing = data_values(replace(reference, diversity=math.nan, axis_power=np.zeros((2, 0))), 7)
-    assert "lpips_diversity" not in missing and "patch_peak" not in missing
+    assert "lpips_diversity" not in data_values(replace(reference, diversity=math.nan))
 
 
-@pytest.mark.parametrize(("patch_size", "num_images"), [(1, 12), (28, 12), (7, 12)])
-def test_what_a_model_or_so_few_images_lack_is_left_out(reference, extractor, patch_size, num_images):
-    images, labels = pictures(num_images, seed=1)  # of 12 images two classes of ten have a pair
+def test_what_so_few_images_lack_is_left_out(reference, extractor):
+    images, labels = pictures(12, seed=1)  # of 12 images two classes of ten have a pair
     lpips = EmbeddedLpips(extractor)
-    found = measure(images, labels, data=reference, extractor=extractor, lpips=lpips, patch_size=patch_size,
-                    num_bootstrap=4)  # fmt: skip
-    assert ("patch_peak" in found) == ("patch_peak" in data_values(reference, patch_size)) == (patch_size == 7)
+    found = measure(images, labels, data=reference, extractor=extractor, lpips=lpips, num_bootstrap=4)
     assert "lpips_diversity" in found and "frechet" in found
-    few = measure(images[:10], labels[:10], data=reference, extractor=extractor, lpips=lpips, patch_size=7,
-                  num_bootstrap=4)  # fmt: skip
+    few = measure(images[:10], labels[:10], data=reference, extractor=extractor, lpips=lpips, num_bootstrap=4)
     assert "lpips_diversity" not in few and "frechet" in few
     stored = reference_from_images(images[:10], labels[:10], extractor, "few", perceptual=lpips)
-    assert math.isnan(stored.diversity) and "lpips_diversity" not in data_values(stored, 7)
+    assert math.isnan(stored.diversity) and "lpips_diversity" not in data_values(stored)
 
 
 class WithoutLogits:
@@ -214,40 +218,45 @@ class WithoutLogits:
 
     name, version, feature_dim = "plain", "1", 49
 
+    def reads(self, image_shape):
+        return True
+
     def extract(self, images, batch_size=250):
-        return Features(avg_pool2d(images, 4).flatten(1), None)
+        return Features(avg_pool2d(images, 4).flatten(1))
 
 
 def test_what_cannot_be_measured_is_left_out():
     images, labels = pictures(40, seed=0)
     reference = reference_from_images(images, labels, WithoutLogits(), "squares")
-    found = measure(images, labels, data=reference, extractor=WithoutLogits(), patch_size=7, num_bootstrap=10)
+    found = measure(images, labels, data=reference, extractor=WithoutLogits(), num_bootstrap=10)
     absent = set(MEASURES) - set(found)
     assert absent == {
         "frechet_teacher",
         "class_agreement",
         "spectral_distance_teacher",
         "lpips_diversity",
-        "lpips_to_teacher",
+        "spatial_frechet",
+        "patch_frechet",
+        "inception_score",
+        "colourfulness",
+        *(name for name, entry in MEASURES.items() if entry.kind == "paired"),
     }
     assert found["frechet"].value < 1e-6 and found["spectral_distance_data"].value < 1e-5
-    assert "class_agreement" not in data_values(reference, 7)
+    assert "class_agreement" not in data_values(reference)
 
 
 def test_half_of_the_classes_are_believable_but_cover_half():
     images, labels = pictures(80, seed=0)
     reference = reference_from_images(images, labels, WithoutLogits(), "squares")
     half = labels < 5
-    found = measure(
-        images[half], labels[half], data=reference, extractor=WithoutLogits(), patch_size=7, num_bootstrap=10
-    )
+    found = measure(images[half], labels[half], data=reference, extractor=WithoutLogits(), num_bootstrap=10)
     assert found["precision"].value == 1
     assert found["recall"].value == pytest.approx(0.5, abs=0.1)
 
 
 def test_mistakes_are_named(reference, extractor):
     images, labels = pictures(20, seed=0)
-    arguments = {"data": reference, "extractor": extractor, "patch_size": 7}
+    arguments = {"data": reference, "extractor": extractor}
     with pytest.raises(ValueError, match=r"1 image\(s\) given; at least 4"):
         measure(images[:1], labels[:1], **arguments)
     with pytest.raises(ValueError, match="labels"):
@@ -255,10 +264,34 @@ def test_mistakes_are_named(reference, extractor):
     with pytest.raises(ValueError, match="paired_to"):
         measure(images[:-1], labels[:-1], paired_to=images, **arguments)
     with pytest.raises(ValueError, match="'squares' were made with the extractor embedded-"):
-        measure(images, labels, data=reference, extractor=WithoutLogits(), patch_size=7)
+        measure(images, labels, data=reference, extractor=WithoutLogits())
     with pytest.raises(ValueError, match=r"are of images \[1, 28, 28\], not \[1, 14, 14\]"):
         measure(avg_pool2d(images, 2), labels, **arguments)
     with pytest.raises(ValueError, match="at least 4"):
         reference_from_images(images[:3], labels[:3], extractor, "few")
     with pytest.raises(ValueError, match="already"):
-        register_measure("twice", ideal="lower", explanation="")(MEASURES["frechet"].compute)
+        register_measure("sets", "twice", ideal="lower", explanation="")(MEASURES["frechet"].compute)
+
+
+class LikeInception(WithoutLogits):
+    """With what Inception has beside its features; reads any size."""
+
+    def extract(self, images, batch_size=250):
+        features = avg_pool2d(images, images.shape[-1] // 4).flatten(1)
+        logits = 20 * torch.nn.functional.one_hot(torch.arange(len(images)) % 5, 1008).float()
+        return Features(features, inception_logits=logits, spatial=images[:, 0, 0, :6])
+
+
+def test_what_inception_adds(monkeypatch):
+    monkeypatch.setattr(sets, "SCORE_PARTS", 1)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 3, 128, 128, generator=generator)
+    labels = torch.zeros(60, dtype=torch.long)
+    reference = reference_from_images(images, labels, LikeInception(), "noise")
+    found = measure(0.9 * images, labels, data=reference, extractor=LikeInception(), num_bootstrap=4)
+    spatial = [frechet_statistics(scale * images[:, 0, 0, :6]) for scale in (0.9, 1)]
+    assert found["spatial_frechet"].value == pytest.approx(frechet_distance(*spatial), rel=1e-4)
+    assert found["patch_frechet"].value > 0.01
+    assert found["inception_score"].value == pytest.approx(5, rel=1e-3)
+    without = reference.without_features()
+    assert "patch_frechet" not in measure(images, labels, data=without, extractor=None, num_bootstrap=0)

@@ -34,9 +34,9 @@ from distill.report.style import sampler_colours
 from distill.report.table import MISSING, compare, format_cell, format_number, table_rows, verdicts
 
 TEACHER, STUDENT, OTHER = "teacher, 4 steps", "student, 4 steps", "other student, 4 steps"
-LOWER = Measure("frechet", "Fréchet distance", "", "lower", "Distance of two Gaussian fits.")
-HIGHER = Measure("agreement", "Class agreement", "", "higher", "Share of images of the right class.")
-AS_DATA = Measure("high", "High-frequency share", "dB", "as data", "Too little is blur, too much is grain.")
+LOWER = Measure("frechet", "sets", "Fréchet distance", "", "lower", "Distance of two Gaussian fits.")
+HIGHER = Measure("agreement", "sets", "Class agreement", "", "higher", "Share of images of the right class.")
+AS_DATA = Measure("high", "spectrum", "High-frequency share", "dB", "as data", "Too little is blur, too much is grain.")
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -167,7 +167,7 @@ def test_both_directions_are_said(full_folder: Path) -> None:
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert('x')</script>"
-    measure = Measure("m", hostile, hostile, "lower", '"><img src=x>')
+    measure = Measure("m", hostile, hostile, hostile, "lower", '"><img src=x>')
     report = small_report(
         title=hostile,
         notes=[hostile],

@@ -299,7 +299,7 @@ def test_grids_of_a_training_are_decoded_by_the_datas_autoencoder(tmp_path: Path
         training_decoder(folder, (1, 8, 8), None, CPU)
 
 
-def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_path: Path) -> None:
+def test_measures_are_of_decoded_images(tmp_path: Path) -> None:
     """Latents of 14 x 14 become grey images of 28 x 28, which the shipped statistics are of."""
     folder = str(save_vae(tmp_path / "vae", in_channels=1, out_channels=1))
     torch.manual_seed(0)
@@ -320,10 +320,9 @@ def test_measures_are_of_decoded_images_and_of_patches_as_they_lie_in_them(tmp_p
         data=evaluator.data,
         extractor=evaluator.extractor,
         lpips=evaluator.perceptual,
-        patch_size=14,
         num_bootstrap=2,
     )
-    assert measured.measures == by_hand
+    assert str(measured.measures) == str(by_hand)  # nan included
     assert measured.description == f"{sampler.description}, decoded by {folder}, scale 0.18215, shift 0"
     assert any(folder in note for note in evaluator.notes)
     with pytest.raises(ValueError, match=r"embedded. does not read images \[3, 28, 28\]"):

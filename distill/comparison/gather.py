@@ -37,7 +37,9 @@ QUANTITIES = {
     "high_frequency_departure": Quantity("&#124;ln(high-frequency share / the data's)&#124;", 3, "lower"),
     "spectral_distance_data": Quantity("spectral distance, dB", 3, "lower"),
     "gradient_distance_data": Quantity("gradient distance", 4, "lower"),
-    "edge_density": Quantity("edge density", 4, None),
+    "edge_width": Quantity("edge width, pixels", 3, None),
+    "sparsity_fine": Quantity("sparsity, 2 pixels", 3, None),
+    "grain": Quantity("grain x 1000", 2, None),
     "magnitude": Quantity("magnitude, last RMS / first", 2, None),
     "magnitude_departure": Quantity("&#124;ln(last RMS / first)&#124;", 3, "lower"),
     "gradient": Quantity("gradient, first RMS / last", 2, None),
@@ -102,8 +104,7 @@ def gather(comparison: Comparison) -> Gathered:
     ]
     costs = {(cost.size, cost.arm): cost for cost in load_costs(timing_path(comparison))}
     file = reference_file(comparison.config.measuring.evaluate, None)
-    patch_size = comparison.jobs[0].model.patch_size
-    data = data_values(ReferenceStatistics.load(file), patch_size) if file else {}
+    data = data_values(ReferenceStatistics.load(file)) if file else {}
     missing = [job for job in comparison.jobs if job not in done]
     return Gathered(comparison, results, missing, costs, data, tabulate(results, comparison, costs, data))
 

@@ -7,6 +7,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from distill.comparison.config import Comparison, Job
 from distill.comparison.measuring import MEASURES_FILE, is_measured, measure_job
@@ -33,11 +34,24 @@ def claimed(path: Path) -> Iterator[bool]:
         yield True
 
 
-def claim_path(job: Job) -> Path:
+class Queued(Protocol):
+    """What a queue asks of a job."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+
+Q = TypeVar("Q", bound=Queued)
+
+
+def claim_path(job: Queued) -> Path:
     return job.folder.with_name(f"{job.folder.name}.lock")
 
 
-def run_queue(jobs: Sequence[Job], is_done: Callable[[Job], bool], do: Callable[[Job], None]) -> list[Job]:
+def run_queue(jobs: Sequence[Q], is_done: Callable[[Q], bool], do: Callable[[Q], None]) -> list[Q]:
     """Do every job, in order, that is not done and that no other process works on, until no such job is left.
 
     A job whose training diverges is skipped.

@@ -15,7 +15,7 @@ from distill.metrics import Interval
 
 IMAGES = (
     "frechet", "class_agreement", "high_frequency_ratio", "high_frequency_departure", "spectral_distance_data",
-    "gradient_distance_data", "edge_density",
+    "gradient_distance_data", "edge_width", "sparsity_fine", "grain",
 )  # fmt: skip
 SYMPTOMS = ("magnitude", "magnitude_departure", "gradient", "gradient_departure", "redundancy")
 NONE = "-"

@@ -28,7 +28,6 @@ from distill.metrics import (
     measure,
     reference_from_images,
 )
-from distill.models.backbone import Backbone, patch_size_of
 from distill.sampling import Sampler, describe
 
 FEATURE_MEASURES = "Fréchet distance, KID, precision and recall"
@@ -149,10 +148,6 @@ class Evaluator:
     def _check(self, reference: ReferenceStatistics) -> None:
         check_reference(reference, self.extractor, self.image_shape)
 
-    def patch_size(self, model: Backbone) -> int:
-        """Patch size of the model in pixels of the decoded images."""
-        return patch_size_of(model) * self.decoder.factor
-
     def use_teacher_reference(self, sampler: Sampler, teacher_path: str) -> None:
         """Use the stored statistics and measures of the teacher's reference sampler if they match `sampler`.
 
@@ -203,7 +198,7 @@ class Evaluator:
     def measure(self, drawing: Drawing, paired_to: Tensor | None = None) -> Measured:
         """All measures of drawn images; `paired_to` are the teacher's images from the same noise and labels."""
         sampler, images = drawing.sampler, drawing.images
-        values = self.measures_of(images, drawing.labels, self.patch_size(sampler.model), paired_to)
+        values = self.measures_of(images, drawing.labels, paired_to)
         return Measured(
             sampler.name,
             describe(sampler, self.decoder),
@@ -214,9 +209,7 @@ class Evaluator:
             values,
         )
 
-    def measures_of(
-        self, images: Tensor, labels: Tensor, patch_size: int, paired_to: Tensor | None = None
-    ) -> dict[str, Interval]:
+    def measures_of(self, images: Tensor, labels: Tensor, paired_to: Tensor | None = None) -> dict[str, Interval]:
         """All measures of images (N, C, H, W) with labels (N), by name, as `distill.metrics.measure`."""
         return measure(
             images,
@@ -225,7 +218,6 @@ class Evaluator:
             teacher=self.teacher,
             extractor=self.extractor,
             lpips=self.perceptual,
-            patch_size=patch_size,
             paired_to=paired_to,
             num_bootstrap=self.config.bootstrap,
         )

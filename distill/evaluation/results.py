@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from dar.diagnostics import readers_of
 from dar.diagnostics.measures import weight_shares
 from dar.routing import DepthRouting
 from distill import report
-from distill.conditions import condition_of, to_device
+from distill.conditions import Condition, condition_of, to_device
 from distill.config import EvalConfig, TeacherConfig
 from distill.evaluation.drawing import Drawing, draw
 from distill.evaluation.evaluator import Evaluator
@@ -23,13 +24,15 @@ from distill.evaluation.measured import Measured
 from distill.latents.decoding import Decoder
 from distill.metrics import (
     MEASURES,
+    TABLES,
     Interval,
     ReferenceStatistics,
     data_values,
-    gradient_histogram,
-    radial_spectrum,
+    half_values,
 )
 from distill.metrics.edges import BIN_WIDTH, NUM_BINS
+from distill.metrics.images import by_parts
+from distill.metrics.spectrum import spectrum_of_row
 from distill.processes import Processes
 from distill.report.versions import versions
 from distill.sampling.samplers import Sampler, num_in_grid, teacher_sampler
@@ -42,24 +45,27 @@ NUM_ROUTING_SAMPLES = 60
 
 @dataclass(frozen=True)
 class Entry:
-    """One sampler of a report.
+    """One column of a report.
 
-    grid: its images of the first labels, (n, C, H, W).
+    column: its name, role and cost, with its images of the first labels.
     spectrum: frequency and power, (K) each.
     gradients: histogram of gradient magnitude.
-    spectrum and gradients cover all images in the sampler's statistics.
+    spectrum and gradients cover all images in its statistics.
     """
 
-    sampler: Sampler
-    grid: Tensor
-    images_per_second: float
+    column: report.Sampler
     measured: Measured
     spectrum: tuple[Tensor, Tensor]
     gradients: Tensor
 
 
 def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(statistics.frequency), torch.from_numpy(statistics.power)
+    return spectrum_of_row(statistics.mean("rings"))
+
+
+def mean_row(table: str, images: Tensor) -> Tensor:
+    """The mean row of a table over images."""
+    return by_parts(TABLES[table], images).double().mean(0)
 
 
 def teachers_at(numbers: Iterable[int], reference: Sampler, settings: TeacherConfig) -> list[Sampler]:
@@ -105,11 +111,12 @@ def measured_entries(evaluator: Evaluator, drawings: Sequence[Drawing], num_rows
         evaluator.teacher = evaluator.statistics(reference)
     measured = evaluator.measured_teacher or evaluator.measure(reference)
     num_grid = num_in_grid(num_rows, reference.sampler.condition.num_distinct, evaluator.config.num_images)
-    histogram = torch.from_numpy(evaluator.teacher.gradient_histogram)
+    histogram = evaluator.teacher.mean("gradient_histogram")
     entries = [_entry(reference, measured, num_grid, spectrum_of(evaluator.teacher), histogram)]
     for drawing in others:
         measured = evaluator.measure(drawing, paired_to=reference.images)
-        spectrum, histogram = radial_spectrum(drawing.images), gradient_histogram(drawing.images).mean(0)
+        spectrum = spectrum_of_row(mean_row("rings", drawing.images))
+        histogram = mean_row("gradient_histogram", drawing.images)
         entries.append(_entry(drawing, measured, num_grid, spectrum, histogram))
     return entries
 
@@ -117,8 +124,25 @@ def measured_entries(evaluator: Evaluator, drawings: Sequence[Drawing], num_rows
 def _entry(
     drawing: Drawing, measured: Measured, num_grid: int, spectrum: tuple[Tensor, Tensor], gradients: Tensor
 ) -> Entry:
-    grid = drawing.images[:num_grid].clone()  # of the images on disk, which do not stay
-    return Entry(drawing.sampler, grid, drawing.images_per_second, measured, spectrum, gradients)
+    sampler = drawing.sampler
+    column = report.Sampler(
+        name=sampler.name,
+        role=sampler.role,
+        images=drawing.images[:num_grid].clone().numpy(),  # of the images on disk, which do not stay
+        num_steps=sampler.num_steps,
+        nfe=sampler.evaluations,
+        images_per_second=drawing.images_per_second,
+        note=sampler.description,
+    )
+    return Entry(column, measured, spectrum, gradients)
+
+
+def picture_entry(evaluator: Evaluator, name: str, images: Tensor, labels: Tensor, num_grid: int) -> Entry:
+    """Pictures from elsewhere, of which nothing but their look is known."""
+    column = report.Sampler(name, "student", images[:num_grid].numpy(), 0, 0, note="pictures")
+    measured = Measured(name, "pictures", len(images), 0, 0, 0.0, evaluator.measures_of(images, labels))
+    spectrum = spectrum_of_row(mean_row("rings", images))
+    return Entry(column, measured, spectrum, mean_row("gradient_histogram", images))
 
 
 @torch.no_grad()
@@ -152,8 +176,10 @@ def routing_of(role: str, model: Any) -> report.Routing | None:
     )
 
 
-def table(entries: Sequence[Entry], data_measures: dict[str, float]) -> dict[str, dict[str, report.Cell | None]]:
-    """cells[measure][column] for every sampler and for the data, whose values are `data_measures`.
+def table(
+    entries: Sequence[Entry], data_measures: dict[str, float], halves: dict[str, float]
+) -> dict[str, dict[str, report.Cell | None]]:
+    """cells[measure][column] for every sampler, for the data (`data_measures`) and for one half of it (`halves`).
 
     Measures without any value are left out.
     """
@@ -162,9 +188,10 @@ def table(entries: Sequence[Entry], data_measures: dict[str, float]) -> dict[str
         row: dict[str, report.Cell | None] = {}
         for e in entries:
             interval = e.measured.measures.get(name)
-            row[e.sampler.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
+            row[e.column.name] = _cell(interval, MEASURES[name].has_interval) if interval else None
         row[report.DATA] = report.Cell(data_measures[name]) if name in data_measures else None
-        if any(row.values()):
+        row[report.HALF] = report.Cell(halves[name]) if name in halves else None
+        if any(row[e.column.name] for e in entries):
             cells[name] = row
     return cells
 
@@ -176,26 +203,11 @@ def _cell(interval: Interval, has_interval: bool) -> report.Cell:
 
 def measures(names: Iterable[str]) -> list[report.Measure]:
     chosen = [MEASURES[name] for name in names]
-    return [report.Measure(m.name, m.title, m.unit, m.ideal, m.explanation) for m in chosen]
-
-
-def samplers(entries: Sequence[Entry]) -> list[report.Sampler]:
-    return [
-        report.Sampler(
-            name=e.sampler.name,
-            role=e.sampler.role,
-            images=e.grid.numpy(),
-            num_steps=e.sampler.num_steps,
-            nfe=e.sampler.evaluations,
-            images_per_second=e.images_per_second,
-            note=e.sampler.description,
-        )
-        for e in entries
-    ]
+    return [report.Measure(m.name, m.kind, m.title, m.unit, m.ideal, m.explanation) for m in chosen]
 
 
 def spectra(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[report.Spectrum]:
-    curves = [(e.sampler.name, *e.spectrum) for e in entries]
+    curves = [(e.column.name, *e.spectrum) for e in entries]
     if data is not None and data.has_images:
         curves.append((report.DATA, *spectrum_of(data)))
     return [report.Spectrum(name, frequency.numpy(), power.numpy()) for name, frequency, power in curves]
@@ -203,9 +215,9 @@ def spectra(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[
 
 def edges(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[report.Edges]:
     """Densities of gradient magnitude, in bins wide enough for a readable plot."""
-    histograms = [(e.sampler.name, e.gradients.numpy()) for e in entries]
+    histograms = [(e.column.name, e.gradients.numpy()) for e in entries]
     if data is not None and data.has_images:
-        histograms.append((report.DATA, data.gradient_histogram))
+        histograms.append((report.DATA, data.mean("gradient_histogram").numpy()))
     width = BIN_WIDTH * EDGE_BINS
     centres = (np.arange(NUM_BINS // EDGE_BINS) + 0.5) * width
     return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
@@ -216,18 +228,18 @@ def headline(entries: Sequence[Entry], data_measures: dict[str, float]) -> list[
 
     Empty if there are several students: the table compares them.
     """
-    student, *more = (e for e in entries if e.sampler.role == "student")
+    student, *more = (e for e in entries if e.column.role == "student")
     if more:
         return []
-    teachers = [e for e in entries if e.sampler.role == "teacher"]
+    teachers = [e for e in entries if e.column.role == "teacher"]
     lines = []
-    reference = max(teachers, key=lambda e: e.sampler.num_steps)
+    reference = max(teachers, key=lambda e: e.column.num_steps)
     lines.append(
         (
             "speed",
-            f"{student.images_per_second / reference.images_per_second:.1f} x",
-            f"images per second of {student.sampler.name} against {reference.sampler.name} "
-            f"({student.images_per_second:.0f} against {reference.images_per_second:.1f})",
+            f"{_rate(student) / _rate(reference):.1f} x",
+            f"images per second of {student.column.name} against {reference.column.name} "
+            f"({_rate(student):.0f} against {_rate(reference):.1f})",
         )
     )
     for name, label in (("frechet", "Fréchet distance"), ("class_agreement", "class agreement")):
@@ -235,14 +247,18 @@ def headline(entries: Sequence[Entry], data_measures: dict[str, float]) -> list[
     hf = _value(student, "high_frequency_ratio")
     real = data_measures.get("high_frequency_ratio")
     if hf is not None and real:
-        others = [(e.sampler.name, _value(e, "high_frequency_ratio")) for e in teachers]
+        others = [(e.column.name, _value(e, "high_frequency_ratio")) for e in teachers]
         beside = ", ".join(f"{name} {value / real - 1:+.0%}" for name, value in others if value is not None)
         comment = (
-            f"{student.sampler.name}; high frequencies' share of the power against real data's ({beside}); zero is as "
+            f"{student.column.name}; high frequencies' share of the power against real data's ({beside}); zero is as "
             "real, both signs are a fault"
         )
         lines.append(("detail", f"{hf / real - 1:+.0%}", comment))
     return lines
+
+
+def _rate(e: Entry) -> float:
+    return e.column.images_per_second or math.nan
 
 
 def _value(e: Entry, name: str) -> float | None:
@@ -254,9 +270,9 @@ def _compared(name: str, label: str, student: Entry, teachers: Sequence[Entry]) 
     value = _value(student, name)
     if value is None:
         return []
-    others = [(e.sampler.name, _value(e, name)) for e in teachers]
+    others = [(e.column.name, _value(e, name)) for e in teachers]
     beside = ", ".join(f"{other} {v:.3f}" for other, v in others if v is not None)
-    return [(label, f"{value:.3f}", f"{student.sampler.name}; {beside}")]
+    return [(label, f"{value:.3f}", f"{student.column.name}; {beside}")]
 
 
 def page(
@@ -264,6 +280,7 @@ def page(
     subtitle: str,
     entries: Sequence[Entry],
     evaluator: Evaluator,
+    condition: Condition,
     *,
     history: Sequence[dict[str, float]] = (),
     routing: Sequence[report.Routing | None] = (),
@@ -271,17 +288,15 @@ def page(
     seeds: dict[str, int],
 ) -> report.Report:
     """The report for `report.write_report`."""
-    num_grid = min(len(e.grid) for e in entries)
-    condition = entries[0].sampler.condition
+    num_grid = min(len(e.column.images) for e in entries)
     labels = condition.groups(condition.balanced(num_grid))
-    patch_size = evaluator.patch_size(entries[0].sampler.model)
-    data_measures = data_values(evaluator.data, patch_size) if evaluator.data else {}
-    cells = table(entries, data_measures)
+    data_measures = data_values(evaluator.data) if evaluator.data else {}
+    cells = table(entries, data_measures, half_values(evaluator.data) if evaluator.data else {})
     return report.Report(
         title=title,
         subtitle=subtitle,
         labels=labels.numpy(),
-        samplers=samplers(entries),
+        samplers=[e.column for e in entries],
         class_names=condition.group_names(),
         headline=headline(entries, data_measures),
         spectra=spectra(entries, evaluator.data),

@@ -1,7 +1,8 @@
 """Feature extractors by name. To add one: a class with `extract`, and a loader registered here.
 
 "embedded"   the classifier in distill/assets/extractor: 64 features, 10 logits; 28 x 28 grey images only
-"inception"  torch-fidelity's Inception v3: 2048 features, no logits; weights are downloaded once
+"inception"  torch-fidelity's Inception v3: 2048 features; weights are downloaded once
+"dinov2"     DINOv2 by transformers, the class token: 1024 features of the large one, FD-DINOv2 (arXiv:2306.04675)
 """
 
 from __future__ import annotations
@@ -10,28 +11,40 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from dar.checkpoints.pickles import read_pickle
 from distill.metrics.classifier import Classifier, check_classifier_images
-from distill.metrics.spectrum import check_images
+from distill.metrics.images import check_images
 from distill.metrics.weights import published_weights
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "extractor"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+SPATIAL_CHANNELS = 7
+DINO_MODEL = "facebook/dinov2-large"
+DINO_SIDE = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MIN_PATCHED = 128  # pixels of a side from which on crops say something else than the whole
 _INCEPTION_SHA256 = "6726825d"  # first digits of the digest, torch.hub's convention for file names
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features [N, D] and, if the extractor is a classifier, logits [N, K]; float32 on the CPU."""
+    """Features [N, D], float32 on the CPU like all of these.
+
+    logits: [N, K] of a classifier of the images' own classes. inception_logits: [N, 1008], without bias, of which the
+    Inception score is made. spatial: [N, 2023], of which sFID is made.
+    """
 
     features: Tensor
-    logits: Tensor | None
+    logits: Tensor | None = None
+    inception_logits: Tensor | None = None
+    spatial: Tensor | None = None
 
 
 class Extractor(Protocol):
@@ -101,8 +114,13 @@ class InceptionExtractor:
 
         self.device = torch.device(device)
         self.model = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
         ).to(device)
+        # mixed_6/conv of the original graph, of which sFID takes seven channels (arXiv:2103.03841).
+        self._spatial: list[Tensor] = []
+        self.model.Mixed_6d.branch1x1.register_forward_hook(
+            lambda _layer, _inputs, maps: self._spatial.append(maps[:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
+        )
 
     def reads(self, image_shape: tuple[int, ...]) -> bool:
         return image_shape[0] in (1, 3)
@@ -113,11 +131,43 @@ class InceptionExtractor:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"images have {images.shape[1]} channels; Inception reads 1 or 3")
         parts = []
+        self._spatial.clear()
         for batch in images.split(batch_size):
             pixels = ((batch.float() + 1) * 127.5).round().clamp(0, 255).byte()
-            (features,) = self.model(pixels.expand(-1, 3, -1, -1).to(self.device))
-            parts.append(features.cpu())
-        return Features(torch.cat(parts), None)
+            parts.append([part.cpu() for part in self.model(pixels.expand(-1, 3, -1, -1).to(self.device))])
+        features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Features(features, inception_logits=logits, spatial=torch.cat(self._spatial))
+
+
+class DinoExtractor:
+    """The class token of a DINOv2 of transformers, of images resized to 224 x 224 by its own normalisation."""
+
+    name = "dinov2"
+
+    def __init__(self, model: Any, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.feature_dim = model.config.hidden_size
+        digest = hashlib.sha256()
+        for key, value in sorted(model.state_dict().items()):
+            digest.update(key.encode() + value.float().cpu().numpy().tobytes())
+        self.version = digest.hexdigest()[:8]
+
+    def reads(self, image_shape: tuple[int, ...]) -> bool:
+        return image_shape[0] in (1, 3)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, batch_size: int = 50) -> Features:
+        check_images(images)
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"images have {images.shape[1]} channels; DINOv2 reads 1 or 3")
+        mean, std = (torch.tensor(values).view(3, 1, 1).to(self.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        parts = []
+        for batch in images.split(batch_size):
+            pixels = (batch.float().to(self.device).expand(-1, 3, -1, -1).clamp(-1, 1) + 1) / 2
+            pixels = interpolate(pixels, size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True)
+            parts.append(self.model((pixels - mean) / std).last_hidden_state[:, 0].float().cpu())
+        return Features(torch.cat(parts))
 
 
 def _load_embedded(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:
@@ -138,10 +188,40 @@ def _load_inception(path: Path | None, device: torch.device | str, offline: bool
     return InceptionExtractor(weights, device)
 
 
+def _load_dino(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise FileNotFoundError("DINOv2 needs transformers: pip install transformers") from error
+    name = str(path or DINO_MODEL)
+    try:
+        model = AutoModel.from_pretrained(name, local_files_only=offline, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"DINOv2 is not at {name} and not in the Hub's cache") from error
+    return DinoExtractor(model, device)
+
+
 EXTRACTORS: dict[str, Callable[[Path | None, torch.device | str, bool], Extractor]] = {
     "embedded": _load_embedded,
     "inception": _load_inception,
+    "dinov2": _load_dino,
 }
+
+
+def patch_features(extractor: Extractor, images: Tensor) -> Tensor | None:
+    """Features of one crop of each image at full resolution, half its side, taken at seeded places: for patch FID.
+
+    None for images below 128 pixels, or where the extractor does not read such crops.
+    """
+    side = min(images.shape[-2:])
+    size = side // 2
+    if side < MIN_PATCHED or not extractor.reads((images.shape[1], size, size)):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(images.shape[-2] - size + 1, (len(images),), generator=generator)
+    columns = torch.randint(images.shape[-1] - size + 1, (len(images),), generator=generator)
+    places = zip(images, rows.tolist(), columns.tolist(), strict=True)
+    return extractor.extract(torch.stack([x[:, i : i + size, j : j + size] for x, i, j in places])).features
 
 
 def load_extractor(

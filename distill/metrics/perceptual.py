@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from distill.metrics.features import EmbeddedExtractor, Extractor
-from distill.metrics.spectrum import check_images
+from distill.metrics.images import check_images
 from distill.metrics.weights import published_weights
 
 ALEXNET_FILES = "alexnet-owt-*.pth"  # names that torchvision uses

@@ -1,6 +1,7 @@
 """Reference statistics of others: ADM's evaluation suite, pytorch-fid and torch-fidelity.
 
-    .npz with mu, sigma, and in ADM's files arr_0, images (N, H, W, C) in uint8 (github.com/openai/guided-diffusion)
+    .npz with mu, sigma, and in ADM's files mu_s, sigma_s (sFID's) and arr_0, images (N, H, W, C) in uint8
+        (github.com/openai/guided-diffusion)
     .npz with mu, sigma alone (pytorch-fid)
     .pt  with mu, sigma (torch-fidelity's cache)
 
@@ -10,6 +11,7 @@ mu [2048] and sigma [2048, 2048] are of Inception's features.
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +58,27 @@ def published_reference(
     if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
         raise ValueError(f"{path}: mu or sigma hold nan or infinite values")
     comparable = extractor if extractor is not None and extractor.name == "inception" else None
+    spatial = {f"spatial_{name}": entries[f"{name}_s"] for name in ("mu", "sigma") if f"{name}_s" in entries}
+    moments = spatial if comparable and len(spatial) == 2 else {}
     pixels = entries.get("arr_0")
     if pixels is None:
-        return _without_images(path.name, mu, sigma, comparable)
+        return replace(_without_images(path.name, mu, sigma, comparable), moments=moments)
     images = torch.from_numpy(np.ascontiguousarray(pixels[:MAX_IMAGES])).permute(0, 3, 1, 2).float() / 127.5 - 1
     statistics = reference_from_images(
         images, torch.arange(len(images)), comparable, f"{path.name}, {len(pixels)} images", perceptual=perceptual
     )
-    return statistics.with_moments(mu, sigma) if comparable else statistics
+    return replace(statistics, mu=mu, sigma=sigma, moments=statistics.moments | moments) if comparable else statistics
 
 
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".pt":
         return read_pickle(path)
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in ("mu", "sigma", "arr_0") if name in file.files}
+        return {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "arr_0") if name in file.files}
 
 
 def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: Extractor | None) -> ReferenceStatistics:
-    nothing, rows = np.zeros(0), np.zeros((0, 2))
+    nothing = np.zeros(0)
     return ReferenceStatistics(
         source=source,
         extractor=extractor_id(extractor) if extractor else "",
@@ -85,12 +89,8 @@ def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: E
         mu=mu if extractor else nothing,
         sigma=sigma if extractor else np.zeros((0, 0)),
         class_agreement=float("nan"),
-        frequency=nothing,
-        power=nothing,
-        axis_power=rows.T,
-        band_power=rows,
-        gradient_histogram=nothing,
-        edge_share=nothing,
+        tables={},
+        moments={},
         diversity=float("nan"),
         perceptual="",
     )

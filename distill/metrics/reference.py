@@ -13,23 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.metrics.edges import edge_share, gradient_histogram
-from distill.metrics.features import Extractor, Features
+from distill.metrics.features import Extractor, Features, patch_features
 from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, frechet_statistics
+from distill.metrics.images import by_parts, check_images
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
-from distill.metrics.spectrum import axis_power, band_power, check_images, ring_power
+from distill.metrics.tables import TABLES
 
-FORMAT = 1
+FORMAT = 2
+NESTED = ("tables", "moments")  # fields that are dictionaries of arrays
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Statistics of n reference images, as numpy arrays; the comments name the functions that define them.
+    """Statistics of n reference images, as numpy arrays.
 
     source: where the images come from, to show to users. extractor: name and version of the extractor.
     features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are computed from the unrounded features.
     class_agreement is nan if there were no logits. diversity is nan, and perceptual "", if there was no perceptual
     distance; diversity is also nan if no class has two images.
+    tables: of each of `TABLES` the mean rows of the images at even and at odd places, [2, k]; none where only features
+        are known. moments: mean and covariance of other features, as NAME_mu [D] and NAME_sigma [D, D].
     """
 
     source: str
@@ -41,12 +44,8 @@ class ReferenceStatistics:
     mu: np.ndarray
     sigma: np.ndarray
     class_agreement: float
-    frequency: np.ndarray  # [K], ring_power
-    power: np.ndarray  # [K] mean, ring_power
-    axis_power: np.ndarray  # [2, M] mean, axis_power; [2, 0] where images are not square
-    band_power: np.ndarray  # [n, 2], band_power at 0.25
-    gradient_histogram: np.ndarray  # [bins] mean, gradient_histogram
-    edge_share: np.ndarray  # [n], edge_share
+    tables: dict[str, np.ndarray]
+    moments: dict[str, np.ndarray]
     diversity: float
     perceptual: str
 
@@ -58,28 +57,47 @@ class ReferenceStatistics:
     @property
     def has_images(self) -> bool:
         """Whether spectra and edges are known: of some published statistics they are not."""
-        return self.power.size > 0
+        return bool(self.tables)
 
-    def with_moments(self, mu: np.ndarray, sigma: np.ndarray) -> ReferenceStatistics:
-        """The same with the mean and covariance of more images."""
-        return replace(self, mu=mu, sigma=sigma)
+    def mean(self, table: str) -> Tensor:
+        """The mean row [k] of a table over all images, float64."""
+        return self.halves(table).T @ torch.tensor([self.num_images - self.num_images // 2, self.num_images // 2],
+                                                   dtype=torch.float64) / self.num_images  # fmt: skip
+
+    def halves(self, table: str) -> Tensor:
+        """The mean rows [2, k] of a table over either half of the images, float64."""
+        return torch.from_numpy(self.tables[table]).double()
 
     def without_features(self) -> ReferenceStatistics:
         """A copy without features and class agreement, for use with another extractor or with none."""
         none = np.zeros((self.num_images, 0), np.float16)
         return replace(
-            self, extractor="", features=none, mu=np.zeros(0), sigma=np.zeros((0, 0)), class_agreement=float("nan")
+            self,
+            extractor="",
+            features=none,
+            mu=np.zeros(0),
+            sigma=np.zeros((0, 0)),
+            class_agreement=float("nan"),
+            moments={},
         )
 
-    def frechet(self) -> FrechetStatistics:
-        """Mean and covariance for `frechet_distance`."""
-        return FrechetStatistics(self.mu, self.sigma, self.num_images)
+    def frechet(self, name: str = "") -> FrechetStatistics | None:
+        """Mean and covariance of the features, or of others by name, for `frechet_distance`; None if not known."""
+        if not name:
+            return FrechetStatistics(self.mu, self.sigma, self.num_images) if self.has_features else None
+        if f"{name}_mu" not in self.moments:
+            return None
+        return FrechetStatistics(self.moments[f"{name}_mu"], self.moments[f"{name}_sigma"], self.num_images)
 
     def save(self, path: str | Path) -> None:
         """Write the .npz file atomically: a reader sees the old file or the complete new one."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        entries = {
+            field.name: np.asarray(getattr(self, field.name)) for field in fields(self) if field.name not in NESTED
+        }
+        for name in NESTED:
+            entries |= {f"{name}.{key}": array for key, array in getattr(self, name).items()}
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -106,7 +124,15 @@ class ReferenceStatistics:
             raise ValueError(f"{path} is damaged or not a file of reference statistics: {error}") from error
         found = entries.pop("format", None)
         if found is None or found.shape != () or int(found) != FORMAT:
-            raise ValueError(f"{path} has format {found}; this version reads {FORMAT}")
+            raise ValueError(
+                f"{path} has format {found}, this version reads {FORMAT}: make it anew, dar-distill statistics DATA "
+                f"--output {path.name}"
+            )
+        nested: dict[str, dict[str, np.ndarray]] = {name: {} for name in NESTED}
+        for name in [name for name in entries if name.split(".")[0] in NESTED]:
+            group, key = name.split(".", 1)
+            nested[group][key] = entries.pop(name)
+        entries |= nested
         names = {field.name for field in fields(cls)}
         if set(entries) != names:
             raise ValueError(f"{path} lacks or adds: {', '.join(sorted(names ^ set(entries)))}")
@@ -127,17 +153,22 @@ class ReferenceStatistics:
             "features": (n, dim),
             "mu": (dim,),
             "sigma": (dim, dim),
-            "frequency": (len(self.power),),
-            "band_power": (n, 2),
-            "edge_share": (n,),
         }
         for name, shape in wanted.items():
             array = getattr(self, name)
             if array.shape != shape:
                 raise ValueError(f"{path}: {name} has shape {array.shape}; {shape} was expected")
-        for name in (*wanted, "power", "axis_power", "gradient_histogram"):
+        for name in wanted:
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{path}: {name} holds nan or infinite values")
+        if self.tables and set(self.tables) != set(TABLES):
+            names = ", ".join(sorted(set(self.tables) ^ set(TABLES)))
+            raise ValueError(
+                f"{path} lacks or adds {names}: make it anew, dar-distill statistics DATA --output {path.name}"
+            )
+        for name, table in self.tables.items():
+            if table.ndim != 2 or len(table) != 2:
+                raise ValueError(f"{path}: {name} has shape {table.shape}; two rows were expected")
 
 
 def extractor_id(extractor: Extractor) -> str:
@@ -168,14 +199,17 @@ def reference_from_images(
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
     images, labels = images.detach().cpu(), labels.detach().cpu()
+    extracted, statistics = Features(torch.zeros(len(images), 0)), None
+    moments: dict[str, np.ndarray] = {}
     if extractor:
         extracted = extractor.extract(images)
         statistics = frechet_statistics(extracted.features)
-    else:
-        extracted = Features(torch.zeros(len(images), 0), None)
-        statistics = FrechetStatistics(np.zeros(0), np.zeros((0, 0)), len(images))
-    frequency, power = ring_power(images)
-    square = images.shape[-1] == images.shape[-2]
+        others = {"spatial": extracted.spatial, "patches": patch_features(extractor, images)}
+        for name, features in others.items():
+            if features is not None:
+                found = frechet_statistics(features)
+                moments |= {f"{name}_mu": found.mu, f"{name}_sigma": found.sigma}
+    rows = {name: by_parts(table, images).double() for name, table in TABLES.items()}
     agreement = float("nan")
     if extracted.logits is not None:
         agreement = (extracted.logits.argmax(1) == labels).double().mean().item()
@@ -186,15 +220,11 @@ def reference_from_images(
         image_shape=tuple(images.shape[1:]),
         labels=labels.to(torch.int16).numpy(),
         features=extracted.features.half().numpy(),
-        mu=statistics.mu,
-        sigma=statistics.sigma,
+        mu=statistics.mu if statistics else np.zeros(0),
+        sigma=statistics.sigma if statistics else np.zeros((0, 0)),
         class_agreement=agreement,
-        frequency=frequency.numpy(),
-        power=power.double().mean(0).numpy(),
-        axis_power=axis_power(images).double().mean(0).numpy() if square else np.zeros((2, 0)),
-        band_power=band_power(images).numpy(),
-        gradient_histogram=gradient_histogram(images).double().mean(0).numpy(),
-        edge_share=edge_share(images).numpy(),
+        tables={name: torch.stack([table[::2].mean(0), table[1::2].mean(0)]).numpy() for name, table in rows.items()},
+        moments=moments,
         diversity=class_diversity(perceptual, images, labels).mean().item() if perceptual else float("nan"),
         perceptual=perceptual.name if perceptual else "",
     )

@@ -1,187 +1,223 @@
-"""Power spectra of images: how much fine detail there is, and how much two sets differ.
+"""Power spectra: how much fine detail there is, of which size and direction, and how far two sets differ.
 
-Power is |FFT|^2 / (H W) of each channel after its mean is removed, without a window; by Parseval it sums to
-the sum of squares about the mean. Frequencies are in cycles per pixel; 0.5 is the Nyquist frequency along an
-axis, and the corners of the spectrum reach sqrt(0.5).
+Power is |DCT-II|^2 of each channel, orthonormal: by Parseval it adds up to the sum of squares. The DCT is the spectrum
+of the image continued by its mirror image, so opposite borders do not meet and their jump is not taken for detail (a
+Fourier transform of the frame reads a blur of sigma 1 as 74 % less high frequencies where 98 % are gone). Coefficient
+(u, v) has the frequency (u / 2H, v / 2W) cycles per pixel; 0.5 is Nyquist's along an axis, and the corners, where a
+checkerboard lies, reach sqrt(0.5). Coefficient (0, 0), the mean, belongs to nothing.
 
-Shapes: N images, C channels, H x W pixels, K rings, M frequencies along one axis.
+Limit: power is not detail. Grain has power, and phases do not count, so a spectrum takes blur with grain for real;
+`edges` and `grain` tell them apart.
+
+Shapes: N images, C channels, H x W pixels, K rings.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-DETAIL_BAND = (0.25, 0.5)  # the upper half of the frequencies along an axis, cycles per pixel
+from distill.metrics.images import check_images
+from distill.metrics.registry import distance_of, measure_of
+from distill.metrics.tables import register_table
+
+DETAIL = 0.25  # cycles per pixel, the upper half of the frequencies along an axis
 POWER_FLOOR = 1e-10  # keeps the logarithm of an empty ring finite; far below 8-bit rounding (5e-6)
-_CHUNK = 512  # images per FFT
+EDGES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the bands: octaves, and the corners
+ROUNDING = 1e-6  # a frequency equal to an edge belongs above it, however it is rounded
 
 
-def check_images(images: Tensor, min_images: int = 1) -> None:
-    """Raises: ValueError if images are not finite floats [N >= min_images, C, H >= 4, W >= 4]."""
-    if images.ndim != 4 or min(images.shape[2:]) < 4:
-        raise ValueError(f"images have shape {list(images.shape)}; they must be [N, C, H >= 4, W >= 4]")
-    if len(images) < min_images:
-        raise ValueError(f"{len(images)} image(s) given; at least {min_images} are needed")
-    if not torch.is_floating_point(images):
-        raise ValueError(f"images are {images.dtype}; they must be floating point in [-1, 1]")
-    if not torch.isfinite(images).all():
-        raise ValueError("images hold nan or infinite values")
+@lru_cache(maxsize=8)
+def dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II, [size, size] in float64: row u is c_u cos(pi u (2 x + 1) / 2 size)."""
+    x = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi * x[:, None] * (2 * x + 1) / (2 * size)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def frequencies(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Vertical and horizontal frequency of each coefficient, cycles per pixel, [H, W] both."""
+    rows, columns = torch.arange(height) / (2 * height), torch.arange(width) / (2 * width)
+    return rows[:, None].expand(height, width), columns.expand(height, width)
+
+
+def radial_frequency(height: int, width: int) -> Tensor:
+    rows, columns = frequencies(height, width)
+    return (rows.square() + columns.square()).sqrt()
 
 
 def power_spectrum(images: Tensor) -> Tensor:
-    """Power of each image averaged over its channels, [N, H, W], float32, with frequency zero at index [0, 0].
+    """Power of each image averaged over its channels, [N, H, W], float32; that of the mean, at [0, 0], is 0.
 
     Raises: ValueError as `check_images`.
     """
     check_images(images)
     height, width = images.shape[-2:]
-    chunks = []
-    for chunk in images.float().split(_CHUNK):
-        centred = chunk - chunk.mean((-2, -1), keepdim=True)
-        chunks.append(torch.fft.fft2(centred).abs().square().mean(1) / (height * width))
-    return torch.cat(chunks)
+    down, across = (dct_matrix(size).to(images.device, torch.float32) for size in (height, width))
+    centred = images.float() - images.float().mean((-2, -1), keepdim=True)
+    power = (down @ centred @ across.T).square().mean(1)
+    power[:, 0, 0] = 0
+    return power
 
 
-def radial_frequency(height: int, width: int) -> Tensor:
-    """Distance of each entry of a spectrum from frequency zero, cycles per pixel, [H, W]."""
-    rows, columns = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
-    return (rows[:, None].square() + columns[None].square()).sqrt()
+def ring_frequencies(height: int, width: int) -> Tensor:
+    """k / s for k = 1 .. K, the ring of the last corner, where s = min(H, W), cycles per pixel, [K]."""
+    return torch.arange(1, int(_ring_of(height, width).max()) + 1) / min(height, width)
 
 
-def ring_power(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Azimuthal mean of the power of each image.
-
-    Ring k holds the frequencies whose radius times s = min(H, W) rounds to k. Frequency zero (the removed
-    mean) and the corners beyond the last ring belong to no ring.
-
-    Returns: ring frequencies k / s for k = 1 .. s // 2, [K], and power [N, K].
-    """
-    power = power_spectrum(images)
-    size = min(power.shape[-2:])
-    ring = (radial_frequency(*power.shape[-2:]) * size).round().long().to(power.device)
-    rings = torch.arange(1, size // 2 + 1, device=power.device)
-    member = (ring.flatten()[:, None] == rings).to(power.dtype)  # [H W, K]
-    return (rings / size).float(), power.flatten(1) @ (member / member.sum(0))
+def _ring_of(height: int, width: int) -> Tensor:
+    """The number of the ring of each coefficient, [H, W]; 0 belongs to none."""
+    return (radial_frequency(height, width) * min(height, width)).round().long()
 
 
-def radial_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Frequency in cycles per pixel [K] and mean power of all images and channels [K]; see `ring_power`."""
-    frequency, power = ring_power(images)
-    return frequency, power.mean(0)
-
-
-def band_power(images: Tensor, cutoff: float = 0.25) -> Tensor:
-    """Power at radial frequency >= cutoff, and power at all frequencies except zero, per pixel, [N, 2].
-
-    Both include the corners of the spectrum; the second is the variance of the pixels.
-
-    Raises: ValueError if cutoff is not in (0, 0.5], or as `check_images`.
-    """
-    if not 0 < cutoff <= 0.5:
-        raise ValueError(f"cutoff is {cutoff}; it must lie in (0, 0.5] cycles per pixel")
-    power = power_spectrum(images)
-    # 1e-6: a frequency equal to the cutoff belongs to the band, however it is rounded
-    high = (radial_frequency(*power.shape[-2:]) >= cutoff - 1e-6).to(power)
-    total = power.flatten(1).mean(1)
-    return torch.stack([(power * high).flatten(1).mean(1), total], dim=1)
-
-
-def high_frequency_ratio(images: Tensor, cutoff: float = 0.25) -> float:
-    """Share of the power (mean removed) at radial frequency >= cutoff, in [0, 1]; a ratio of means."""
-    return ratio_from_band_power(band_power(images, cutoff).double().mean(0))
-
-
-def ratio_from_band_power(mean_band_power: Tensor) -> float:
-    """`high_frequency_ratio` from the mean [2] of `band_power`; 0 for flat images."""
-    high, total = mean_band_power.tolist()
-    return high / total if total > 0 else 0.0
-
-
-def spectral_difference(
-    frequency: Tensor, power_a: Tensor, power_b: Tensor, band: tuple[float, float] = DETAIL_BAND
-) -> Tensor:
-    """Signed 10 log10(power_a / power_b) in decibels at the rings inside `band` (ends included), [K'].
-
-    Positive: a has more power. Powers below 1e-10 count as 1e-10.
-
-    Raises: ValueError if shapes differ or no ring lies in the band.
-    """
-    if not frequency.shape == power_a.shape == power_b.shape:
-        raise ValueError(
-            f"spectra do not belong together: frequency {list(frequency.shape)}, "
-            f"powers {list(power_a.shape)} and {list(power_b.shape)}"
-        )
-    inside = (frequency >= band[0] - 1e-6) & (frequency <= band[1] + 1e-6)
-    if not inside.any():
-        raise ValueError(f"band {band} holds none of the {len(frequency)} ring frequencies")
-    decibels_a, decibels_b = (
-        10 * torch.log10(power[inside].double().clamp_min(POWER_FLOOR)) for power in (power_a, power_b)
-    )
-    return decibels_a - decibels_b
-
-
-def spectral_distance_from_power(
-    frequency: Tensor, power_a: Tensor, power_b: Tensor, band: tuple[float, float] = DETAIL_BAND
-) -> float:
-    """Root mean square of `spectral_difference`, in decibels: too little and too much power count the same."""
-    return spectral_difference(frequency, power_a, power_b, band).square().mean().sqrt().item()
-
-
-def spectral_distance(a: Tensor, b: Tensor, band: tuple[float, float] = DETAIL_BAND) -> float:
-    """RMS difference in decibels between the radial spectra of images a and b in `band`; symmetric.
-
-    Raises: ValueError if the images of a and b differ in size, or as `spectral_difference`.
-    """
-    if a.shape[-2:] != b.shape[-2:]:
-        raise ValueError(f"images are {list(a.shape[-2:])} in a and {list(b.shape[-2:])} in b")
-    frequency, power_a = radial_spectrum(a)
-    _, power_b = radial_spectrum(b)
-    return spectral_distance_from_power(frequency, power_a, power_b, band)
-
-
-def axis_power(images: Tensor) -> Tensor:
-    """Power of each image along each frequency axis, where the other frequency is 0, [N, 2, M].
-
-    Index m is m cycles per side; M = side // 2 + 1.
-
-    Raises: ValueError if the images are not square.
-    """
-    check_images(images)
+@register_table
+def rings(images: Tensor) -> Tensor:
+    """Mean power in each ring, [N, K], then H and W. Ring k holds radii that times s = min(H, W) round to k."""
     height, width = images.shape[-2:]
-    if height != width:
-        raise ValueError(f"images are {height} x {width}; the patch grid is measured on square images only")
-    power = power_spectrum(images)
-    half = height // 2 + 1
-    return torch.stack([power[:, :half, 0], power[:, 0, :half]], dim=1)
+    ring = _ring_of(height, width).flatten()
+    member = torch.nn.functional.one_hot(ring).float()[:, 1:]
+    power = power_spectrum(images).flatten(1) @ (member / member.sum(0)).to(images.device)
+    sides = torch.tensor([float(height), float(width)], device=images.device).expand(len(images), 2)
+    return torch.cat([power, sides], dim=1)
 
 
-def patch_peak(images: Tensor, patch_size: int) -> float:
-    """Strength of a patch grid artefact: power at the patch frequencies k / patch_size relative to their neighbours.
+def spectrum_of_row(row: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequency and power, [K] both, of a mean row of `rings`."""
+    height, width = (round(side) for side in row[-2:].tolist())
+    return ring_frequencies(height, width), row[:-2]
 
-    The geometric mean over both axes and k = 1 .. patch_size // 2 of P(k n) / sqrt(P(k n - 1) P(k n + 1)),
-    where P(m) is the mean power at m cycles per side along the axis, with n patches per side. 1.0 means no grid; a
-    power-law spectrum also gives 1.0, up to its curvature. Compare with the value of the data: real images are not
-    exactly 1.
 
-    Raises: ValueError if patch_size is below 2 or does not divide the side into at least 2 patches.
+@register_table
+def bands(images: Tensor) -> Tensor:
+    """Power in each band between `EDGES`, per pixel, [N, 5]; together the variance of the pixels."""
+    power, radius = power_spectrum(images), radial_frequency(*images.shape[-2:])
+    inside = [(radius >= low - ROUNDING) & (radius < high - ROUNDING) for low, high in pairwise(EDGES)]
+    return torch.stack([(power * part.to(power)).flatten(1).mean(1) for part in inside], dim=1)
+
+
+def high_frequency_share(images: Tensor) -> float:
+    """Share of the power, the mean removed, at radial frequencies of a quarter cycle per pixel and more."""
+    return high_frequency_ratio(bands(images).double().mean(0))
+
+
+def _share(row: Tensor, first: int, last: int | None = None) -> float:
+    total = float(row.sum())
+    return float(row[first:last].sum()) / total if total > 0 else math.nan
+
+
+@measure_of(
+    "bands",
+    "spectrum",
+    "High-frequency share",
+    unit="share of power",
+    explanation="share of the power above half the Nyquist frequency; less than the data: lost, more: grain or ringing",
+)
+def high_frequency_ratio(row: Tensor) -> float:
+    return _share(row, 3)
+
+
+@measure_of(
+    "bands",
+    "spectrum",
+    "Middle share",
+    unit="share of power",
+    explanation="share of the power between an eighth and a quarter cycle per pixel: shapes of four to eight pixels",
+)
+def middle_frequency_ratio(row: Tensor) -> float:
+    return _share(row, 2, 3)
+
+
+@measure_of(
+    "bands",
+    "spectrum",
+    "Corner share",
+    unit="share of power",
+    explanation="share of the power beyond Nyquist's frequency of the axes: diagonal detail of single pixels, where a "
+    "checkerboard lies",
+)
+def corner_ratio(row: Tensor) -> float:
+    return _share(row, 4)
+
+
+@measure_of(
+    "rings",
+    "spectrum",
+    "Spectral slope",
+    unit="exponent",
+    explanation="exponent of the power over frequency, from a quarter of Nyquist's to the corners; flatter than the "
+    "data: grain, steeper: blur",
+)
+def spectral_slope(row: Tensor) -> float:
+    frequency, power = spectrum_of_row(row)
+    chosen = frequency >= DETAIL / 2
+    x, y = frequency[chosen].double().log(), power[chosen].double().clamp_min(POWER_FLOOR).log()
+    centred = x - x.mean()
+    return float((centred * y).sum() / centred.square().sum())
+
+
+def spectral_difference(row: Tensor, target: Tensor) -> Tensor:
+    """Signed 10 log10 of the ratio of two mean rows of `rings` at `DETAIL` and above, in dB, [K'].
+
+    Powers below 1e-10 count as 1e-10. Raises: ValueError where images differ in size.
     """
-    return peak_from_axis_power(axis_power(images).double().mean(0), images.shape[-1], patch_size)
+    if row.shape != target.shape or not torch.equal(row[-2:].round(), target[-2:].round()):
+        raise ValueError(f"spectra of images {row[-2:].tolist()} and {target[-2:].tolist()} cannot be compared")
+    frequency, _ = spectrum_of_row(row)
+    inside = frequency >= DETAIL - ROUNDING
+    decibels = [10 * side[:-2][inside].double().clamp_min(POWER_FLOOR).log10() for side in (row, target)]
+    return decibels[0] - decibels[1]
 
 
-def has_patch_grid(side: int, patch_size: int) -> bool:
-    """Whether `patch_size` has grid frequencies: patches of at least 2 pixels, and at least 2 patches per side."""
-    return patch_size >= 2 and side % patch_size == 0 and side // patch_size >= 2
+@distance_of(
+    "rings",
+    "spectrum",
+    "Spectral distance to teacher",
+    unit="dB",
+    to="teacher",
+    explanation="the same difference from the teacher's spectrum",
+)
+@distance_of(
+    "rings",
+    "spectrum",
+    "Spectral distance to data",
+    unit="dB",
+    to="data",
+    explanation="RMS difference of the spectra above half the Nyquist frequency, corners included; too little, too "
+    "much alike",
+)
+def spectral_distance(row: Tensor, target: Tensor) -> float:
+    return float(spectral_difference(row, target).square().mean().sqrt())
 
 
-def peak_from_axis_power(mean_axis_power: Tensor, side: int, patch_size: int) -> float:
-    """`patch_peak` from the mean [2, M] of `axis_power` of images with `side` pixels per side."""
-    if not has_patch_grid(side, patch_size):
-        raise ValueError(f"patch_size is {patch_size}; it must be at least 2 and divide {side} into 2 or more patches")
-    patches = side // patch_size
-    log_power = mean_axis_power.double().clamp_min(POWER_FLOOR).log()
-    peaks = torch.arange(1, patch_size // 2 + 1) * patches
-    # The spectrum is symmetric about the Nyquist frequency.
-    above = torch.where(peaks == side / 2, peaks - 1, peaks + 1)
-    ratios = log_power[:, peaks] - (log_power[:, peaks - 1] + log_power[:, above]) / 2
-    return ratios.mean().exp().item()
+SECTORS = 3  # along rows, along columns, diagonal
+
+
+@register_table
+def sectors(images: Tensor) -> Tensor:
+    """Mean power of the detail whose frequency is horizontal, vertical (within 22.5 degrees) or diagonal, [N, 3]."""
+    rows, columns = frequencies(*images.shape[-2:])
+    angle = torch.atan2(rows, columns)  # 0: varies along a row
+    detail = radial_frequency(*images.shape[-2:]) >= DETAIL - ROUNDING
+    detail &= radial_frequency(*images.shape[-2:]) <= 0.5 + ROUNDING  # beyond it there are diagonals alone
+    power, eighth = power_spectrum(images), math.pi / 8
+    chosen = [angle < eighth, angle > 3 * eighth, (angle >= eighth) & (angle <= 3 * eighth)]
+    means = [(power * (part & detail).to(power)).flatten(1).sum(1) / (part & detail).sum() for part in chosen]
+    return torch.stack(means, dim=1)
+
+
+@measure_of(
+    "sectors",
+    "spectrum",
+    "Anisotropy",
+    unit="dB",
+    explanation="fine power of the strongest of three directions (horizontal, vertical, diagonal) against the weakest",
+)
+def anisotropy(row: Tensor) -> float:
+    decibels = 10 * row.double().clamp_min(POWER_FLOOR).log10()
+    return float(decibels.max() - decibels.min())

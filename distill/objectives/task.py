@@ -14,7 +14,7 @@ from distill.conditions import condition_of
 from distill.config import RunConfig
 from distill.data import Dataset
 from distill.latents.decoding import PIXELS, Decoder
-from distill.metrics import high_frequency_ratio
+from distill.metrics import high_frequency_share
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
 from distill.models.roles import load_teacher, trainable_copy
@@ -135,7 +135,7 @@ class DistillationTask:
         with self.accelerator.autocast():
             images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)
         save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
-        return {"high_frequency_ratio": float(high_frequency_ratio(clamp_images(images)))}
+        return {"high_frequency_ratio": high_frequency_share(clamp_images(images))}
 
     @property
     def averaged_student(self) -> Backbone:

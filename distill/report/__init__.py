@@ -6,7 +6,9 @@ May import diagnosis (whose page it writes too), metrics, render, files and erro
 from distill.report.page import write_report
 from distill.report.page_data import (
     DATA,
+    HALF,
     Cell,
+    Crop,
     Edges,
     Headline,
     Measure,
@@ -14,13 +16,16 @@ from distill.report.page_data import (
     Routing,
     Sampler,
     Spectrum,
+    TextTable,
     check_columns,
     check_report,
 )
 
 __all__ = [
     "DATA",
+    "HALF",
     "Cell",
+    "Crop",
     "Edges",
     "Headline",
     "Measure",
@@ -28,6 +33,7 @@ __all__ = [
     "Routing",
     "Sampler",
     "Spectrum",
+    "TextTable",
     "check_columns",
     "check_report",
     "write_report",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from distill.report.crops import crops_figure
 from distill.report.grids import grid, overview
 from distill.report.heatmaps import embedding_shares, routing_plot, shares_plot
 from distill.report.page_data import DATA, Report, check_report
@@ -67,6 +68,7 @@ def draw(report: Report) -> dict[str, list[Picture]]:
     """All pictures, by section of the page; a section without content is an empty list."""
     pictures = {
         "overview": [_picture("overview", png(overview(report)), "Samplers side by side")],
+        "crops": [_picture("crops", png(crops_figure(report.crops)), "Pictures and edges")] if report.crops else [],
         "spectra": [],
         "edges": [],
         "training": [],

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+HALF = "half of the data"  # the name of the column with what one half of it is beside the other
 DATA = "data"  # the name of the real data in spectra, edges and the columns of the table
 MAX_PER_ROLE = 8  # the number of colours that readers can tell apart
 
@@ -59,13 +60,14 @@ class Edges:
 class Measure:
     """One row of the table. `help` says in a sentence or two what it measures and what changes it.
 
-    ideal: "lower", "higher", or "as data": the closer to the value of the data, the better.
+    ideal: "lower", "higher", or "as data": the closer to the value of the data, the better; "none": it informs.
     """
 
     name: str
+    kind: str
     title: str
     unit: str
-    ideal: Literal["lower", "higher", "as data"]
+    ideal: Literal["lower", "higher", "as data", "none"]
     help: str
 
 
@@ -104,12 +106,34 @@ class Headline(NamedTuple):
     comment: str
 
 
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """One picture of several samplers. rule: how it was chosen. images: (C, H, W) each; edges: (H, W), steepness."""
+
+    rule: str
+    names: Sequence[str]
+    images: Sequence[np.ndarray]
+    edges: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text. note: what its columns are."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
     """The whole content of the page. Empty fields are left out of the page.
 
     labels: (N,) class of each grid image; class_names: by class.
-    cells: cells[measure.name][column], where a column is a sampler's name or `DATA`; None: not measured.
+    cells: cells[measure.name][column], where a column is a sampler's name, `DATA` or `HALF`; None: not measured.
+    answers: what is compared with what, and in words what was found, line by line.
+    tables: of the comparison. crops: pictures side by side.
     history: records of metrics.jsonl, in order.
     notes: stand-ins and warnings that a reader must know to judge the values.
     """
@@ -120,6 +144,9 @@ class Report:
     samplers: Sequence[Sampler]
     class_names: Sequence[str] | None = None
     headline: Sequence[tuple[str, str, str]] = ()
+    answers: Sequence[tuple[str, Sequence[str]]] = ()
+    tables: Sequence[TextTable] = ()
+    crops: Sequence[Crop] = ()
     spectra: Sequence[Spectrum] = ()
     edges: Sequence[Edges] = ()
     measures: Sequence[Measure] = ()
@@ -144,7 +171,7 @@ def check_report(report: Report) -> None:
     Raises: ValueError, which names the sampler, curve, measure or reader, what it has and what it should have.
     """
     _check_samplers(report)
-    columns = {DATA, *(sampler.name for sampler in report.samplers)}
+    columns = {DATA, HALF, *(sampler.name for sampler in report.samplers)}
     for kind, curves in (("spectrum", report.spectra), ("edges", report.edges)):
         names = [curve.name for curve in curves]
         if unknown := sorted(set(names) - columns):
@@ -165,8 +192,8 @@ def check_columns(columns: Sequence[tuple[str, str]]) -> None:
     if not columns:
         raise ValueError("a report needs at least one sampler")
     names = [name for name, _ in columns]
-    if len(set(names)) < len(names) or DATA in names:
-        raise ValueError(f"samplers need different names, none of them {DATA!r}; got {names}")
+    if len(set(names)) < len(names) or {DATA, HALF} & set(names):
+        raise ValueError(f"samplers need different names, none of them {DATA!r} or {HALF!r}; got {names}")
     for role in ("teacher", "student"):
         count = sum(found == role for _, found in columns)
         if count > MAX_PER_ROLE:

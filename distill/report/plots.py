@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from distill.metrics.spectrum import DETAIL_BAND
+from distill.metrics.spectrum import DETAIL
 from distill.report.page_data import DATA, Edges, Report, Spectrum
 from distill.report.style import BAND, FAINT, INK, new_figure, sampler_colours, style_axes
 
@@ -38,7 +38,7 @@ def spectra_plot(report: Report) -> Figure:
         power, ratio = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1))
     for ax in (power, ratio):
         if ax is not None:
-            ax.axvspan(*DETAIL_BAND, color=BAND, linewidth=0, zorder=0)
+            ax.axvspan(DETAIL, 0.5**0.5, color=BAND, linewidth=0, zorder=0)
     order = sorted(report.spectra, key=lambda spectrum: spectrum.name != DATA)
     for spectrum in order:
         _spectrum_line(power, spectrum, colours[spectrum.name])
@@ -46,7 +46,7 @@ def spectra_plot(report: Report) -> Figure:
     style_axes(power, y="power")
     label = f"power against {report.yardstick}, dB" if ratio else "power"
     style_axes(ratio or power, x="frequency, cycles per pixel", y=label)
-    power.text(0.375, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
+    power.text(0.48, 0.985, "detail", transform=power.get_xaxis_transform(), ha="center", va="top",
                fontsize=9, color=FAINT)  # fmt: skip
     power.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor=INK)
     if ratio is not None and data is not None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distill.report.page_data import DATA, Sampler
+from distill.report.page_data import DATA, HALF, Sampler
 
 INK = "#1c1e21"
 FAINT = "#6b7078"
@@ -27,7 +27,7 @@ _COLOURS = {
 
 def sampler_colours(samplers: Sequence[Sampler]) -> dict[str, str]:
     """One colour per sampler, the same in every picture; the colour of the data is always `INK`."""
-    colours = {DATA: INK}
+    colours = {DATA: INK, HALF: INK}
     taken = {role: iter(palette) for role, palette in _COLOURS.items()}
     for sampler in samplers:
         colours[sampler.name] = next(taken[sampler.role])

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.report.page_data import DATA, Cell, Measure, Report, Sampler
+from distill.report.page_data import DATA, HALF, Cell, Measure, Report, Sampler
 
 MISSING = "–"  # an en dash
 
@@ -41,13 +41,13 @@ class Verdict:
     open: list[str]
 
 
-ARROWS = {"lower": "↓", "higher": "↑", "as data": "≈"}
+ARROWS = {"lower": "↓", "higher": "↑", "as data": "≈", "none": ""}
 
 
 def table_columns(report: Report) -> list[str]:
     """The names of the samplers, preceded by the data if any measure has a value for it."""
-    has_data = any(row.get(DATA) is not None for row in report.cells.values())
-    return [DATA] * has_data + [sampler.name for sampler in report.samplers]
+    known = [name for name in (DATA, HALF) if any(row.get(name) is not None for row in report.cells.values())]
+    return known + [sampler.name for sampler in report.samplers]
 
 
 def table_rows(report: Report) -> list[TableRow]:
@@ -145,7 +145,7 @@ def _lower_is_better(report: Report, measure: Measure, column: str) -> tuple[flo
         return cell.value, low, high
     if measure.ideal == "higher":
         return -cell.value, -high, -low
-    data = _cell(report, measure, report.yardstick)
+    data = _cell(report, measure, report.yardstick) if measure.ideal == "as data" else None
     if data is None or not math.isfinite(data.value):
         return None
     ends = abs(low - data.value), abs(high - data.value)

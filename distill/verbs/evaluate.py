@@ -96,7 +96,7 @@ def evaluate_images(
     evaluator = Evaluator(config, default_device(), tuple(data.sample_shape))
     evaluator.use_teacher_statistics(None)
     pixels, labels = read_images(data, class_balanced(data.labels, config.num_images, seed=0))
-    values = evaluator.measures_of(pixels, labels, patch_size=1)
+    values = evaluator.measures_of(pixels, labels)
     measured = Measured(str(images), "pictures", len(pixels), 0, 0, 0.0, values)
     statistics = reference_from_images(
         pixels, labels, evaluator.extractor, str(images), perceptual=evaluator.perceptual

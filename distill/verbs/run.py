@@ -181,16 +181,17 @@ def write_run_report(
     settings = config.teacher
     entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
     for entry in entries:
-        entry.measured.save(folder / "measures" / f"{entry.sampler.name.replace(', ', '_').replace(' ', '_')}.json")
-    reference, few_step = entries[0].sampler, entries[-1].sampler
+        entry.measured.save(folder / "measures" / f"{entry.column.name.replace(', ', '_').replace(' ', '_')}.json")
+    reference, few_step = drawings[0].sampler, drawings[-1].sampler
     page = results.page(
         f"{few_step.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
         f"{OBJECTIVES[config.objective.name].title}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
+        reference.condition,
         history=read_log(folder),
         routing=[results.routing_of("teacher", reference.model), results.routing_of("student", few_step.model)],
         config_yaml=config_to_yaml(config),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )
-    return write_report(page, folder / "report"), {entry.sampler.name: entry.measured for entry in entries}
+    return write_report(page, folder / "report"), {entry.column.name: entry.measured for entry in entries}

@@ -1,0 +1,160 @@
+"""Arms of a comparison: one or more sets of images each, and what the page says about two of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill import report
+from distill.evaluation.differences import Difference, Resampled, answer, differences, resampled
+from distill.evaluation.evaluator import Evaluator
+from distill.files import write_text
+from distill.metrics import MEASURES, TABLES
+from distill.metrics.edges import gradients
+from distill.metrics.images import by_parts
+from distill.progress import progress_bar
+from distill.report.table import format_number
+from distill.seeds import generator_for
+
+BY_CLASS = ("edge_width", "sparsity_fine", "grain")
+MAX_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Arm:
+    """images: of each training, (N, C, H, W); all arms have the same N and labels (N).
+
+    is_paired: whether picture i of all such arms came from the same noise and condition.
+    """
+
+    name: str
+    images: Sequence[Tensor]
+    is_paired: bool = True
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The arm `name` against the first arm."""
+
+    name: str
+    baseline: str
+    differences: list[Difference]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.name} against {self.baseline}"
+
+    @property
+    def answer(self) -> list[str]:
+        return answer(self.name, self.baseline, self.differences)
+
+
+def compare_arms(arms: Sequence[Arm], labels: Tensor, evaluator: Evaluator) -> list[Compared]:
+    """Every other arm against the first."""
+    sides: list[list[dict[str, Resampled]]] = []
+    with progress_bar() as progress:
+        bar = progress.add_task("comparing", total=sum(len(arm.images) for arm in arms))
+        for number, arm in enumerate(arms):
+            sides.append([])
+            for images in arm.images:
+                seed = 0 if arm.is_paired else 1 + number  # pictures of no common origin are drawn apart
+                sides[-1].append(
+                    resampled(
+                        images,
+                        labels,
+                        evaluator.data,
+                        evaluator.perceptual,
+                        num_resamples=max(2, evaluator.config.bootstrap),
+                        seed=seed,
+                    )
+                )
+                progress.advance(bar)
+    first, *others = arms
+    return [
+        Compared(arm.name, first.name, differences(side, sides[0], evaluator.data, len(labels)))
+        for arm, side in zip(others, sides[1:], strict=True)
+    ]
+
+
+def difference_table(compared: Compared) -> report.TextTable:
+    rows = []
+    for one in compared.differences:
+        entry = MEASURES[one.measure]
+        interval = f"{format_number(one.gain)} [{format_number(one.low)}, {format_number(one.high)}]"
+        rows.append([
+            entry.title, format_number(one.first), format_number(one.second),
+            "–" if math.isnan(one.data) else format_number(one.data), interval, _chance(one.p), _chance(one.adjusted),
+            "–" if math.isnan(one.effect) else f"{one.effect:+.2f}", format_number(one.smallest),
+        ])  # fmt: skip
+    header = ["Measure", compared.name, compared.baseline, "data", f"gain of {compared.name} [95 %]", "p",
+              "p, corrected", "effect", "smallest gain to be found"]  # fmt: skip
+    note = (
+        "A gain is positive where the first is nearer to the data, or lower where lower is better. p is corrected over "
+        "the rows by Holm's method. The effect is the gain over the standard deviation of one picture; the smallest "
+        "gain would have been found with a probability of 80 %."
+    )
+    return report.TextTable(compared.heading, header, rows, note)
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def class_table(arms: Sequence[Arm], labels: Tensor, names: Sequence[str]) -> report.TextTable:
+    """The measures of `BY_CLASS` by class, of the first training of each arm."""
+    header = ["Class", *(f"{MEASURES[name].title}, {arm.name}" for name in BY_CLASS for arm in arms)]
+    tables = {MEASURES[name].table for name in BY_CLASS}
+    rows = {table: [by_parts(TABLES[str(table)], arm.images[0]) for arm in arms] for table in tables}
+    lines = []
+    for label in labels.unique().tolist()[:MAX_CLASSES]:
+        cells = []
+        for name in BY_CLASS:
+            entry = MEASURES[name]
+            assert entry.of_row is not None
+            for side in rows[entry.table]:
+                value = entry.of_row(side[labels == label].double().mean(0), None)
+                cells.append("–" if math.isnan(value) else format_number(value))
+        lines.append([names[label] if label < len(names) else str(label), *cells])
+    return report.TextTable("By class", header, lines)
+
+
+def crops(first: Arm, second: Arm) -> list[report.Crop]:
+    """Pictures of two paired arms: those that differ most, in the middle, and one by lot."""
+    pair = (first.images[0], second.images[0])
+    distance = (pair[0] - pair[1]).square().flatten(1).mean(1)
+    order = distance.argsort(descending=True).tolist()
+    lot = int(torch.randint(len(order), (1,), generator=generator_for(0, "crops")))
+    chosen = {"differ most": order[0], "second": order[1], "in the middle": order[len(order) // 2], "by lot": lot}
+    return [
+        report.Crop(
+            f"{rule}: picture {index}, RMS difference {math.sqrt(float(distance[index])):.3f}",
+            [first.name, second.name],
+            [side[index].clamp(-1, 1).numpy() for side in pair],
+            [gradients(side[index : index + 1]).square().sum(1).sqrt()[0].numpy() for side in pair],
+        )
+        for rule, index in chosen.items()
+    ]
+
+
+def save_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence[str]) -> None:
+    """comparison.json and comparison.csv."""
+    plain = [
+        {"first": c.name, "second": c.baseline, "answer": c.answer, "differences": [d.to_json() for d in c.differences]}
+        for c in compared
+    ]
+    write_text(folder / "comparison.json", json.dumps({"compared": plain, "notes": list(notes)}, indent=2) + "\n")
+    text = io.StringIO()
+    lines = [{"first_arm": c.name, "second_arm": c.baseline, **d.to_json()} for c in compared for d in c.differences]
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    write_text(folder / "comparison.csv", text.getvalue())

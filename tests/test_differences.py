@@ -1,0 +1,89 @@
+"""Paired differences: coverage, correction, and the spread of trainings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from distill.evaluation.differences import Difference, Resampled, answer, differences, holm, resampled
+from distill.metrics import MEASURES, reference_from_images
+
+LABELS = torch.arange(60) % 3
+
+
+def pictures(seed: int, contrast: float = 1.0, num: int = 60) -> Tensor:
+    coarse = torch.randn(num, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return (contrast * 0.4 * interpolate(coarse, size=(24, 24), mode="bicubic")).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return reference_from_images(pictures(0, num=400), torch.arange(400) % 3, None, "pictures")
+
+
+def found_in(first: list[Tensor], second: list[Tensor], data) -> dict[str, Difference]:
+    sides = [[resampled(x, LABELS, data, num_resamples=100) for x in side] for side in (first, second)]
+    return {one.measure: one for one in differences(*sides, data, len(LABELS))}
+
+
+def test_pairs_see_what_sets_cannot(data) -> None:
+    """A little less contrast in the same pictures is clear; in other pictures their scatter hides it."""
+    same = found_in([pictures(1, 1.5)], [pictures(1, 1.48)], data)["contrast"]
+    other = found_in([pictures(1, 1.5)], [pictures(2, 1.48)], data)["contrast"]
+    assert same.is_clear and same.gain < 0 and not other.is_clear
+    assert same.error < 0.3 * other.error and same.smallest < abs(same.gain) < other.smallest
+    equal = found_in([pictures(1)], [pictures(1)], data)
+    assert not any(one.is_clear for one in equal.values())
+
+
+def test_intervals_of_a_gain_hold_their_95_percent(data) -> None:
+    many = [
+        resampled(pictures(999, scale, num=6000), LABELS.repeat(100), None, num_resamples=2) for scale in (1.5, 1.4)
+    ]
+    of_data = float(data.mean("tones")[0])
+    first, second = (abs(side["contrast"].value - of_data) for side in many)
+    found = [found_in([pictures(s, 1.5)], [pictures(s + 1, 1.4)], data)["contrast"] for s in range(1000, 1300, 2)]
+    held = sum(one.low <= second - first <= one.high for one in found)
+    assert 0.90 <= held / len(found) <= 0.99
+
+
+def test_holm_by_hand() -> None:
+    blank = Difference("grain", *[0.0] * 10)
+    found = holm([replace(blank, p=p) for p in (0.04, 0.01, 0.03, 0.5)])
+    assert [one.adjusted for one in found] == pytest.approx([0.09, 0.04, 0.09, 0.5])
+
+
+def test_the_spread_of_trainings_is_a_part_of_the_error(data) -> None:
+    def side(*values: float) -> list[dict[str, Resampled]]:
+        return [{"grain": Resampled(v, torch.full((50,), v) + 1e-6 * torch.randn(50))} for v in values]
+
+    of_data = data.mean("grain_power")[0] * 1000
+    base = float(of_data) + 10
+    (one,) = differences(side(base, base + 2, base + 4), side(base + 5, base + 5, base + 5), data, 60)
+    assert one.gain == pytest.approx(3, rel=1e-4)
+    assert one.error == pytest.approx(math.sqrt(4 / 3), rel=1e-3)
+    assert one.high - one.gain == pytest.approx(4.303 * one.error, rel=1e-3)  # t with 2 degrees of freedom
+    assert not one.is_clear
+
+
+def test_the_answer_says_which_and_what_cannot_be_told(data) -> None:
+    blank = Difference("grain", 1.0, 2.0, 1.5, 0.5, 0.1, 0.3, 0.7, 0.001, 0.1, 0.28)
+    found = [
+        replace(blank, measure="edge_width", adjusted=0.01),
+        replace(blank, measure="edge_count", gain=-0.5, adjusted=0.02),
+        replace(blank, adjusted=0.3),
+        replace(blank, measure="contrast", adjusted=0.0001),
+    ]
+    edges, grain, colour = answer("dar", "plain", found)
+    assert edges == (
+        "Edges: dar is better in edge width 1 against 2, data 1.5 (p = 0.01), "
+        "plain in edges 1 against 2, data 1.5 (p = 0.02)."
+    )
+    assert grain.startswith("Grain: cannot be told.") and "0.28" in grain
+    assert colour.startswith("Colour: dar is better than plain: contrast") and "p < 0.001" in colour
+    assert set(MEASURES) >= {one.measure for one in found}

@@ -1,0 +1,239 @@
+"""Measures of single images, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.fft import dctn
+from torch import Tensor
+
+from distill.metrics import MEASURES, TABLES, Interval, bootstrap_mean, measure, reference_from_images
+from distill.metrics.colour import colour_drift, mean_colour, tones
+from distill.metrics.edges import BIN_WIDTH, edge_count, edge_width, edge_widths, gradient_distance, gradient_histogram
+from distill.metrics.grain import grain, grain_power, grain_share, sparsity, sparsity_coarse, sparsity_fine
+from distill.metrics.grid import grid, grid_scores, steps
+from distill.metrics.paired import low_frequency_psnr, ssim_to_teacher
+from distill.metrics.registry import Context
+from distill.metrics.spectrum import (
+    anisotropy,
+    bands,
+    corner_ratio,
+    dct_matrix,
+    high_frequency_ratio,
+    high_frequency_share,
+    power_spectrum,
+    ring_frequencies,
+    rings,
+    sectors,
+    spectral_distance,
+    spectral_slope,
+    spectrum_of_row,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+NOISE = torch.randn(40, 3, 32, 48, generator=GENERATOR)
+
+
+def mean(rows: Tensor) -> Tensor:
+    return rows.double().mean(0)
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    x = torch.arange(-12, 13)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    rows = images.flatten(0, 1)[:, None]
+    for _ in range(2):
+        rows = torch.nn.functional.conv2d(torch.nn.functional.pad(rows, (12, 12, 0, 0), mode="reflect"), kernel).mT
+    return rows.view_as(images)
+
+
+def test_power_is_the_cosine_transform_and_adds_up_to_the_variance() -> None:
+    power = power_spectrum(NOISE)
+    centred = (NOISE - NOISE.mean((-2, -1), keepdim=True)).double().numpy()
+    expected = torch.from_numpy(dctn(centred, axes=(-2, -1), norm="ortho") ** 2).mean(1)
+    torch.testing.assert_close(power.double(), expected, rtol=1e-4, atol=1e-5)
+    variance = NOISE.var((-2, -1), correction=0).mean(1)
+    torch.testing.assert_close(bands(NOISE).sum(1), variance, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("u", "v"), [(6, 0), (0, 20), (31, 30)])
+def test_a_wave_lies_in_its_ring(u: int, v: int) -> None:
+    wave = dct_matrix(32)[u][:, None] * dct_matrix(32)[v]
+    frequency, power = spectrum_of_row(mean(rings(wave.float()[None, None])))
+    radius = math.hypot(u, v) / 64
+    assert abs(float(frequency[power.argmax()]) - radius) <= 0.5 / 32 + 1e-6
+    assert len(frequency) == len(power) == len(ring_frequencies(32, 32)) == 22
+    assert all(
+        len(ring_frequencies(side, side)) == rings(torch.rand(1, 1, side, side)).shape[1] - 2 for side in (8, 28, 256)
+    )
+
+
+def test_a_checkerboard_lies_in_the_corner_and_a_ramp_has_no_detail() -> None:
+    board = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32))
+    assert corner_ratio(mean(bands(board[None, None]))) > 0.97
+    ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
+    assert high_frequency_share(ramp) < 1e-4  # a Fourier transform sees the jump between its borders: 0.02
+    assert math.isnan(high_frequency_share(torch.ones(1, 1, 8, 8)))
+
+
+def test_blur_takes_nearly_all_fine_power() -> None:
+    """Of white noise a Gaussian of sigma 1 leaves the mean of exp(-4 pi^2 f^2) over the band."""
+    soft = blurred(NOISE, 1.0)
+    left = float(bands(soft)[:, 3:].sum() / bands(NOISE)[:, 3:].sum())
+    rows, columns = torch.meshgrid(torch.arange(512) / 1024, torch.arange(512) / 1024, indexing="ij")
+    radius = (rows**2 + columns**2).sqrt()
+    expected = torch.exp(-4 * math.pi**2 * radius**2)[radius >= 0.25].mean()
+    assert left == pytest.approx(float(expected), rel=0.1)
+
+
+def test_slope_distance_and_direction() -> None:
+    row = torch.cat([ring_frequencies(32, 48) ** -2.5, torch.tensor([32.0, 48.0])])
+    assert spectral_slope(row) == pytest.approx(-2.5)
+    louder = torch.cat([2 * row[:-2], row[-2:]])
+    assert spectral_distance(louder, row) == spectral_distance(row, louder) == pytest.approx(10 * math.log10(2))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        spectral_distance(torch.cat([row[:-2], torch.tensor([48.0, 32.0])]), row)
+    assert anisotropy(mean(sectors(NOISE))) < 0.3
+    assert anisotropy(mean(sectors(NOISE[:, :, :1].expand_as(NOISE)))) > 20
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 7, 8, 16])
+@pytest.mark.parametrize("begin", [0, 1])
+def test_a_grid_is_found_wherever_it_begins(period: int, begin: int) -> None:
+    images = 0.2 * blurred(torch.randn(40, 1, 64, 64, generator=torch.Generator().manual_seed(1)), 1.0)
+    lines = ((torch.arange(64) % period == begin)[:, None] | (torch.arange(64) % period == begin)).float()
+    clean, found = (grid_scores(mean(steps(x))) for x in (images, images + 0.03 * lines))
+    best = max(found.values())
+    assert best > 3 * max(clean.values())
+    assert min(p for p, score in found.items() if score >= 0.8 * best) == period
+
+
+def test_seams_of_patches_are_found_whatever_their_sign() -> None:
+    images = 0.2 * blurred(torch.randn(40, 1, 32, 32, generator=torch.Generator().manual_seed(1)), 1.0)
+    offsets = 0.1 * torch.randn(40, 1, 4, 4, generator=GENERATOR).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    scores = grid_scores(mean(steps(images + offsets)))
+    assert max(scores, key=lambda period: scores[period]) == 8
+    assert max(scores.values()) > 3 * grid(mean(steps(images)))
+    assert math.isnan(grid(mean(steps(torch.ones(2, 1, 16, 16)))))
+
+
+@pytest.mark.parametrize(("ramp", "width"), [(1, 1.0), (4, 4.0), (7, 7.0)])
+def test_an_edge_is_as_wide_as_its_ramp(ramp: int, width: float) -> None:
+    profile = ((torch.arange(32) - 10) / ramp).clamp(0, 1) * 1.5 - 0.75
+    upright = profile.expand(1, 1, 32, 32)
+    for image in (upright, upright.mT, -upright):
+        row = mean(edge_widths(image))
+        assert edge_width(row) == pytest.approx(width, rel=1e-4)
+        assert edge_count(row) == pytest.approx(1000 * 32 / 32**2, rel=0.1)
+    assert math.isnan(edge_width(mean(edge_widths(0.1 * upright))))
+
+
+def test_a_blurred_step_is_two_and_a_half_sigma_wide() -> None:
+    step = (torch.arange(64) >= 32).float().expand(1, 1, 64, 64) * 1.6 - 0.8
+    row = mean(edge_widths(blurred(step, 2.0)))
+    assert edge_width(row) == pytest.approx(2 * math.sqrt(2 * math.pi), rel=0.05)
+
+
+def test_gradients_of_a_ramp_and_their_distance() -> None:
+    ramp = torch.linspace(-1, 1, 21).expand(1, 1, 21, 21)  # 0.1 a pixel
+    histogram = mean(gradient_histogram(ramp))
+    assert float(histogram.sum()) == pytest.approx(1)
+    assert abs(int(histogram.argmax()) * BIN_WIDTH - 0.1) <= BIN_WIDTH
+    steeper = mean(gradient_histogram(0.5 * ramp))
+    assert gradient_distance(histogram, steeper) == pytest.approx(0.05, abs=BIN_WIDTH)
+    assert gradient_distance(histogram, histogram) == 0
+
+
+def test_noise_is_grain_and_edges_are_not() -> None:
+    flat = 0.05 * NOISE
+    row = mean(grain_power(flat))
+    assert grain(row) == pytest.approx(50, rel=0.03)
+    assert grain_share(row) == pytest.approx(1, abs=0.08)
+    fine = mean(sparsity(flat))
+    assert sparsity_fine(fine) == pytest.approx(2 / math.pi, rel=0.02)
+    assert sparsity_coarse(fine) == pytest.approx(2 / math.pi, rel=0.1)  # borders count twice
+    squares = torch.zeros(4, 1, 64, 64)
+    for i, (top, left) in enumerate([(9, 11), (20, 5), (31, 30), (7, 40)]):
+        squares[i, :, top : top + 15, left : left + 17] = 1
+    assert sparsity_fine(mean(sparsity(squares))) < 0.1
+    assert grain(mean(grain_power(squares))) < 5
+    assert grain(mean(grain_power(squares + 0.05 * torch.randn(4, 1, 64, 64)))) == pytest.approx(50, rel=0.1)
+
+
+def test_contrast_moves_grain_and_not_sparsity() -> None:
+    images = torch.tanh(blurred(NOISE, 0.7))
+    full, half = mean(sparsity(images)), mean(sparsity(0.5 * images))
+    assert sparsity_fine(half) == pytest.approx(sparsity_fine(full), rel=1e-4)
+    assert grain(mean(grain_power(0.5 * images))) == pytest.approx(0.5 * grain(mean(grain_power(images))), rel=1e-4)
+
+
+def test_tones_of_two_colours() -> None:
+    """Half red, half blue at full strength: rg is 255 and 0, yb 127.5 and -255."""
+    image = -torch.ones(1, 3, 8, 8)
+    image[:, 0, :4], image[:, 2, 4:] = 1, 1
+    contrast, clipped, colourful = mean(tones(image)).tolist()
+    spread = (255**2 + 382.5**2) / 4 * 64 / 63
+    assert colourful == pytest.approx(math.sqrt(spread) + 0.3 * math.hypot(127.5, 63.75), rel=1e-5)
+    assert clipped == 1 and contrast == pytest.approx(0, abs=1e-6)
+    assert math.isnan(float(mean(tones(image[:, :1]))[2]))
+    assert mean(tones(torch.tensor([[[[-1.0, 1.0] * 4] * 8]])))[0] == pytest.approx(1, rel=0.01)
+    assert colour_drift(mean(mean_colour(image)), mean(mean_colour(image + 0.1))) == pytest.approx(0.1)
+
+
+def test_pictures_that_are_all_alike_or_constant_have_no_nan() -> None:
+    alike = NOISE[:1].clamp(-1, 1).expand(8, -1, -1, -1)
+    constant = torch.zeros(8, 3, 32, 48)
+    labels = torch.zeros(8, dtype=torch.long)
+    reference = reference_from_images(NOISE.clamp(-1, 1), torch.zeros(40, dtype=torch.long), None, "noise")
+    for images in (alike, constant):
+        found = measure(images, labels, data=reference, extractor=None, num_bootstrap=10, paired_to=images)
+        assert found and all(math.isfinite(interval.value) for interval in found.values())
+    assert "sparsity_fine" not in found and "edge_width" not in found
+
+
+def test_kinds_stand_together_and_every_measure_says_what_it_is() -> None:
+    kinds = [entry.kind for entry in MEASURES.values()]
+    assert list(dict.fromkeys(kinds)) == sorted(set(kinds), key=kinds.index)
+    assert len({entry.title for entry in MEASURES.values()}) == len(MEASURES)
+    assert high_frequency_ratio(torch.tensor([1.0, 1.0, 1.0, 0.5, 0.5])) == pytest.approx(0.25)
+
+
+def textures(seed: int, num: int) -> Tensor:
+    """Smooth shapes of differing contrast with some grain."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(num, 1, 8, 8, generator=generator)
+    scale = 0.3 + 0.3 * torch.rand(num, 1, 1, 1, generator=generator)
+    shapes = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+    return scale * shapes + 0.03 * torch.randn(num, 1, 32, 32, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "name", ["high_frequency_ratio", "spectral_slope", "anisotropy", "edge_width", "grain", "sparsity_fine", "contrast"]
+)
+def test_intervals_hold_their_95_percent(name: str) -> None:
+    entry = MEASURES[name]
+    assert entry.table is not None and entry.of_row is not None
+    of_row, table = entry.of_row, TABLES[entry.table]
+    truth = of_row(table(textures(0, 8000)).double().mean(0), None)
+    found = [
+        bootstrap_mean(table(textures(1 + seed, 60)), lambda row: of_row(row, None), num_resamples=100)
+        for seed in range(200)
+    ]
+    held = sum(interval.low <= truth <= interval.high for interval in found)
+    assert 0.90 <= held / len(found) <= 0.98
+
+
+def test_intervals_of_paired_measures_hold_their_95_percent() -> None:
+    def means(seed: int, num: int) -> dict[str, Interval]:
+        images = textures(seed, num).clamp(-1, 1)
+        other = blurred(images, 0.5)
+        context = Context(images, torch.zeros(num), None, None, None, None, other, 0, 100)
+        return {"ssim": ssim_to_teacher(context), "psnr": low_frequency_psnr(context)}
+
+    truth, found = means(0, 4000), [means(1 + seed, 60) for seed in range(200)]
+    for name in truth:
+        held = sum(one[name].low <= truth[name].value <= one[name].high for one in found)
+        assert 0.90 <= held / len(found) <= 0.98, name
