@@ -46,9 +46,10 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
-    """name: a registered data set (`idx`, `images`, `npz`, `latents`, `pictures`); path: its folder or file.
+    """name: a registered data set (`idx`, `images`, `npz`, `latents`, `pictures`, `crops`); path: its folder or file.
 
     size: resize and crop the files of `images` and `pictures` to size x size, antialiased; null takes them as they are.
+        Of `crops` the side of a crop.
     flip: mirror images at random, left to right.
     vae: the autoencoder that latents were made with, a folder or a hub name in the local cache, for the sample grids;
         without it they show the latents' first three channels. null for pixels.

@@ -4,6 +4,7 @@ May import latents, conditions, config, files, processes, progress, seeds and er
 """
 
 from distill.data.base import DATASETS, Dataset, load_dataset, register
+from distill.data.crops import Crops
 from distill.data.idx import read_idx
 from distill.data.images import ImageFolderDataset
 from distill.data.latents import LatentDataset
@@ -12,6 +13,7 @@ from distill.data.pictures import load_pictures
 
 __all__ = [
     "DATASETS",
+    "Crops",
     "Dataset",
     "ImageFolderDataset",
     "LatentDataset",
