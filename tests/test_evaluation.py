@@ -101,7 +101,7 @@ def test_diversity_of_another_perceptual_distance_is_left_out(
 
 def entry_of(sampler: Sampler, measured: Measured) -> results.Entry:
     column = report.Sampler(sampler.name, sampler.role, np.zeros((1, 1, 28, 28)), sampler.num_steps, 1, 1.0)
-    return results.Entry(column, measured, (torch.empty(0), torch.empty(0)), torch.empty(0))
+    return results.Entry(column, measured, (torch.empty(0), torch.empty(0)), torch.empty(0), torch.empty(0))
 
 
 def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:

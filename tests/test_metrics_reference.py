@@ -295,3 +295,21 @@ def test_what_inception_adds(monkeypatch):
     assert found["inception_score"].value == pytest.approx(5, rel=1e-3)
     without = reference.without_features()
     assert "patch_frechet" not in measure(images, labels, data=without, extractor=None, num_bootstrap=0)
+
+
+def test_dinov2_reads_a_folder_and_never_code(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56
+    )
+    transformers.Dinov2Model(shape).save_pretrained(tmp_path / "dino")
+    dino = load_extractor("dinov2", tmp_path / "dino")
+    images, _ = pictures(6, seed=0)
+    features = dino.extract(images, batch_size=4).features
+    assert features.shape == (6, 16) and dino.feature_dim == 16 and len(dino.version) == 8
+    torch.testing.assert_close(
+        dino.extract(images[:1].expand(-1, 3, -1, -1)).features, features[:1], rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(FileNotFoundError, match=r"DINOv2 is not at .*nowhere"):
+        load_extractor("dinov2", tmp_path / "nowhere", offline=True)

@@ -56,7 +56,7 @@ def add_reference_arguments(parser: argparse.ArgumentParser) -> None:
         default="embedded",
         help="the teacher's statistics, or `none` (embedded, for the shipped teacher and its students)",
     )
-    parser.add_argument("--extractor", default="auto", help="of features: inception, embedded or auto (auto)")
+    parser.add_argument("--extractor", default="auto", help="of features: inception, dinov2, embedded or auto (auto)")
     parser.add_argument("--offline", action="store_true", help="download no weights; as HF_HUB_OFFLINE=1")
 
 

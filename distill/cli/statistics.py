@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="the .npz file to write")
     parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--num-images", type=positive, default=10000, metavar="N", help="at most (10000)")
-    parser.add_argument("--extractor", default="inception", help="of features: inception or embedded (inception)")
+    parser.add_argument(
+        "--extractor", default="inception", help="of features: inception, dinov2 or embedded (inception)"
+    )
     parser.add_argument("--size", type=positive, metavar="N", help="resize and crop images to N x N")
     parser.add_argument("--vae", help="decodes latents: a folder, or a hub name in the local cache")
     parser.add_argument("--source", help="a name for people (the path)")

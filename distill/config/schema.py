@@ -243,8 +243,8 @@ class EvalConfig:
     num_images: per sampler, 0 to train only; the teacher's reference sampler draws only the grid where its statistics
         are stored.
     extractor: of features, for Fréchet distance, KID, precision and recall: `inception`, `embedded` (the shipped
-        classifier of Fashion-MNIST), or `auto`: embedded for the shipped teacher and its data, Inception for all else.
-        Where Inception's weights cannot be had, the measures that need them are left out and named.
+        classifier of Fashion-MNIST), `dinov2` (by transformers; extractor_path: a folder or a Hub name), or `auto`:
+        embedded for the shipped teacher and its data, Inception for all else. Where Inception's weights cannot be had, the measures that need them are left out and named.
     reference: statistics of the data: a file of `statistics`, ADM's or torch-fidelity's, `embedded`, or
         `auto`: those of `data` where it is named, the shipped ones for the shipped teacher, else none.
     data: a data set that the statistics are made of, in place of a file.
@@ -274,7 +274,7 @@ class EvalConfig:
         if 0 < self.num_images < MIN_IMAGES:
             raise UserError(f"evaluate.num_images must be 0 or at least {MIN_IMAGES}; got {self.num_images}")
         at_least(self, "evaluate", 1, "batch_size", "bootstrap")
-        one_of(self, "evaluate", "extractor", ("auto", "embedded", "inception"))
+        one_of(self, "evaluate", "extractor", ("auto", "embedded", "inception", "dinov2"))
         one_of(self, "evaluate", "mixed_precision", ("no", "bf16"))
         if self.data is not None and self.reference not in ("auto", None):
             raise UserError(f"evaluate.data and evaluate.reference = {self.reference} are two references; give one")

@@ -111,6 +111,10 @@ class Evaluator:
                 f"the extractor {name!r} does not read images {list(self.image_shape)}: give evaluate.extractor = "
                 "inception and a reference of such images"
             )
+        if extractor.name == "dinov2":
+            self.notes.append(
+                f"{FEATURE_MEASURES} are of DINOv2's features: the Fréchet distance is FD-DINOv2, no FID."
+            )
         if isinstance(extractor, EmbeddedExtractor):
             classifier = f"the classifier in {path}" if path else "a small Fashion-MNIST classifier"
             self.notes.append(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from distill.metrics import (
     data_values,
     half_values,
 )
-from distill.metrics.edges import BIN_WIDTH, NUM_BINS
+from distill.metrics.edges import BIN_WIDTH, MAX_WIDTH, NUM_BINS, WIDTH_BINS
 from distill.metrics.images import by_parts
 from distill.metrics.spectrum import spectrum_of_row
 from distill.processes import Processes
@@ -49,14 +50,15 @@ class Entry:
 
     column: its name, role and cost, with its images of the first labels.
     spectrum: frequency and power, (K) each.
-    gradients: histogram of gradient magnitude.
-    spectrum and gradients cover all images in its statistics.
+    gradients, widths: mean rows of `gradient_histogram` and `edge_widths`.
+    spectrum, gradients and widths cover all images in its statistics.
     """
 
     column: report.Sampler
     measured: Measured
     spectrum: tuple[Tensor, Tensor]
     gradients: Tensor
+    widths: Tensor
 
 
 def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
@@ -111,19 +113,15 @@ def measured_entries(evaluator: Evaluator, drawings: Sequence[Drawing], num_rows
         evaluator.teacher = evaluator.statistics(reference)
     measured = evaluator.measured_teacher or evaluator.measure(reference)
     num_grid = num_in_grid(num_rows, reference.sampler.condition.num_distinct, evaluator.config.num_images)
-    histogram = evaluator.teacher.mean("gradient_histogram")
-    entries = [_entry(reference, measured, num_grid, spectrum_of(evaluator.teacher), histogram)]
+    entries = [_entry(reference, measured, num_grid, evaluator.teacher.mean)]
     for drawing in others:
         measured = evaluator.measure(drawing, paired_to=reference.images)
-        spectrum = spectrum_of_row(mean_row("rings", drawing.images))
-        histogram = mean_row("gradient_histogram", drawing.images)
-        entries.append(_entry(drawing, measured, num_grid, spectrum, histogram))
+        entries.append(_entry(drawing, measured, num_grid, partial(mean_row, images=drawing.images)))
     return entries
 
 
-def _entry(
-    drawing: Drawing, measured: Measured, num_grid: int, spectrum: tuple[Tensor, Tensor], gradients: Tensor
-) -> Entry:
+def _entry(drawing: Drawing, measured: Measured, num_grid: int, row: Callable[[str], Tensor]) -> Entry:
+    """row: the mean row of a table, by name."""
     sampler = drawing.sampler
     column = report.Sampler(
         name=sampler.name,
@@ -134,15 +132,15 @@ def _entry(
         images_per_second=drawing.images_per_second,
         note=sampler.description,
     )
-    return Entry(column, measured, spectrum, gradients)
+    return Entry(column, measured, spectrum_of_row(row("rings")), row("gradient_histogram"), row("edge_widths"))
 
 
 def picture_entry(evaluator: Evaluator, name: str, images: Tensor, labels: Tensor, num_grid: int) -> Entry:
     """Pictures from elsewhere, of which nothing but their look is known."""
     column = report.Sampler(name, "student", images[:num_grid].numpy(), 0, 0, note="pictures")
     measured = Measured(name, "pictures", len(images), 0, 0, 0.0, evaluator.measures_of(images, labels))
-    spectrum = spectrum_of_row(mean_row("rings", images))
-    return Entry(column, measured, spectrum, mean_row("gradient_histogram", images))
+    rings, gradients, widths = (mean_row(name, images) for name in ("rings", "gradient_histogram", "edge_widths"))
+    return Entry(column, measured, spectrum_of_row(rings), gradients, widths)
 
 
 @torch.no_grad()
@@ -223,6 +221,16 @@ def edges(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[re
     return [report.Edges(name, centres, h.reshape(-1, EDGE_BINS).sum(1) / width) for name, h in histograms]
 
 
+def widths(entries: Sequence[Entry], data: ReferenceStatistics | None) -> list[report.Edges]:
+    """Densities of the widths of edges."""
+    rows = [(e.column.name, e.widths) for e in entries]
+    if data is not None and data.has_images:
+        rows.append((report.DATA, data.mean("edge_widths")))
+    width = MAX_WIDTH / WIDTH_BINS
+    centres = (np.arange(WIDTH_BINS) + 0.5) * width
+    return [report.Edges(name, centres, (row[2:] / row[0].clamp_min(1e-12) / width).numpy()) for name, row in rows]
+
+
 def headline(entries: Sequence[Entry], data_measures: dict[str, float]) -> list[tuple[str, str, str]]:
     """The main values: the student against the teacher at many steps and at the same number of steps.
 
@@ -301,6 +309,7 @@ def page(
         headline=headline(entries, data_measures),
         spectra=spectra(entries, evaluator.data),
         edges=edges(entries, evaluator.data),
+        widths=widths(entries, evaluator.data),
         measures=measures(cells),
         cells=cells,
         history=history,

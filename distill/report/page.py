@@ -16,7 +16,7 @@ from distill.report.crops import crops_figure
 from distill.report.grids import grid, overview
 from distill.report.heatmaps import embedding_shares, routing_plot, shares_plot
 from distill.report.page_data import DATA, Report, check_report
-from distill.report.plots import edges_plot, spectra_plot, training_plots, training_span
+from distill.report.plots import edges_plot, spectra_plot, training_plots, training_span, widths_plot
 from distill.report.style import png, sampler_colours
 from distill.report.table import format_number, table_columns, table_rows, verdicts
 
@@ -71,6 +71,7 @@ def draw(report: Report) -> dict[str, list[Picture]]:
         "crops": [_picture("crops", png(crops_figure(report.crops)), "Pictures and edges")] if report.crops else [],
         "spectra": [],
         "edges": [],
+        "widths": [],
         "training": [],
         "routing": [],
         "shares": [],
@@ -81,6 +82,8 @@ def draw(report: Report) -> dict[str, list[Picture]]:
         pictures["spectra"].append(_picture("spectra", png(spectra_plot(report)), alt))
     if report.edges:
         pictures["edges"].append(_picture("edges", png(edges_plot(report)), "Density of gradient sizes"))
+    if report.widths:
+        pictures["widths"].append(_picture("widths", png(widths_plot(report)), "Density of the widths of edges"))
     of_data = report.cells.get("high_frequency_ratio", {}).get(report.yardstick)
     for panel, figure in training_plots(report.history, of_data.value if of_data else None).items():
         picture = _picture(f"training-{panel.name}", png(figure), panel.title, caption=panel.caption)

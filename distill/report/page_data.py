@@ -46,9 +46,9 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Distribution of the gradient magnitude of pixels. `name` is the name of a sampler, or `DATA`.
+    """A distribution, of gradients over pixels or of widths over edges. `name` is the name of a sampler, or `DATA`.
 
-    magnitude: (K,) size of the gradient, ascending; density: (K,) per unit of magnitude.
+    magnitude: (K,) size of the gradient or width, ascending; density: (K,) per unit of magnitude.
     """
 
     name: str
@@ -132,6 +132,7 @@ class Report:
 
     labels: (N,) class of each grid image; class_names: by class.
     cells: cells[measure.name][column], where a column is a sampler's name, `DATA` or `HALF`; None: not measured.
+    edges, widths: distributions of gradients and of the widths of edges.
     answers: what is compared with what, and in words what was found, line by line.
     tables: of the comparison. crops: pictures side by side.
     history: records of metrics.jsonl, in order.
@@ -149,6 +150,7 @@ class Report:
     crops: Sequence[Crop] = ()
     spectra: Sequence[Spectrum] = ()
     edges: Sequence[Edges] = ()
+    widths: Sequence[Edges] = ()
     measures: Sequence[Measure] = ()
     cells: Mapping[str, Mapping[str, Cell | None]] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
@@ -172,7 +174,7 @@ def check_report(report: Report) -> None:
     """
     _check_samplers(report)
     columns = {DATA, HALF, *(sampler.name for sampler in report.samplers)}
-    for kind, curves in (("spectrum", report.spectra), ("edges", report.edges)):
+    for kind, curves in (("spectrum", report.spectra), ("edges", report.edges), ("widths", report.widths)):
         names = [curve.name for curve in curves]
         if unknown := sorted(set(names) - columns):
             raise ValueError(f"{kind} of {unknown[0]!r}: no such sampler; there are {sorted(columns)}")

@@ -92,14 +92,23 @@ def signed(value: float) -> str:
 
 def edges_plot(report: Report) -> Figure:
     """Distribution of gradient magnitudes; sharp edges are at the right end."""
+    return _distributions(report, report.edges, "size of the gradient, per pixel", "log")
+
+
+def widths_plot(report: Report) -> Figure:
+    """Distribution of the widths of edges; sharp edges are at the left end."""
+    return _distributions(report, report.widths, "width of an edge, pixels", "linear")
+
+
+def _distributions(report: Report, curves: Sequence[Edges], label: str, scale: str) -> Figure:
     colours = sampler_colours(report.samplers)
     figure = new_figure(4.9, 3.5)
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
-    for edges in sorted(report.edges, key=lambda edges: edges.name != DATA):
+    for edges in sorted(curves, key=lambda edges: edges.name != DATA):
         _edge_line(ax, edges, colours[edges.name])
-    ax.set_yscale("log")
-    style_axes(ax, x="size of the gradient, per pixel", y="density")
+    ax.set_yscale(scale)
+    style_axes(ax, x=label, y="density")
     ax.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
