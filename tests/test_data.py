@@ -448,7 +448,7 @@ def test_batch_larger_than_the_data_names_both_numbers():
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(ValueError, match="one of idx, images, latents, npz, pictures; got 'mnist'"):
+    with pytest.raises(ValueError, match="one of crops, idx, images, latents, npz, pictures; got 'mnist'"):
         load_dataset("mnist", "anywhere")
 
 

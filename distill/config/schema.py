@@ -244,7 +244,8 @@ class EvalConfig:
         are stored.
     extractor: of features, for Fréchet distance, KID, precision and recall: `inception`, `embedded` (the shipped
         classifier of Fashion-MNIST), `dinov2` (by transformers; extractor_path: a folder or a Hub name), or `auto`:
-        embedded for the shipped teacher and its data, Inception for all else. Where Inception's weights cannot be had, the measures that need them are left out and named.
+        embedded for the shipped teacher and its data, Inception for all else. Where weights cannot be had, the measures
+        that need them are left out and named.
     reference: statistics of the data: a file of `statistics`, ADM's or torch-fidelity's, `embedded`, or
         `auto`: those of `data` where it is named, the shipped ones for the shipped teacher, else none.
     data: a data set that the statistics are made of, in place of a file.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from distill.metrics.tables import TABLES
 Ideal = Literal["lower", "higher", "as data", "none"]
 Kind = Literal["sets", "spectrum", "edges", "texture and grain", "colour and tone", "paired"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+T = TypeVar("T")
 Statistic = Callable[[Tensor], float]
 """A mean row [k] -> a value; nan where it has none."""
 Distance = Callable[[Tensor, Tensor], float]
@@ -50,12 +51,19 @@ class Context:
     seed: int
     num_bootstrap: int
     _tables: dict[str, Tensor] = field(default_factory=dict)
+    _results: dict[Any, Any] = field(default_factory=dict)
 
     def table(self, name: str) -> Tensor:
         """The rows [N, k] of a table."""
         if name not in self._tables:
             self._tables[name] = by_parts(TABLES[name], self.images)
         return self._tables[name]
+
+    def once(self, compute: Callable[[Context], T]) -> T:
+        """What `compute` gives of this context, computed once."""
+        if compute not in self._results:
+            self._results[compute] = compute(self)
+        return self._results[compute]
 
     @cached_property
     def extracted(self) -> Features | None:

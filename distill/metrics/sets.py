@@ -146,6 +146,11 @@ def _features_to_compare(context: Context) -> tuple[Tensor, Tensor] | None:
     return context.extracted.features, torch.from_numpy(context.data.features).float()
 
 
+def _precision_recall(context: Context) -> tuple[Interval | None, Interval | None]:
+    features = _features_to_compare(context)
+    return precision_recall(*features) if features else (None, None)
+
+
 def _half_precision_recall(which: int, reference: ReferenceStatistics) -> float:
     halves = _halves(reference, IN_HALVES)
     return precision_recall(halves[1], halves[0])[which].value if halves else math.nan
@@ -160,8 +165,7 @@ def _half_precision_recall(which: int, reference: ReferenceStatistics) -> float:
     of_half=partial(_half_precision_recall, 0),
 )
 def precision(context: Context) -> Interval | None:
-    features = _features_to_compare(context)
-    return precision_recall(*features)[0] if features else None
+    return context.once(_precision_recall)[0]
 
 
 @register_measure(
@@ -175,8 +179,7 @@ def precision(context: Context) -> Interval | None:
     of_half=partial(_half_precision_recall, 1),
 )
 def recall(context: Context) -> Interval | None:
-    features = _features_to_compare(context)
-    return precision_recall(*features)[1] if features else None
+    return context.once(_precision_recall)[1]
 
 
 @register_measure(
