@@ -261,7 +261,9 @@ class TestSize:
             np.testing.assert_allclose(image[0, :, 5], expected, atol=0.03)
 
     def test_it_is_for_files(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"data\.size is for data\.name = crops or images or pictures; npz is read"):
+        with pytest.raises(
+            ValueError, match=r"data\.size is for data\.name = crops or images or pictures; npz is read"
+        ):
             load_dataset("npz", tmp_path, size=8)
 
     def test_small_images_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
