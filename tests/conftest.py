@@ -14,11 +14,13 @@ from accelerate.state import AcceleratorState
 
 from dar import RoutingConfig, SiT, SiTConfig
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
+from distill.metrics import sets
 from distill.objectives import DmdConfig, FakeScoreConfig, Network
 from distill.objectives.task import Models, build_models
 from distill.report import Report
 
 torch.set_num_threads(1)
+sets.MOST_FEATURES = 500  # of the shipped statistics: all of them take seconds a page
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["DAR_DISTILL_CACHE"] = tempfile.mkdtemp()  # verdicts on data are no one else's
 if not torch.cuda.is_available():  # before any kernel is defined
