@@ -14,6 +14,7 @@ import torch
 from dar import SiT
 from distill.cli import main
 from distill.evaluation.measured import Measured
+from distill.metrics import sets
 from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from tests import training_jobs
@@ -90,8 +91,9 @@ def test_two_processes_resume_bit_exactly(together: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Odd numbers, so that one process has less to draw."""
+    monkeypatch.setattr(sets, "MOST_FEATURES", 10_000)  # as in the other processes
     evaluation = ["evaluate", "embedded", "--num-images", "13", "--batch-size", "4", "--steps", "2"]
     assert main([*evaluation, "--output", str(tmp_path / "one")]) == 0
     done = launch(*TORCHRUN, "-m", "distill", *evaluation, "--output", str(tmp_path / "two"))
