@@ -19,7 +19,17 @@ from typing import Any
 
 import distill
 from distill.comparison.jobs import run_queue
-from distill.config import RoutingConfig, RunConfig, TrainConfig, build_config, merge_values, read_values
+from distill.comparison.training import check_same_config
+from distill.config import (
+    CONFIG_FILE,
+    RoutingConfig,
+    RunConfig,
+    TrainConfig,
+    build_config,
+    load_config,
+    merge_values,
+    read_values,
+)
 from distill.errors import UserError
 from distill.progress import logger
 from distill.training.checkpoint import checkpoints
@@ -76,7 +86,11 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / ("teacher" if isinstance(self.config, TrainConfig) else "student")).is_dir()
+        """Whether the model is there. Raises: UserError if it was trained with another configuration."""
+        if not (self.folder / ("teacher" if isinstance(self.config, TrainConfig) else "student")).is_dir():
+            return False
+        check_same_config(self.folder, load_config(type(self.config), self.folder / CONFIG_FILE), self.config)
+        return True
 
     def do(self) -> None:
         logger.info(f"{self.name} ...")

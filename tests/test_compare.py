@@ -37,6 +37,9 @@ def test_groups_and_pictures_on_one_page(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["compare", runs[0], *groups, "--output", str(output), *QUICK]) == 0
     said = capsys.readouterr().out
     assert "two against run0" in said and "noise against run0" in said and "Edges:" in said
+    more = ["compare", runs[0], "--images", f"noise={pictures}", "--output", str(tmp_path / "more"), *QUICK]
+    assert main([*more, "--num-images", "30"]) == 2
+    assert "--images noise: 20 pictures; students draw --num-images 30" in capsys.readouterr().err
     page = (output / "report.html").read_text()
     for words in (
         "two against run0",

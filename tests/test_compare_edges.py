@@ -64,6 +64,9 @@ def test_a_small_one_from_end_to_end(
     assert said.count("teachers/plain/seed0") == 1 and "pages/2_steps/report.html" in said
     page = Path("runs/edge_preservation/pages/2_steps/report.html").read_text()
     assert "dar_retrofitted against plain" in page
+    monkeypatch.setattr(sys, "argv", ["compare_edges", "edges.yaml", "student.train.batch_size=8"])
+    with pytest.raises(SystemExit, match=r"trained with another configuration \(train\.batch_size: 4 there, 8 here\)"):
+        script.main()
     monkeypatch.setattr(sys, "argv", ["compare_edges", "edges.yaml", "arms=3"])
     with pytest.raises(SystemExit, match="arms must be a section"):
         script.main()

@@ -190,13 +190,17 @@ def is_trained(job: Job) -> bool:
     """
     if not job.folder.exists():
         return False
-    saved = load_config(TrainingConfig, job.folder / CONFIG_FILE)
-    if saved != job.config:
+    check_same_config(job.folder, load_config(TrainingConfig, job.folder / CONFIG_FILE), job.config)
+    return True
+
+
+def check_same_config(folder: Path, saved: object, wanted: object) -> None:
+    """Raise UserError, which names a setting that differs, if a folder was trained with another configuration."""
+    if saved != wanted:
         raise UserError(
-            f"{job.folder} was trained with another configuration ({_difference(saved, job.config)}); "
+            f"{folder} was trained with another configuration ({_difference(saved, wanted)}); "
             f"choose another output, or remove the folder to train it anew"
         )
-    return True
 
 
 def _difference(saved: object, wanted: object) -> str:

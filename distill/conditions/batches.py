@@ -28,13 +28,13 @@ def num_rows(y: ConditionBatch) -> int:
 def to_device(y: ConditionBatch, device: torch.device | str) -> ConditionBatch:
     """The batch on `device`. The host does not wait until a GPU has it, nor for what the GPU does before."""
     to_gpu = torch.device(device).type == "cuda"
-    # Only from pinned memory can a copy run by itself.
-    return map_tensors(
-        lambda tensor: (tensor.pin_memory() if to_gpu and not tensor.is_cuda else tensor).to(
-            device, non_blocking=to_gpu
-        ),
-        y,
-    )
+
+    def moved(tensor: Tensor) -> Tensor:
+        # Only from pinned memory can a copy run by itself.
+        source = tensor.pin_memory() if to_gpu and not tensor.is_cuda else tensor
+        return source.to(device, non_blocking=to_gpu)
+
+    return map_tensors(moved, y)
 
 
 def slice_rows(y: ConditionBatch, start: int, stop: int) -> ConditionBatch:

@@ -30,13 +30,14 @@ MAX_CLASSES = 20
 
 @dataclass(frozen=True)
 class Arm:
-    """images: of each training, (N, C, H, W); all arms have the same N and labels (N).
+    """images: of each training, (N, C, H, W); all arms have the same N. labels: the class of each image, (N).
 
     is_paired: whether picture i of all such arms came from the same noise and condition.
     """
 
     name: str
     images: Sequence[Tensor]
+    labels: Tensor
     is_paired: bool = True
 
 
@@ -57,7 +58,7 @@ class Compared:
         return answer(self.name, self.baseline, self.differences)
 
 
-def compare_arms(arms: Sequence[Arm], labels: Tensor, evaluator: Evaluator) -> list[Compared]:
+def compare_arms(arms: Sequence[Arm], evaluator: Evaluator) -> list[Compared]:
     """Every other arm against the first."""
     sides: list[list[dict[str, Resampled]]] = []
     with progress_bar() as progress:
@@ -69,7 +70,7 @@ def compare_arms(arms: Sequence[Arm], labels: Tensor, evaluator: Evaluator) -> l
                 sides[-1].append(
                     resampled(
                         images,
-                        labels,
+                        arm.labels,
                         evaluator.data,
                         evaluator.perceptual,
                         num_resamples=max(2, evaluator.config.bootstrap),
@@ -79,7 +80,7 @@ def compare_arms(arms: Sequence[Arm], labels: Tensor, evaluator: Evaluator) -> l
                 progress.advance(bar)
     first, *others = arms
     return [
-        Compared(arm.name, first.name, differences(side, sides[0], evaluator.data, len(labels)))
+        Compared(arm.name, first.name, differences(side, sides[0], evaluator.data, len(first.labels)))
         for arm, side in zip(others, sides[1:], strict=True)
     ]
 
@@ -108,19 +109,20 @@ def _chance(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def class_table(arms: Sequence[Arm], labels: Tensor, names: Sequence[str]) -> report.TextTable:
-    """The measures of `BY_CLASS` by class, of the first training of each arm."""
+def class_table(arms: Sequence[Arm], names: Sequence[str]) -> report.TextTable:
+    """The measures of `BY_CLASS` by class, of the first training of each arm, for classes that all arms have."""
     header = ["Class", *(f"{MEASURES[name].title}, {arm.name}" for name in BY_CLASS for arm in arms)]
     tables = {MEASURES[name].table for name in BY_CLASS}
     rows = {table: [by_parts(TABLES[str(table)], arm.images[0]) for arm in arms] for table in tables}
     lines = []
-    for label in labels.unique().tolist()[:MAX_CLASSES]:
+    common = sorted(set.intersection(*(set(arm.labels.tolist()) for arm in arms)))
+    for label in common[:MAX_CLASSES]:
         cells = []
         for name in BY_CLASS:
             entry = MEASURES[name]
             assert entry.of_row is not None
-            for side in rows[entry.table]:
-                value = entry.of_row(side[labels == label].double().mean(0), None)
+            for arm, side in zip(arms, rows[entry.table], strict=True):
+                value = entry.of_row(side[arm.labels == label].double().mean(0), None)
                 cells.append("–" if math.isnan(value) else format_number(value))
         lines.append([names[label] if label < len(names) else str(label), *cells])
     return report.TextTable("By class", header, lines)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from distill.metrics.images import check_images
-from distill.metrics.registry import measure_of
+from distill.metrics.registry import measure_of, quotient
 from distill.metrics.spectrum import DETAIL, ROUNDING, bands, radial_frequency
 from distill.metrics.tables import register_table
 
@@ -102,7 +102,7 @@ def grain(row: Tensor) -> float:
     "edges and texture",
 )
 def grain_share(row: Tensor) -> float:
-    return float(row[2] / row[3]) if row[3] else float("nan")
+    return quotient(row[2:])
 
 
 @measure_of(
@@ -114,7 +114,7 @@ def grain_share(row: Tensor) -> float:
     "energy; more than the data: grain, less: texture is lost",
 )
 def sparsity_fine(row: Tensor) -> float:
-    return float(row[0] / row[1]) if row[1] else float("nan")
+    return quotient(row[:2])
 
 
 @measure_of(
@@ -125,4 +125,4 @@ def sparsity_fine(row: Tensor) -> float:
     explanation="the same of the details twice as large",
 )
 def sparsity_coarse(row: Tensor) -> float:
-    return float(row[2] / row[3]) if row[3] else float("nan")
+    return quotient(row[2:])

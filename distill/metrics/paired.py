@@ -4,7 +4,7 @@ LPIPS is lpips'; SSIM (Wang et al. 2004) and MS-SSIM (2003) are torchmetrics', C
 by distribution matching owes its teacher the distribution, not the picture, so these say how far it went, not how bad
 it is; where the low frequencies differ it made another picture, and the others say nothing.
 
-Limits: all but LPIPS see a shift by one pixel as a difference; the edge F-score allows for it.
+Limits: all see a shift by one pixel as a difference, the edge F-score least.
 """
 
 from __future__ import annotations

@@ -81,13 +81,13 @@ class Context:
         """The mean of one value for each image, [N]; nan are left out."""
         known = values.isfinite()
         rows = torch.stack([torch.where(known, values, 0.0), known.to(values)], dim=1)
-        return self.of_mean(rows.double(), mean_of_known)
+        return self.of_mean(rows.double(), quotient)
 
 
-def mean_of_known(row: Tensor) -> float:
-    """Of a mean row (value where it is known, share of images where it is)."""
-    value, share = row.tolist()
-    return value / share if share else float("nan")
+def quotient(row: Tensor) -> float:
+    """The first of a mean row [2] over the second, such as the share of images that have a value; nan over 0."""
+    first, second = row.tolist()
+    return first / second if second else math.nan
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,15 @@ def _of_students(
             sampler.name = f"{name}, {sampler.num_steps} steps{of}"
     firsts = [arm[0] for arm in arms.values()]
     others = results.teachers_at((s.num_steps for s in firsts), reference, settings)
-    check_columns([(sampler.name, sampler.role) for sampler in [reference, *others, *firsts]])
+    columns = [(sampler.name, sampler.role) for sampler in [reference, *others, *firsts]]
+    check_columns([*columns, *((name, "student") for name in images)])
     config = replace(config, vae=vae_of(config.vae, [*(p for paths in members.values() for p in paths), settings.path]))
     device, shape = default_device(), reference.model.sample_shape
     decoder = decoder_for(config.vae, shape, device)
     pictures = _read(images, config.num_images, decoder.image_shape(shape))
+    if short := [name for name, (found, _) in pictures.items() if len(found) < config.num_images]:
+        count = len(pictures[short[0]][0])
+        raise UserError(f"--images {short[0]}: {count} pictures; students draw --num-images {config.num_images}")
     students = [sampler for arm in arms.values() for sampler in arm]
     drawn = [in_precision(sampler, config.mixed_precision) for sampler in (reference, *others, *students)]
     evaluator = None
@@ -133,12 +137,13 @@ def _of_students(
     entries = results.measured_entries(evaluator, shown, GRID_ROWS)
     num_grid = num_in_grid(GRID_ROWS, reference.condition.num_distinct, config.num_images)
     entries += [results.picture_entry(evaluator, name, *found, num_grid) for name, found in pictures.items()]
-    sides = [Arm(name, [by_name[sampler.name].images for sampler in arm]) for name, arm in arms.items()]
-    sides += [Arm(name, [found], is_paired=False) for name, (found, _) in pictures.items()]
+    labels = drawings[-1].labels
+    sides = [Arm(name, [by_name[sampler.name].images for sampler in arm], labels) for name, arm in arms.items()]
+    sides += [Arm(name, [found], of_found, is_paired=False) for name, (found, of_found) in pictures.items()]
     routing = [results.routing_of("teacher", reference.model)]
     routing += [results.routing_of(student.name, student.model) for student in firsts]
     title = f"{len(arms)} arms and {settings.path}, the same noise and labels for all"
-    comparison = _written(sides, drawings[-1].labels, entries, evaluator, reference.condition, folder, title, routing)
+    comparison = _written(sides, entries, evaluator, reference.condition, folder, title, routing)
     shutil.rmtree(folder / DRAWN)
     return comparison
 
@@ -146,20 +151,20 @@ def _of_students(
 def _of_pictures(images: Mapping[str, str | Path], config: EvalConfig, folder: Path) -> Comparison | None:
     if not Processes.all().is_main:
         return None
+    check_columns([(name, "student") for name in images])
     pictures = _read(images, config.num_images, None)
     (first, labels), *_ = pictures.values()
     evaluator = Evaluator(config, default_device(), tuple(first.shape[1:]))
     num_grid = min(len(first), 40)
     entries = [results.picture_entry(evaluator, name, *found, num_grid) for name, found in pictures.items()]
-    sides = [Arm(name, [found], is_paired=False) for name, (found, _) in pictures.items()]
+    sides = [Arm(name, [found], of_found, is_paired=False) for name, (found, of_found) in pictures.items()]
     return _written(
-        sides, labels, entries, evaluator, ClassLabels(int(labels.max()) + 1), folder, "Pictures from elsewhere", []
+        sides, entries, evaluator, ClassLabels(int(labels.max()) + 1), folder, "Pictures from elsewhere", []
     )
 
 
 def _written(
     arms: Sequence[Arm],
-    labels: Tensor,
     entries: Sequence[results.Entry],
     evaluator: Evaluator,
     condition: Condition,
@@ -167,7 +172,7 @@ def _written(
     subtitle: str,
     routing: Sequence[report.Routing | None],
 ) -> Comparison:
-    compared = compare_arms(arms, labels, evaluator)
+    compared = compare_arms(arms, evaluator)
     paired = [arm for arm in arms if arm.is_paired][:2]
     page = results.page(
         "Comparison of " + ", ".join(arm.name for arm in arms),
@@ -178,11 +183,12 @@ def _written(
         routing=routing,
         seeds={"evaluate": evaluator.config.seed},
     )
-    tables = [difference_table(one) for one in compared]
+    by_class = class_table(arms, condition.group_names() or [])
+    tables = [*(difference_table(one) for one in compared), *([by_class] if by_class.rows else [])]
     page = replace(
         page,
         answers=[(one.heading, one.answer) for one in compared],
-        tables=[*tables, class_table(arms, labels, condition.group_names() or [])],
+        tables=tables,
         crops=crops(paired[0], paired[1]) if len(paired) == 2 else [],
     )
     save_comparison(compared, folder, evaluator.notes)
