@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ class SiTConfig:
         if not self.norm2_eps > 0:
             raise ValueError(f"model.norm2_eps must be positive; got {self.norm2_eps}")
 
+    @property
+    def num_tokens(self) -> int:
+        """T: patches of a sample."""
+        return (self.input_size // self.patch_size) ** 2
+
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -121,31 +127,61 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         """(C, H, W) of one sample."""
         return (self.config.in_channels, self.config.input_size, self.config.input_size)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    @property
+    def t_embedding_size(self) -> int:
+        """d, the width of the embedding of t."""
+        return self.config.hidden_size
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """(T, d) of what `features` gives."""
+        return self.config.num_tokens, self.config.hidden_size
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, t_offset: Tensor | None = None) -> Tensor:
         """Predict the velocity.
 
         Args:
             x_t: noisy samples (B, C, H, W).
             t: noise levels in [0, 1], shape (B); 0 is data, 1 is noise.
             y: class labels (B), int64; `null_label` for none.
+            t_offset: added to the embedding of t, (B, d).
 
         Returns: eps - x0, shape (B, C, H, W).
         Raises: ValueError where a t lies outside `t_range`; on a GPU the result is NaN instead.
         """
-        stream, c = self._trunk(x_t, t, y)
+        stream, c = self._trunk(x_t, t, y, t_offset)
         output = self._unpatchify(self._head(stream.read(), c))
         return self.prediction.velocity(output, x_t, t)
 
-    def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Stream, Tensor]:
+    def features(self, x_t: Tensor, t: Tensor, y: Tensor, after: Sequence[int]) -> list[Tensor]:
+        """What is read after so many blocks, from 0 to all, (B, T, d) each; arguments as in `forward`.
+
+        In a plain model that is the residual stream, in a routed one the mixture that the next block takes in.
+        """
+        stream, c = self._open(x_t, t, y)
+        found = {}
+        for number, block in enumerate(self.blocks[: max(after)]):
+            found[number] = stream.read()
+            block(found[number], c, stream, self._run)
+        found[max(after)] = stream.read()
+        return [found[number] for number in after]
+
+    def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor, t_offset: Tensor | None = None) -> tuple[Stream, Tensor]:
         """All blocks; returns the stream, ready to be read by the head, and the condition (B, d)."""
-        t = checked_t(t, self.t_range, self.config.prediction)
-        x = self.x_embedder(self.prediction.network_input(x_t, t)) + self.pos_embed  # (B, T, d)
-        t_embedding = self.t_embedder(t)  # (B, d)
-        c = t_embedding + self.y_embedder(y)  # (B, d)
-        stream = self.routing.open(x, t_embedding)
+        stream, c = self._open(x_t, t, y, t_offset)
         for block in self.blocks:
             block(stream.read(), c, stream, self._run)
         return stream, c
+
+    def _open(self, x_t: Tensor, t: Tensor, y: Tensor, t_offset: Tensor | None = None) -> tuple[Stream, Tensor]:
+        """The stream that holds the patch embedding, and the condition (B, d)."""
+        t = checked_t(t, self.t_range, self.config.prediction)
+        x = self.x_embedder(self.prediction.network_input(x_t, t)) + self.pos_embed  # (B, T, d)
+        t_embedding = self.t_embedder(t)  # (B, d)
+        if t_offset is not None:
+            t_embedding = t_embedding + t_offset
+        c = t_embedding + self.y_embedder(y)  # (B, d)
+        return self.routing.open(x, t_embedding), c
 
     @torch.no_grad()
     def routing_weights(self, x_t: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from dar import SiT, SiTConfig, preset
 from distill.conditions import condition_of
-from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.config import LoopConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.files import write_text
 from distill.models.frozen import frozen_in
-from distill.objectives import DmdConfig, dmd_loss, flow_matching_loss
+from distill.objectives import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import rollout
 from distill.sampling.flow import interpolate, velocity_to_x0
@@ -132,8 +132,8 @@ class PublishedOrder:
 def shares(arm: Ours, repeats: int) -> dict[str, float]:
     """Of an update's time: critic updates, the student's update, the average."""
     parts = {
-        "critic updates": (arm.task.objective, "_update_critic"),
-        "student update": (arm.task.objective, "_update_student"),
+        "critic updates": (arm.task.objective.members["dmd"], "teach"),
+        "student update": (arm.task.objective, "update_student"),
         "EMA": (arm.task.ema, "update"),
     }
     spent = dict.fromkeys(parts, 0.0)
@@ -199,13 +199,13 @@ def main() -> None:
             train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
         )
         eager = replace(config, train=replace(config.train, launch="eager"))
-        lora, shared = replace(config, roles=RolesConfig("lora")), DmdConfig(rollout="shared")
+        lora, shared = replace(config, roles=RolesConfig("lora")), StudentConfig(rollout="shared")
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
-            "ours, whole roles, shared rollout": lambda: Ours(replace(config, objective=shared), accelerator),
+            "ours, whole roles, shared rollout": lambda: Ours(replace(config, student=shared), accelerator),
             **({"ours, whole roles, kernel by kernel": lambda: Ours(eager, accelerator)} if on_gpu else {}),
             "ours, LoRA roles": lambda: Ours(lora, accelerator),
-            "ours, LoRA roles, shared rollout": lambda: Ours(replace(lora, objective=shared), accelerator),
+            "ours, LoRA roles, shared rollout": lambda: Ours(replace(lora, student=shared), accelerator),
             REFERENCE: lambda: PublishedOrder(config, accelerator),
         }
         makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms.search(name)}

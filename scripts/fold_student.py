@@ -36,7 +36,10 @@ def calibration(sampler: Sampler, num: int, device: torch.device) -> list[tuple[
     y = sampler.condition.balanced(num).to(device)
     noise = noise_for(range(num), sampler.num_noises, sampler.model.sample_shape, CALIBRATION_SEED).to(device)
     student = Denoiser(sampler.model, sampler.condition)
-    return [(rollout(student, noise, y, sampler.t_list, step), float(t), y) for step, t in enumerate(sampler.t_list)]
+    return [
+        (rollout(student, noise, y, sampler.t_list, step, sampler.ode_steps), float(t), y)
+        for step, t in enumerate(sampler.t_list)
+    ]
 
 
 def rates(samplers: list[Sampler], repeats: int) -> list[float]:
@@ -68,7 +71,7 @@ def main() -> None:
     arms: list[tuple[str, Sampler, list[FoldedTimestep]]] = [("none", sampler, [])]
     for tolerance in args.tolerances:
         model, found = fold_routing(sampler.model, inputs, tolerance)
-        arms.append((f"{tolerance:g}", few_step_sampler(sampler.name, model, sampler.t_list), found))
+        arms.append((f"{tolerance:g}", few_step_sampler(sampler.name, model, sampler.t_list, sampler.ode_steps), found))
     lines = [
         "# Routing weights as constants at the student's timesteps",
         "",

@@ -16,8 +16,9 @@ from dar import RoutingConfig, SiT, SiTConfig
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.metrics import sets
 from distill.objectives import DmdConfig, FakeScoreConfig, Network
-from distill.objectives.task import Models, build_models
+from distill.objectives.task import DistillationTask, Models, build_models
 from distill.report import Report
+from distill.training.learner import Learner
 
 torch.set_num_threads(1)
 sets.MOST_FEATURES = 500  # of the shipped statistics: all of them take seconds a page
@@ -53,8 +54,9 @@ def perturbed(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch
 
 
 def build_roles(teacher: TeacherConfig, roles: RolesConfig) -> tuple[SiT, SiT, SiT]:
-    """teacher, student and fake_score of a folder."""
-    models = build_models(RunConfig("unused", teacher=teacher, roles=roles))
+    """teacher, student and fake_score of a folder; the critic is not told the step."""
+    objective = DmdConfig(fake_score=FakeScoreConfig(knows_step=False))
+    models = build_models(RunConfig("unused", teacher=teacher, roles=roles, objective=objective))
     return models.teacher, models.student, models.networks["fake_score"].model
 
 
@@ -64,6 +66,10 @@ def models_of(config: RunConfig, roles: tuple[SiT, SiT, SiT]) -> Models:
     critic = config.objective.fake_score
     num_updates = critic.warmup_updates + config.train.steps * critic.updates
     return Models(teacher, student, {"fake_score": Network(fake_score, critic.optim, num_updates, copies_teacher=True)})
+
+
+def critic(task: DistillationTask) -> Learner:
+    return task.objective.setting.networks["fake_score"]
 
 
 @pytest.fixture
@@ -92,9 +98,8 @@ def run_config(tmp_path: Path) -> RunConfig:
     optim = {"lr": 1e-3, "betas": (0.0, 0.95)}
     return RunConfig(
         output=str(tmp_path / "run"),
-        student=StudentConfig(steps=2, optim=OptimConfig(**optim)),
+        student=StudentConfig(steps=2, rollout="every_step", optim=OptimConfig(**optim)),
         objective=DmdConfig(
-            rollout="every_step",
             fake_score=FakeScoreConfig(updates=2, warmup_updates=1, optim=OptimConfig(**optim)),
         ),
         train=LoopConfig(steps=4, batch_size=4, log_every=1, grid_every=100, save_every=100),

@@ -14,8 +14,7 @@ from dar import SiT
 from distill.conditions import ClassLabels
 from distill.config import LoopConfig, TrainConfig
 from distill.data.base import Noise, shuffled_indices
-from distill.objectives.flow_matching import TeacherTask
-from distill.sampling.schedules import T_SAMPLERS
+from distill.objectives.teacher import TeacherTask
 from distill.seeds import generator_for
 from distill.training.batches import rank_noise
 from tests.conftest import tiny_config
@@ -58,7 +57,7 @@ def drawn_at_once(data: Latents, step: int) -> tuple[Tensor, ...]:
     indices = shuffled_indices(12, 4, step, seed=5)
     x0 = data.mean[indices] + 0.3 * torch.randn(4, 1, 8, 8, generator=generator)
     eps = torch.randn(4, 1, 8, 8, generator=generator)
-    t = T_SAMPLERS["logit_normal"](4, generator)
+    t = torch.special.ndtri(torch.rand(4, generator=generator)).sigmoid()
     dropped = torch.rand(4, generator=generator) < 0.1
     return x0, eps, t, torch.where(dropped, 3, indices % 3)
 

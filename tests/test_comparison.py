@@ -48,6 +48,7 @@ from distill.comparison.training import (
     stratified_t,
     train_job,
 )
+from distill.config import TConfig
 from distill.data.idx import IdxDataset
 from distill.errors import NonFiniteError, UserError
 from distill.seeds import generator_for
@@ -161,7 +162,7 @@ def test_arms_of_a_seed_see_the_same_data_noise_t_and_labels_and_begin_with_the_
 
 @pytest.mark.parametrize("t_sampler", ["uniform", "logit_normal"])
 def test_stratified_t_has_one_value_in_each_stratum(t_sampler):
-    t = stratified_t(50, t_sampler, generator_for(0, "t")).double()
+    t = stratified_t(50, TConfig(sampler=t_sampler), generator_for(0, "t")).double()
     u = t if t_sampler == "uniform" else torch.special.ndtr(torch.logit(t))
     assert sorted((u * 50).long().tolist()) == list(range(50))
     assert not torch.equal(t, t.sort().values)
@@ -172,18 +173,18 @@ def test_held_out_samples_are_those_of_the_seed_alone():
     data = IdxDataset(random.integers(0, 256, (30, 8, 8)).astype(np.uint8), np.arange(30) % 3)
     config = ValidationConfig(num_images=20)
     torch.manual_seed(5)
-    one = held_out(data, config, "uniform")
+    one = held_out(data, config, TConfig())
     torch.manual_seed(6)
-    two = held_out(data, config, "uniform")
+    two = held_out(data, config, TConfig())
     assert torch.equal(one.eps, two.eps) and torch.equal(one.t, two.t) and torch.equal(one.x0, two.x0)
-    assert not torch.equal(one.eps, held_out(data, replace(config, seed=1), "uniform").eps)
+    assert not torch.equal(one.eps, held_out(data, replace(config, seed=1), TConfig()).eps)
     with pytest.raises(UserError, match=r"validation\.num_images = 31; there are 30"):
-        held_out(data, ValidationConfig(num_images=31), "uniform")
+        held_out(data, ValidationConfig(num_images=31), TConfig())
 
 
 def test_held_out_loss_is_the_mean_over_all_samples_whatever_the_batches(monkeypatch):
     data = IdxDataset(np.full((7, 4, 4), 255, np.uint8), np.zeros(7))
-    samples = held_out(data, ValidationConfig(num_images=7), "uniform")
+    samples = held_out(data, ValidationConfig(num_images=7), TConfig())
     monkeypatch.setattr("distill.comparison.training.VALIDATION_BATCH", 3)
 
     class Zero(torch.nn.Linear):
@@ -508,7 +509,7 @@ def test_a_trained_job_is_measured_anew_with_other_settings_and_refused_with_ano
     settings["seeds"] = [0]
     (job,) = load(settings).jobs
     data = load_data(job.config.train, "train")
-    train_job(job, data, held_out(data, job.config.validation, "uniform"))
+    train_job(job, data, held_out(data, job.config.validation, TConfig()))
     MeasuredJob({"old": "settings"}, {}, {}).save(job.folder / MEASURES_FILE)
     stamp = trained_at(job)
     assert queue.run_jobs(load(settings)) == []

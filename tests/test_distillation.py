@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import limited_decay
+from distill.objectives.dmd import Dmd
 from distill.objectives.losses import dmd_loss, flow_matching_loss
-from distill.objectives.rollouts import finished, student_of
+from distill.objectives.mixture import turns_of
+from distill.objectives.rollouts import Rollout
 from distill.objectives.task import DistillationTask
 from distill.sampling import few_step_sample
 from distill.sampling.flow import interpolate, t_like, velocity_to_x0
@@ -23,7 +26,7 @@ from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from distill.training.preflight import preflight
-from tests.conftest import build_roles, models_of
+from tests.conftest import build_roles, critic, models_of
 from tests.recording import Launches
 
 
@@ -41,6 +44,14 @@ def make_task(config: RunConfig, model: SiT, accelerator) -> DistillationTask:
     return DistillationTask(config, models_of(config, roles), accelerator, 1.0)
 
 
+def member(task: DistillationTask) -> Dmd:
+    return cast(Dmd, task.objective.members["dmd"])
+
+
+def rollout_of(task: DistillationTask) -> Rollout:
+    return task.objective.setting.rollout
+
+
 def snapshot(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
@@ -51,10 +62,7 @@ def test_roles_start_equal_and_only_student_and_critic_move(run_config, tiny_mod
 
     def outputs() -> list[Tensor]:
         with torch.no_grad():
-            return [
-                role(*inputs)
-                for role in (task.objective.teacher.model, task.student.module, task.objective.fake_score.module)
-            ]
+            return [role(*inputs) for role in (member(task).teacher.model, task.student.module, critic(task).module)]
 
     before = outputs()
     assert torch.equal(before[0], before[1]) and torch.equal(before[0], before[2])
@@ -67,24 +75,24 @@ def test_roles_start_equal_and_only_student_and_critic_move(run_config, tiny_mod
 
 def test_critic_updates_leave_student_and_ema_alone(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    student, ema, critic = (
+    student, ema, fake_score = (
         snapshot(task.student.module),
         snapshot(task.ema.module),
-        snapshot(task.objective.fake_score.module),
+        snapshot(critic(task).module),
     )
-    task.objective._update_critic(0, with_lag=False)
+    member(task).fake_score.update(0, 0, with_lag=False)
     assert torch.equal(student, snapshot(task.student.module))
     assert torch.equal(ema, snapshot(task.ema.module))
-    assert not torch.equal(critic, snapshot(task.objective.fake_score.module))
+    assert not torch.equal(fake_score, snapshot(critic(task).module))
     assert all(p.grad is None for p in task.student.module.parameters())
 
 
 def test_student_update_leaves_the_critic_and_its_gradients_alone(run_config, tiny_model, accelerator) -> None:
     task = make_task(run_config, tiny_model, accelerator)
-    critic = snapshot(task.objective.fake_score.module)
-    task.objective._update_student(0)
-    assert torch.equal(critic, snapshot(task.objective.fake_score.module))
-    assert all(p.grad is None for p in task.objective.fake_score.module.parameters())
+    fake_score = snapshot(critic(task).module)
+    task.objective.update_student(0, log_now=False)
+    assert torch.equal(fake_score, snapshot(critic(task).module))
+    assert all(p.grad is None for p in critic(task).module.parameters())
 
 
 def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) -> None:
@@ -101,13 +109,13 @@ def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) 
 def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, accelerator, monkeypatch) -> None:
     task = make_task(run_config, tiny_model, accelerator)
     seen: list[int] = []
-    update = task.objective._update_critic
+    update = member(task).fake_score.update
 
-    def recorded(step: int, *, with_lag: bool) -> dict[str, Tensor]:
-        seen.append(step)
-        return update(step, with_lag=with_lag)
+    def recorded(number: int, step: int, *, with_lag: bool) -> dict[str, Tensor]:
+        seen.append(number)
+        return update(number, step, with_lag=with_lag)
 
-    monkeypatch.setattr(task.objective, "_update_critic", recorded)
+    monkeypatch.setattr(member(task).fake_score, "update", recorded)
     task.update(0)
     assert seen == [0, 1, 2]  # one of warm-up, two regular
     task.update(1)
@@ -116,31 +124,34 @@ def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, a
 
 @pytest.mark.parametrize("rollout", ["random_step", "every_step", "shared"])
 def test_accumulation_gives_the_same_update(run_config, tiny_model, accelerator, rollout) -> None:
-    whole = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
+    whole = replace(run_config, student=replace(run_config.student, rollout=rollout))
     parts = replace(whole, train=replace(whole.train, accumulation=2))
     values = [
-        make_task(config, tiny_model, accelerator).objective._update_critic(0, with_lag=True)
+        member(make_task(config, tiny_model, accelerator)).fake_score.update(0, 0, with_lag=True)
         for config in (whole, parts)
     ]
     for name in ("loss", "grad_norm", "lag"):
         of_whole, of_parts = (float(each[f"fake_score/{name}"]) for each in values)
         assert of_whole == pytest.approx(of_parts, rel=1e-5)
-    values = [make_task(config, tiny_model, accelerator).objective._update_student(0) for config in (whole, parts)]
+    values = [
+        make_task(config, tiny_model, accelerator).objective.update_student(0, log_now=True)
+        for config in (whole, parts)
+    ]
     for name in ("student/loss", "student/grad_norm"):
         assert float(values[0][name]) == pytest.approx(float(values[1][name]), rel=1e-5)
 
 
 @pytest.mark.parametrize("rollout", ["random_step", "every_step", "shared"])
 def test_drift_is_of_the_whole_batch_however_it_is_cut(run_config, tiny_model, accelerator, rollout) -> None:
-    config = replace(run_config, objective=replace(run_config.objective, rollout=rollout))
+    config = replace(run_config, student=replace(run_config.student, rollout=rollout))
     task = make_task(config, tiny_model, accelerator)
-    inputs, *_ = task.objective._draw("student", 0, lambda n, g: torch.rand(n, generator=g))
-    task.objective.rollout.begin(0)
+    inputs = rollout_of(task).inputs(generator_for(config.train.seed, "student", 0))
+    rollout_of(task).begin(0)
     with torch.no_grad():
         x0_gen = velocity_to_x0(inputs.x_in, task.student.module(*inputs[:3]), inputs.t_in)
     for accumulation in (1, 2, 4):
         parts = replace(config, train=replace(config.train, accumulation=accumulation))
-        values = make_task(parts, tiny_model, accelerator).objective._update_student(0)
+        values = make_task(parts, tiny_model, accelerator).objective.update_student(0, log_now=True)
         assert values["std_drift"] == pytest.approx(float(x0_gen.std()) - 1, abs=1e-6)
 
 
@@ -148,7 +159,7 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
     """Finishing the last row of inputs gives what `few_step_sample` gives from the same noise."""
     run_config = replace(run_config, student=replace(run_config.student, steps=3))
     task = make_task(run_config, tiny_model, accelerator)
-    inputs, _, _ = task.objective._draw("student", 5, lambda n, g: torch.rand(n, generator=g))
+    inputs = rollout_of(task).inputs(generator_for(run_config.train.seed, "student", 5))
     size = run_config.train.batch_size
     generator = generator_for(run_config.train.seed, "student", 5)
     labels = torch.randint(3, (size,), generator=generator)
@@ -161,32 +172,30 @@ def test_training_inputs_are_the_samplers_own(run_config, tiny_model, accelerato
         expected = few_step_sample(Denoiser(task.student.module, ClassLabels(3)), noise, labels, task.t_list)
     assert torch.equal(x0[-1], expected)
     assert torch.equal(inputs.x0, torch.cat(x0[:-1]))  # the rollout has come that far
-    assert torch.equal(finished(student_of(task.objective.setting), inputs), torch.cat(x0))
+    assert torch.equal(rollout_of(task).finished(inputs), torch.cat(x0))
 
 
 def test_random_step_shares_one_step_over_the_batch(run_config, tiny_model, accelerator) -> None:
-    config = replace(run_config, objective=replace(run_config.objective, rollout="random_step"))
+    config = replace(run_config, student=replace(run_config.student, rollout="random_step"))
     task = make_task(config, tiny_model, accelerator)
     met = set()
     for step in range(12):
-        inputs, t, _ = task.objective._draw("student", step, lambda n, g: torch.rand(n, generator=g))
+        inputs = rollout_of(task).inputs(generator_for(config.train.seed, "student", step))
         t_in = inputs.t_in
-        x0 = finished(student_of(task.objective.setting), inputs)
+        x0 = rollout_of(task).finished(inputs)
         assert len(t_in) == len(x0) == config.train.batch_size
         assert len(t_in.unique()) == 1
-        assert len(t.unique()) == len(t)
         met.add(round(float(t_in[0]), 6))
     assert met == {round(float(t), 6) for t in task.t_list}
 
 
 def test_shared_batches_are_rows_of_one_rollout(run_config, tiny_model, accelerator) -> None:
     """Three batches of 4 rows, of 4 trajectories of 3 steps: every row once, in no order, as the sampler makes them."""
-    objective = replace(run_config.objective, rollout="shared")
-    config = replace(run_config, objective=objective, student=replace(run_config.student, steps=3))
+    config = replace(run_config, student=replace(run_config.student, rollout="shared", steps=3))
     task = make_task(config, tiny_model, accelerator)
-    task.objective.rollout.begin(7)
+    rollout_of(task).begin(7)
     generator = torch.Generator()
-    batches = [task.objective.rollout.inputs(generator) for _ in range(3)]
+    batches = [rollout_of(task).inputs(generator) for _ in range(3)]
     assert [len(batch.x0) for batch in batches] == [4, 4, 4]
     own = generator_for(config.train.seed, "rollout", 7, 0)
     labels = torch.randint(3, (4,), generator=own)
@@ -211,9 +220,9 @@ def test_the_host_waits_for_nothing_in_an_update_that_is_not_logged(
     """Reading a value of a device, by float(), bool() or .item(), is what makes a host wait for it. The step of a
     random_step is the host's own number.
     """
-    objective = replace(run_config.objective, rollout=rollout)
+    student = replace(run_config.student, rollout=rollout)
     train = replace(run_config.train, log_every=100, steps=1000)
-    task = make_task(replace(run_config, objective=objective, train=train), tiny_model, accelerator)
+    task = make_task(replace(run_config, student=student, train=train), tiny_model, accelerator)
     task.update(4)  # what is built once
     with Launches() as launches:
         task.update(5)
@@ -221,14 +230,14 @@ def test_the_host_waits_for_nothing_in_an_update_that_is_not_logged(
 
 
 def test_a_shared_rollout_asks_the_student_once_per_row(run_config, tiny_model, accelerator) -> None:
-    objective = replace(run_config.objective, rollout="shared")
-    task = make_task(replace(run_config, objective=objective), tiny_model, accelerator)
+    config = replace(run_config, student=replace(run_config.student, rollout="shared"))
+    task = make_task(config, tiny_model, accelerator)
     asked: list[int] = []
     task.student.module.register_forward_hook(
         lambda _module, inputs, _output: asked.append(0 if torch.is_grad_enabled() else len(inputs[0]))
     )
     task.update(1)
-    turns = task.objective.turns(task.config)
+    turns = turns_of(task.config)
     assert sum(asked) == 12 == sum(turn.per_update * 4 for turn in turns)
     task.update(0)  # one more critic update, of the warm-up, takes a rollout of its own
     assert sum(asked) == 12 + 24
@@ -237,9 +246,9 @@ def test_a_shared_rollout_asks_the_student_once_per_row(run_config, tiny_model, 
 def test_student_gradient_vanishes_where_critic_is_the_unguided_teacher(run_config, tiny_model, accelerator) -> None:
     config = replace(run_config, teacher=TeacherConfig(cfg_scale=1.0))
     task = make_task(config, tiny_model, accelerator)
-    assert task.objective._update_student(0)["student/grad_norm"] == 0.0
+    assert task.objective.update_student(0, log_now=True)["student/grad_norm"] == 0.0
     guided = make_task(replace(run_config, teacher=TeacherConfig(cfg_scale=2.0)), tiny_model, accelerator)
-    assert guided.objective._update_student(0)["student/grad_norm"] > 1e-6
+    assert guided.objective.update_student(0, log_now=True)["student/grad_norm"] > 1e-6
 
 
 def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:

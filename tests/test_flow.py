@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ClassLabels
+from distill.config import TConfig
 from distill.sampling import euler, euler_maruyama, few_step_sample, heun, rollout
 from distill.sampling.flow import (
     combine_cfg,
@@ -17,7 +18,7 @@ from distill.sampling.flow import (
     velocity_to_x0,
 )
 from distill.sampling.guidance import Denoiser
-from distill.sampling.schedules import T_SAMPLERS, shift_t, t_grid
+from distill.sampling.schedules import random_t, shift_t, t_grid
 from distill.sampling.solvers import LAST_STEP, sde_grid
 from distill.seeds import generator_for
 
@@ -91,7 +92,8 @@ def test_a_grid_needs_a_step():
     [("uniform", lambda p: p), ("logit_normal", lambda p: 1 / (1 + math.exp(-math.sqrt(2) * erfinv(2 * p - 1))))],
 )
 def test_t_samplers_have_their_distribution(name, quantile):
-    t = T_SAMPLERS[name](20000, generator_for(0, name), low=0.2, high=0.7)
+    config = TConfig(sampler=name, low=0.2, high=0.7)
+    t = random_t(config, 20000, generator_for(0, name), t_range=(0.0, 1.0))
     assert t.shape == (20000,) and t.min() >= 0.2 and t.max() <= 0.7
     for p in (0.1, 0.25, 0.5, 0.9):
         assert float(t.quantile(p)) == pytest.approx(0.2 + 0.5 * quantile(p), abs=0.01)

@@ -90,7 +90,7 @@ def test_updates_by_graphs_are_those_of_single_kernels(
         run_config,
         teacher=replace(run_config.teacher, path=str(tmp_path / "teacher")),
         roles=RolesConfig(roles, 4),
-        objective=replace(run_config.objective, rollout=rollout),
+        student=replace(run_config.student, rollout=rollout),
     )
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, found = Accelerator(mixed_precision=precision), {}

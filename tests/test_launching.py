@@ -143,7 +143,7 @@ def test_updates_from_graphs_are_those_of_single_kernels(config, accelerator, va
     config = replace(
         config,
         train=replace(config.train, **VARIANTS[variant]),
-        objective=replace(config.objective, rollout=rollout),
+        student=replace(config.student, rollout=rollout),
         roles=RolesConfig("lora" if variant == "lora" else "all", 2),
     )
     expected, right = trained(task_of(config, accelerator, launching.eager))
@@ -158,9 +158,9 @@ def test_a_graph_that_meets_nan_changes_nothing_and_says_which_update_it_was(con
     task = task_of(config, accelerator, Graphs())
     trained(task)
     before = [parameter.clone() for parameter in task.student.module.parameters()]
-    next(iter(task.objective.teacher.model.parameters())).fill_(torch.nan)
-    task.objective._update_student(6)
-    task.objective._update_student(7)
+    next(iter(task.objective.setting.teacher.model.parameters())).fill_(torch.nan)
+    task.objective.update_student(6, log_now=False)
+    task.objective.update_student(7, log_now=False)
     assert all(torch.equal(*pair) for pair in zip(before, task.student.module.parameters(), strict=True))
     with pytest.raises(NonFiniteError, match=r"^student: the loss is not finite in its update 7\."):
         task.check()
@@ -192,7 +192,7 @@ def test_frozen_weights_in_the_precision_of_the_training_change_no_bit(config, a
     config = replace(config, student=student, roles=RolesConfig(roles, 2))
     expected, right = trained(task_of(config, accelerator_in_bf16, launching.eager))
     task = task_of(config, accelerator_in_bf16, Graphs())
-    teacher = task.objective.teacher.model
+    teacher = task.objective.setting.teacher.model
     before = {name: parameter.clone() for name, parameter in teacher.named_parameters()}
     with frozen_in("bf16", teacher):
         assert teacher.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16

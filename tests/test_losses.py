@@ -43,9 +43,19 @@ def test_dmd_vanishes_where_critic_and_teacher_agree():
     assert float(dmd_loss(draw(0), draw(1), draw(1))) == 0
 
 
-def test_dmd_floor_keeps_a_perfect_teacher_finite():
-    got = gradient(draw(0), draw(0), draw(1))
-    torch.testing.assert_close(got, (draw(1) - draw(0)) / 1e-6 / draw(0).numel())
+def test_a_sample_that_the_teacher_leaves_as_it_is_is_not_the_whole_update():
+    """Its normaliser would be nothing; the mean of its gradient is 10 in size, in the critic's direction."""
+    got = gradient(draw(0), draw(0), draw(1)) * draw(0).numel()
+    away = draw(1) - draw(0)
+    sizes = away.abs().mean(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(got, 10 * away / sizes)
+
+
+def test_weights_count_samples():
+    x0_gen, weights = draw(0).requires_grad_(), torch.tensor([2.0, 0.0, 1.0])
+    dmd_loss(x0_gen, draw(1), draw(2), weights).backward()
+    assert x0_gen.grad is not None
+    torch.testing.assert_close(x0_gen.grad, gradient(draw(0), draw(1), draw(2)) * weights.view(3, 1, 1, 1))
 
 
 def test_dmd_treats_both_estimates_as_constants():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import OptimConfig, RunConfig, config_to_yaml, load_config
+from distill.config import OptimConfig, RunConfig, TConfig, config_to_yaml, load_config
 from distill.config.checks import at_least
-from distill.data.base import shuffled_indices
 from distill.models import Backbone
-from distill.objectives import OBJECTIVES, Network, Setting, Turn, register
+from distill.objectives import OBJECTIVES, Cost, Network, Objective, Samples, Setting, register
+from distill.objectives.data_rows import data_rows
 from distill.objectives.monitor import reduced
-from distill.sampling import Denoiser, few_step_sample
 from distill.seeds import generator_for
-from distill.training.batches import local_rows, rank_noise, rank_slice
 from distill.training.run_log import read_log
 from distill.verbs.plan import plan
 from distill.verbs.run import run
@@ -37,6 +35,7 @@ class AdversarialConfig:
     """width: channels of the discriminator."""
 
     name: str = "adversarial"
+    weight: float = 1.0
     width: int = 4
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
 
@@ -44,7 +43,7 @@ class AdversarialConfig:
         at_least(self, "objective", 1, "width")
 
 
-def discriminator(channels: int, width: int) -> nn.Module:
+def judge(channels: int, width: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, width, 4, stride=4), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1), nn.Flatten(0)
     )
@@ -52,8 +51,8 @@ def discriminator(channels: int, width: int) -> nn.Module:
 
 def make_adversarial() -> type:
     @register("adversarial")
-    class Adversarial:
-        """Non-saturating: the discriminator tells data from the student's samples, the student its last step from data.
+    class Adversarial(Objective):
+        """Non-saturating: a network on pixels tells data from the student's samples, which are to pass for data.
 
         arXiv:1406.2661: D minimises softplus(-D(x0)) + softplus(D(x0_gen)), the student softplus(-D(x0_gen)).
         """
@@ -61,63 +60,55 @@ def make_adversarial() -> type:
         title = "Adversarial distillation"
         Config = AdversarialConfig
         needs_data = True
+        on_samples = True
         headline: ClassVar = {"fooled": "fooled"}
 
-        def __init__(self, setting: Setting) -> None:
-            self.setting = setting
-            accumulation = setting.config.train.accumulation
-            self.judging = setting.networks["discriminator"].on(self._judged, accumulation)
-            self.fooling = setting.student.on(self._fooled, accumulation)
+        def __init__(self, setting: Setting, config: AdversarialConfig) -> None:
+            super().__init__(setting, config)
+            self.judge = setting.networks["judge"]
+            self.judging = self.judge.on(self._judged, setting.config.train.accumulation)
             self.fooled = Fooled(setting)
 
         @classmethod
-        def networks(cls, config: RunConfig, teacher: Backbone) -> dict[str, Network]:
-            settings = cast(AdversarialConfig, config.objective)
-            network = discriminator(teacher.sample_shape[0], settings.width)
+        def networks(cls, config: RunConfig, own: AdversarialConfig, teacher: Backbone) -> dict[str, Network]:
+            network = judge(teacher.sample_shape[0], own.width)
             network(torch.zeros(1, *teacher.sample_shape, device=next(teacher.parameters()).device))
-            return {"discriminator": Network(network, settings.optim, config.train.steps)}
+            return {"judge": Network(network, own.optim, config.train.steps)}
 
         @classmethod
-        def turns(cls, config: RunConfig) -> list[Turn]:
-            batch = config.train.batch_size
-            return [Turn("student", 1, 0, batch * config.student.steps, batch, 0)]
+        def cost(cls, config: RunConfig, own: AdversarialConfig) -> Cost:
+            return Cost()
 
         def stateful(self) -> list[Fooled]:
             return [self.fooled]
 
-        def update(self, step: int, *, log_now: bool) -> dict[str, float]:
-            setting, loop = self.setting, self.setting.config.train
-            generator = generator_for(loop.seed, "adversarial", step)
-            y = rank_slice(setting.condition.random(loop.batch_size, generator), setting.accelerator)
-            noise = torch.randn(len(setting.t_list), loop.batch_size, *setting.sample_shape, generator=generator)
-            noise = rank_slice(noise, setting.accelerator, dim=1)
-            assert setting.data is not None
-            indices = shuffled_indices(len(setting.data), loop.batch_size, step, loop.seed)
-            local = local_rows(indices, setting.accelerator)
-            x0, _ = setting.data.batch(local, rank_noise(generator, setting.accelerator))
-            drawn = few_step_sample(Denoiser(setting.student.predict, setting.condition), noise, y, setting.t_list)
-            values, (judged,) = self.judging(step, x0, drawn)
+        def teach(self, step: int, *, log_now: bool) -> dict[str, Tensor]:
+            generator = generator_for(self.setting.config.train.seed, "judge", step)
+            inputs = self.setting.rollout.inputs(generator)
+            x0, _ = data_rows(self.setting, step, len(inputs.x_in), generator)
+            values, (judged,) = self.judging(step, x0, self.setting.rollout.finished(inputs))
             self.fooled.add(judged)
-            found, _ = self.fooling(step, noise[0], y)
-            figures = {"discriminator/loss": values["loss"], "student/loss": found["loss"]}
-            return figures | (self.fooled.take() if log_now else {})
+            return {"judge/loss": values["loss"]}
+
+        def batch(self, step: int, num_rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+            return ()
+
+        def loss(self, samples: Samples | None, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            assert samples is not None
+            return F.softplus(-self.judge.module(samples.x0)).mean(), ()
+
+        def figures(self, rows: Sequence[Tensor], *, log_now: bool) -> dict[str, float]:
+            return self.fooled.take() if log_now else {}
 
         def _judged(self, x0: Tensor, drawn: Tensor) -> tuple[Tensor, tuple[Tensor]]:
-            judge = self.setting.networks["discriminator"].model
-            on_data, on_drawn = judge(x0), judge(drawn)
+            on_data, on_drawn = self.judge.model(x0), self.judge.model(drawn)
             return F.softplus(-on_data).mean() + F.softplus(on_drawn).mean(), (on_drawn,)
-
-        def _fooled(self, noise: Tensor, y: Tensor) -> tuple[Tensor, tuple[()]]:
-            student, judge = self.setting.student.model, self.setting.networks["discriminator"].module
-            t = self.setting.t_list[:1].expand(len(noise))
-            x_in = t[0] * noise
-            return F.softplus(-judge(x_in - t[0] * student(x_in, t, y))).mean(), ()
 
     return Adversarial
 
 
 class Fooled:
-    """The share of the student's samples that the discriminator took for data since the last look."""
+    """The share of the student's samples that were taken for data since the last look."""
 
     def __init__(self, setting: Setting) -> None:
         self.accelerator = setting.accelerator
@@ -167,10 +158,10 @@ def test_another_objective_goes_through_run(config: dict, adversarial: type, tmp
     assert done is not None and "Adversarial distillation, 3 updates" in done.report.read_text()
     log = read_log(tmp_path / "run")
     assert [record["step"] for record in log] == [1, 2, 3]
-    assert all({"discriminator/loss", "student/loss", "fooled"} <= set(record) for record in log)
+    assert all({"judge/loss", "student/loss", "fooled"} <= set(record) for record in log)
     assert "width: 2" in (tmp_path / "run" / "config.yaml").read_text()
     weights = sorted((tmp_path / "run" / "checkpoints" / "step_00000003").glob("model*.safetensors"))
-    assert len(weights) == 2  # the student's and the discriminator's
+    assert len(weights) == 2  # the student's and the judge's
 
 
 @pytest.mark.usefixtures("without_pages")
@@ -195,15 +186,19 @@ def test_its_own_fields_are_checked_and_named(config: dict, adversarial: type, t
 
     assert "objective.width must be at least 1; got 0" in refusal(objective={"name": "adversarial", "width": 0})
     assert "did you mean objective.width?" in refusal(objective={"name": "adversarial", "widht": 1})
-    assert "unknown key objective.rollout" in refusal(objective={"name": "adversarial", "rollout": "every_step"})
-    wrong = refusal(objective={"name": "gan"})
-    assert "objective.name must be one of dmd, adversarial; got 'gan'" in wrong
-    assert "objective.name = adversarial learns from data: give a section data" in refusal(data=None)
+    wrong = refusal(objective={"name": "gann"})
+    assert "objective.name must be one of dmd, " in wrong and wrong.endswith("adversarial; got 'gann'")
+    assert "the objective adversarial learns from data: give a section data" in refusal(data=None)
+    assert "mix.adversarial is objective.name, too; give it once" in refusal(mix={"adversarial": {}})
+    assert "mix.gann is not known; mix takes dmd, " in refusal(mix={"gann": {}})
+    assert "mix.gan.weight must be at least 0; got -1" in refusal(mix={"gan": {"weight": -1}})
+    assert "did you mean mix.gan.weight?" in refusal(mix={"gan": {"wieght": 1}})
+    assert "mix.gan is a section with keys of its own; got 3" in refusal(mix={"gan": 3})
 
 
 def test_the_plan_counts_its_networks(config: dict, adversarial: type) -> None:
     found = plan(config)
-    assert [role.name for role in found.roles] == ["teacher", "student", "discriminator", "EMA"]
+    assert [role.name for role in found.roles] == ["teacher", "student", "judge", "EMA"]
     assert [phase.name for phase in found.phases if "update" in phase.name] == ["student's update"]
 
 
@@ -215,11 +210,15 @@ def test_a_name_is_taken_once() -> None:
 def test_sections_of_earlier_configurations_are_read(tmp_path: Path) -> None:
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text("output: x\nfake_score: {updates: 3, optim: {lr: 1e-5}}\ndmd: {rollout: every_step}\n")
-    new.write_text("output: x\nobjective: {rollout: every_step, fake_score: {updates: 3, optim: {lr: 1e-5}}}\n")
+    new.write_text(
+        "output: x\nstudent: {rollout: every_step}\nobjective: {fake_score: {updates: 3, optim: {lr: 1e-5}}}\n"
+    )
     found, expected = load_config(RunConfig, old), load_config(RunConfig, new)
-    assert found == expected and found.objective.rollout == "every_step"
+    assert found == expected and found.student.rollout == "every_step"
     assert load_config(RunConfig, new, ["fake_score.updates=4"]).objective.fake_score.updates == 4
-    assert load_config(RunConfig, old, ["objective.t_min=0.1", "dmd.t_max=0.9"]).objective.t_max == 0.9
+    assert load_config(RunConfig, old, ["objective.t_min=0.1", "dmd.t_max=0.9"]).objective.t == TConfig(
+        low=0.1, high=0.9
+    )
     written = tmp_path / "written.yaml"
     written.write_text(config_to_yaml(found))
     assert load_config(RunConfig, written) == found

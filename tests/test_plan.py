@@ -30,16 +30,16 @@ from distill.config import (
 from distill.data.base import Noise
 from distill.models.lora import add_adapters
 from distill.objectives import DmdConfig, FakeScoreConfig
-from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.task import DistillationTask, models_from
+from distill.objectives.teacher import TeacherTask
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, saved_activations
 from distill.planning.roles import optimizer_bytes
 from distill.planning.tables import plan_to_json
 from distill.planning.work import flops_of
 from distill.training.start import TRAINABLE
-from tests.conftest import perturbed
+from tests.conftest import critic, perturbed
 from tests.memory import Allocations, cuda_autocast, on_cuda, saved_bytes
 from tests.test_cli import refused, run_config, train_config
 
@@ -168,8 +168,12 @@ def test_the_training_step_itself_keeps_no_more(accelerator) -> None:
 def distillation(shape: SiTConfig, accelerator, **changes) -> tuple[RunConfig, DistillationTask]:
     config = RunConfig(
         "out",
-        student=StudentConfig(steps=2),
-        **{"train": LoopConfig(batch_size=16), "roles": RolesConfig("all", RANK), **changes},
+        **{
+            "train": LoopConfig(batch_size=16),
+            "roles": RolesConfig("all", RANK),
+            "student": StudentConfig(steps=2),
+            **changes,
+        },
     )
     teacher = SiT(shape)
     perturbed(teacher)
@@ -188,16 +192,17 @@ def test_peaks_of_real_updates(routing: RoutingConfig, trainable: str, accelerat
     ):
         changes = {
             "train": loop,
-            "objective": DmdConfig(rollout=rollout, fake_score=FakeScoreConfig(updates=1)),
+            "objective": DmdConfig(fake_score=FakeScoreConfig(updates=1)),
             "roles": RolesConfig(trainable, RANK),
+            "student": StudentConfig(steps=2, rollout=rollout),
         }
         config, task = distillation(shape, accelerator, **changes)
         task.update(0)  # optimizers have their moments from now on
         phases = {phase.name: phase.total for phase in plan_run(config, shape, Launch()).phases}
         with Allocations() as critic:
-            task.objective._update_critic(1, with_lag=True)
+            task.objective.members["dmd"].fake_score.update(1, 0, with_lag=True)
         with Allocations() as student:
-            task.objective._update_student(1)
+            task.objective.update_student(1, log_now=True)
         assert phases["fake_score's update"] == pytest.approx(critic.peak, rel=0.1)
         assert phases["student's update"] == pytest.approx(student.peak, rel=0.1)
 
@@ -234,11 +239,17 @@ def test_roles_weigh_what_the_real_ones_do(routing: RoutingConfig, trainable: st
     shape = replace(SHAPE, routing=routing)
     config, task = distillation(shape, accelerator, roles=RolesConfig(trainable, RANK))
     task.update(0)
+    setting = task.objective.setting
     teacher, student, fake_score, ema = plan_run(config, shape, Launch()).roles
-    models = task.objective.teacher.model, task.student.module, task.objective.fake_score.module, task.ema.module
+    models = (
+        setting.teacher.model,
+        task.student.module,
+        critic(task).module,
+        task.ema.module,
+    )
     assert [role.weights for role in (teacher, student, fake_score, ema)] == own_bytes(*models)
     assert (teacher.optimizer, ema.optimizer) == (0, 0)
-    for role, learner in ((student, task.student), (fake_score, task.objective.fake_score)):
+    for role, learner in ((student, task.student), (fake_score, critic(task))):
         assert role.optimizer == state_bytes(learner.optimizer)
         learns = [parameter for parameter in learner.module.parameters() if parameter.requires_grad]
         assert role.gradients == sum(parameter.nbytes for parameter in learns)
@@ -299,6 +310,9 @@ def test_processes_share_or_repeat() -> None:
     assert ddp.flops == alone.flops and ddp.hours(1.0, 1.0) < alone.hours(1.0, 1.0)
 
 
+BLIND = DmdConfig(fake_score=FakeScoreConfig(knows_step=False))  # a critic whose conditioning takes no gradient
+
+
 def test_what_makes_a_plan_smaller() -> None:
     shape = replace(SHAPE, routing=CHUNKED)
     config = RunConfig("out", train=LoopConfig(batch_size=32))
@@ -308,7 +322,7 @@ def test_what_makes_a_plan_smaller() -> None:
         plan_run(replace(config, train=replace(config.train, mixed_precision="bf16")), shape, Launch()),
         plan_run(replace(config, train=replace(config.train, gradient_checkpointing=True)), shape, Launch()),
         plan_run(replace(config, train=replace(config.train, accumulation=4)), shape, Launch()),
-        plan_run(replace(config, roles=RolesConfig("lora", RANK)), shape, Launch()),
+        plan_run(replace(config, roles=RolesConfig("lora", RANK), objective=BLIND), shape, Launch()),
     ]
     peaks = [max(phase.total for phase in plan.phases[:3]) for plan in plans]
     assert all(peak < peaks[0] for peak in peaks[1:])
@@ -329,7 +343,7 @@ def test_an_update_is_counted_turn_by_turn() -> None:
     assert plan.flops == pytest.approx((5 * 20 + 36) * flops.forward + 48 * flops.update(Setting()))
     unguided = plan_run(replace(config, teacher=TeacherConfig(cfg_scale=1.0)), SHAPE, Launch())
     assert plan.forwards - unguided.forwards == 8
-    every = plan_run(replace(config, objective=DmdConfig(rollout="every_step")), SHAPE, Launch())
+    every = plan_run(replace(config, student=StudentConfig(rollout="every_step")), SHAPE, Launch())
     assert every.forwards == 5 * (4 * 8 + 3 * 4 * 8) + 3 * 8 + (3 + 2 + 1) * 4 * 8
 
 

@@ -20,14 +20,14 @@ from distill.data.base import Dataset, Noise
 from distill.data.npz import NpzDataset
 from distill.errors import NonFiniteError, UserError
 from distill.models.parameters import trainable_parameters
-from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.task import DistillationTask
+from distill.objectives.teacher import TeacherTask
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.loop import TimeEstimate, run_loop
 from distill.training.run_folder import CONFIG_FILE, claim_folder, open_run
 from distill.training.run_log import read_log
-from tests.conftest import build_roles, models_of, tiny_config
+from tests.conftest import build_roles, critic, models_of, tiny_config
 
 
 class Blobs:
@@ -119,7 +119,7 @@ def test_distillation_resumes_bit_exactly(tmp_path, run_config: RunConfig, tiny_
             torch.manual_seed(i)  # what adapters start from must not matter after a checkpoint
             task, accelerator = distillation_task(run_config, tiny_model)
             run_loop(task, replace(run_config.train, steps=stop), accelerator, folder, resume=i > 0)
-        states.append(state_of(task.student.module, task.objective.fake_score.module, task.ema.module))
+        states.append(state_of(task.student.module, critic(task).module, task.ema.module))
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     assert without_time(tmp_path / "whole")[-1] == without_time(tmp_path / "parts")[-1]
 
@@ -151,7 +151,7 @@ def test_the_last_line_of_the_log_has_every_figure(tmp_path: Path, run_config: R
 def test_a_checkpoint_holds_what_learns(tmp_path, run_config: RunConfig, tiny_model: SiT, trainable: str) -> None:
     task, accelerator = distillation_task(replace(run_config, roles=RolesConfig(trainable, lora_rank=4)), tiny_model)
     folder = save_checkpoint(accelerator, tmp_path, 1, keep=1)
-    for role, file in ((task.student, "model.safetensors"), (task.objective.fake_score, "model_1.safetensors")):
+    for role, file in ((task.student, "model.safetensors"), (critic(task), "model_1.safetensors")):
         saved = load_file(folder / file)
         assert set(saved) == set(trainable_parameters(role.module))
         assert "pos_embed" not in saved and any(name.startswith("routing.") for name in saved)
@@ -234,11 +234,11 @@ def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: Ru
     run_loop(task, replace(run_config.train, steps=2, save_every=1), accelerator, tmp_path)
     with torch.no_grad():
         next(task.student.module.parameters()).fill_(float("nan"))
-    before = state_of(task.objective.fake_score.module)
+    before = state_of(critic(task).module)
     task.update(2)
     with pytest.raises(NonFiniteError, match=r"fake_score: the loss is not finite in its update 6"):
         task.check()
-    assert all(torch.equal(a, b) for a, b in zip(before, state_of(task.objective.fake_score.module), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(critic(task).module), strict=True))
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
 
 

@@ -21,11 +21,12 @@ from distill.config import RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import Ema, limited_decay
 from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
+from distill.objectives.base import Samples
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask
 from distill.sampling.flow import combine_cfg, interpolate, velocity_to_x0
 from distill.verbs.run import write_student
-from tests.conftest import build_roles, models_of, perturbed, tiny_config
+from tests.conftest import build_roles, critic, models_of, perturbed, tiny_config
 from tests.test_cli import QUICK
 from tests.test_cli import run_config as cli_config
 
@@ -151,48 +152,47 @@ def test_student_gradients_are_those_of_explicit_copies(double_task, checkpointi
     """The critic and the teacher run between the student's forward and its backward pass."""
     task, (x_in, t_in, y), (eps, t, _) = double_task, batch(seed=3, dtype=torch.float64), batch(seed=4)
     y, eps, t = y % 3, eps.double(), t.double().clamp(0.02, 0.98)
-    student, fake_score = explicit(task.student.module), explicit(task.objective.fake_score.module)
+    student, fake_score = explicit(task.student.module), explicit(critic(task).module)
+    teacher = task.objective.setting.teacher.model
     x0_gen = velocity_to_x0(x_in, student(x_in, t_in, y), t_in)
     with torch.no_grad():
         x_t = interpolate(x0_gen, eps, t)
-        guided = combine_cfg(
-            task.objective.teacher.model(x_t, t, y), task.objective.teacher.model(x_t, t, torch.full_like(y, 3)), 2.0
-        )
+        guided = combine_cfg(teacher(x_t, t, y), teacher(x_t, t, torch.full_like(y, 3)), 2.0)
         x0_fake = velocity_to_x0(x_t, fake_score(x_t, t, y), t)
     loss = dmd_loss(x0_gen, velocity_to_x0(x_t, guided, t), x0_fake)
     loss.backward()
 
     task.student.module.gradient_checkpointing = checkpointing
-    ours, _ = task.objective._student_loss(x_in, t_in, t, eps, y)
+    x0 = velocity_to_x0(x_in, task.student.model(x_in, t_in, y), t_in)
+    ours, _ = task.objective.members["dmd"].loss(Samples(x0, y, torch.zeros_like(y)), t, eps)
     ours.backward()
     torch.testing.assert_close(ours, loss, rtol=1e-10, atol=0)
     for name, gradient in expected_gradients(task.student.module, student).items():
         torch.testing.assert_close(
             trainable_parameters(task.student.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
         )
-    assert all(
-        p.grad is None
-        for p in (*task.objective.fake_score.module.parameters(), *task.objective.teacher.model.parameters())
-    )
+    assert all(p.grad is None for p in (*critic(task).module.parameters(), *teacher.parameters()))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_critic_gradients_are_those_of_an_explicit_copy(double_task, checkpointing) -> None:
     task, (x0, t, y), (eps, _, _) = double_task, batch(seed=5, dtype=torch.float64), batch(seed=6)
     eps, y = eps.double(), y % 3
-    fake_score = explicit(task.objective.fake_score.module)
+    fake_score = explicit(critic(task).module)
     flow_matching_loss(fake_score(interpolate(x0, eps, t), t, y), x0, eps).backward()
-    task.objective.fake_score.module.gradient_checkpointing = checkpointing
-    loss, _ = task.objective._critic_loss(task.objective.fake_score.model, x0, eps, t, y)
+    critic(task).module.gradient_checkpointing = checkpointing
+    loss, _ = task.objective.members["dmd"].fake_score._loss(critic(task).model, x0, eps, t, y)
     with torch.no_grad():  # others use the backbone before the backward pass
         task.student.module(x0, t, y)
-        task.objective.teacher.model(x0, t, y)
+        task.objective.setting.teacher.model(x0, t, y)
     loss.backward()
-    for name, gradient in expected_gradients(task.objective.fake_score.module, fake_score).items():
+    for name, gradient in expected_gradients(critic(task).module, fake_score).items():
         torch.testing.assert_close(
-            trainable_parameters(task.objective.fake_score.module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
+            trainable_parameters(critic(task).module)[name].grad, gradient, rtol=1e-8, atol=1e-14, msg=name
         )
-    assert all(p.grad is None for p in (*task.student.module.parameters(), *task.objective.teacher.model.parameters()))
+    assert all(
+        p.grad is None for p in (*task.student.module.parameters(), *task.objective.setting.teacher.model.parameters())
+    )
 
 
 def test_a_backbone_stays_what_it_was(teacher, tmp_path, run_config, accelerator) -> None:
@@ -204,8 +204,10 @@ def test_a_backbone_stays_what_it_was(teacher, tmp_path, run_config, accelerator
     for step in range(3):
         task.update(step)
     write_student(task.averaged_student, task.t_list, tmp_path / "out")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in task.objective.teacher.model.state_dict().items())
-    for role in (task.student.module, task.objective.fake_score.module, task.averaged_student):
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in task.objective.setting.teacher.model.state_dict().items()
+    )
+    for role in (task.student.module, critic(task).module, task.averaged_student):
         moved = dict(role.named_parameters())
         assert moved["routing.modules_to_save.default.queries.weight"].abs().max() > 0
         assert moved["blocks.1.mlp.fc2.lora_B.default.weight"].abs().max() > 0

@@ -27,13 +27,13 @@ from distill.config import (
 from distill.evaluation.drawing import Drawing
 from distill.models.sharding import is_sharded, local_shard
 from distill.objectives import DmdConfig, FakeScoreConfig
-from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.task import DistillationTask
+from distill.objectives.teacher import TeacherTask
 from distill.training.checkpoint import checkpoints
 from distill.training.devices import make_accelerator
 from distill.training.loop import run_loop
 from distill.verbs.run import write_student
-from tests.conftest import build_roles, models_of, perturbed, tiny_config
+from tests.conftest import build_roles, critic, models_of, perturbed, tiny_config
 from tests.test_resume import Blobs
 
 BASE = "base"
@@ -83,7 +83,7 @@ def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
     torch.manual_seed(1)
     task = DistillationTask(config, models_of(config, build_roles(config.teacher, config.roles)), accelerator, 1.0)
     run_loop(task, LOOP, accelerator, folder, resume=resume)
-    check_parts(accelerator, task.objective.teacher.model, task.student.module, task.objective.fake_score.module)
+    check_parts(accelerator, task.objective.setting.teacher.model, task.student.module, critic(task).module)
     averaged = task.averaged_student
     if accelerator.is_main_process:
         write_student(averaged, task.t_list, folder)

@@ -34,6 +34,9 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-channels", type=int, metavar="N", help="guide the first N channels only; DiT and SiT do with 3 (all)"
     )
+    parser.add_argument(
+        "--cfg-rescale", type=float, default=0.0, metavar="SHARE", help="of the conditional norm, 0 to 1 (0)"
+    )
     parser.add_argument("--solver", choices=("euler", "heun", "sde"), default="euler", help="likewise (euler)")
     parser.add_argument(
         "--mixed-precision", choices=("no", "bf16"), default="no", help="bf16: networks draw in bf16 autocast (no)"
@@ -93,7 +96,12 @@ def teacher_config(args: argparse.Namespace, path: str) -> TeacherConfig:
     from distill.config import TeacherConfig
 
     return TeacherConfig(
-        path=path, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels, steps=args.steps, solver=args.solver
+        path=path,
+        cfg_scale=args.cfg_scale,
+        cfg_channels=args.cfg_channels,
+        cfg_rescale=args.cfg_rescale,
+        steps=args.steps,
+        solver=args.solver,
     )
 
 

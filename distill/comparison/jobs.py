@@ -93,7 +93,7 @@ def run_jobs(comparison: Comparison) -> list[Job]:
     for job in comparison.jobs:
         is_trained(job)  # raises for a folder of another configuration, before any compute
     data, test = load_data(first.train, "train"), load_data(first.train, "test")
-    samples = held_out(test, config.validation, first.train.flow_matching.t_sampler)
+    samples = held_out(test, config.validation, first.train.flow_matching.t)
     evaluator = Evaluator(config.measuring.evaluate, default_device(), tuple(data.sample_shape))
     clock = Clock(comparison)
 

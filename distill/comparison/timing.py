@@ -19,7 +19,7 @@ from distill.comparison.config import Comparison, Job
 from distill.comparison.training import build_task, load_data, num_trainable
 from distill.data.base import Dataset
 from distill.files import write_text
-from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.teacher import TeacherTask
 
 TIMING_FILE = "timing.json"
 WARM_UP = 2

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.conditions import ConditionBatch, slice_rows, to_device
-from distill.config import CONFIG_FILE, TrainConfig, config_to_yaml, flat_values, load_config
+from distill.config import CONFIG_FILE, TConfig, TrainConfig, config_to_yaml, flat_values, load_config
 from distill.data.base import Dataset, configured_dataset, noise_of
 from distill.errors import UserError
 from distill.files import write_folder, write_text
-from distill.objectives.flow_matching import TeacherTask
 from distill.objectives.losses import flow_matching_loss
+from distill.objectives.teacher import TeacherTask
 from distill.sampling.flow import interpolate
+from distill.sampling.schedules import quantile_t
 from distill.seeds import generator_for
 from distill.training.checkpoint import FOLDER as CHECKPOINTS
 from distill.training.devices import make_accelerator
@@ -78,17 +79,13 @@ class Trained:
         return cls(values["parameters"], [CurvePoint(**point) for point in values["curve"]])
 
 
-def stratified_t(num: int, t_sampler: str, generator: torch.Generator) -> Tensor:
-    """One t from each of `num` equally likely strata of the sampler's distribution, in random order, (num).
-
-    uniform: t = u; logit_normal: t = sigmoid(Phi^-1(u)); u_i ~ U[i / num, (i + 1) / num].
-    """
+def stratified_t(num: int, config: TConfig, generator: torch.Generator) -> Tensor:
+    """One t from each of `num` equally likely strata of a distribution, in random order, (num)."""
     u = (torch.arange(num) + torch.rand(num, generator=generator, dtype=torch.float64)) / num
-    u = u[torch.randperm(num, generator=generator)]
-    return (u if t_sampler == "uniform" else torch.special.ndtri(u).sigmoid()).float()
+    return quantile_t(config, u[torch.randperm(num, generator=generator)]).float()
 
 
-def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut:
+def held_out(data: Dataset, config: ValidationConfig, t: TConfig) -> HeldOut:
     """Held-out samples. They depend only on the data and the validation seed, not on the arm or the training seed."""
     if config.num_images > len(data):
         raise UserError(f"validation.num_images = {config.num_images}; there are {len(data)} held-out images")
@@ -96,7 +93,7 @@ def held_out(data: Dataset, config: ValidationConfig, t_sampler: str) -> HeldOut
     indices = torch.randperm(len(data), generator=generator)[: config.num_images]
     x0, y = data.batch(indices, noise_of(generator))
     eps = torch.randn(x0.shape, generator=generator)
-    return HeldOut(x0, eps, stratified_t(len(x0), t_sampler, generator), y)
+    return HeldOut(x0, eps, stratified_t(len(x0), t, generator), y)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from distill.config.schema import (
     TeacherConfig,
     TrainConfig,
 )
+from distill.config.times import TConfig
 
 __all__ = [
     "CONFIG_FILE",
@@ -46,6 +47,7 @@ __all__ = [
     "SiTConfig",
     "StartConfig",
     "StudentConfig",
+    "TConfig",
     "TeacherConfig",
     "TrainConfig",
     "build_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -16,8 +17,16 @@ from distill.errors import UserError
 CONFIG_FILE = "config.yaml"
 """The resolved configuration in the folder of a run."""
 
-MOVED_SECTIONS = {"dmd": "objective", "fake_score": "objective.fake_score"}
-"""Top-level sections of earlier configurations, and where they are now."""
+MOVED = {
+    "dmd": "objective",
+    "fake_score": "objective.fake_score",
+    "objective.rollout": "student.rollout",
+    "objective.t_min": "objective.t.low",
+    "objective.t_max": "objective.t.high",
+    "objective.fake_score.t_sampler": "objective.fake_score.t.sampler",
+    "flow_matching.t_sampler": "flow_matching.t.sampler",
+}
+"""Names of earlier configurations, in this order, and what they are called now."""
 
 T = TypeVar("T")
 
@@ -68,8 +77,9 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise UserError(f"override {override!r} must look like section.key=value")
-        for old, new in MOVED_SECTIONS.items():
-            override = new + override.removeprefix(old) if override.startswith(f"{old}.") else override
+        for old, new in MOVED.items():
+            if override.startswith((f"{old}.", f"{old}=")):
+                override = new + override.removeprefix(old)
         try:
             given.merge_with_dotlist([override])
         except Exception as error:
@@ -82,15 +92,28 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
 
 
 def _with_current_names(values: Any) -> Any:
-    """Values of a configuration whose sections may stand where they once stood."""
-    for old, new in MOVED_SECTIONS.items():
-        if old in values:
-            values = dict(values)
-            moved = values.pop(old) or {}
+    """Values of a configuration whose names may be those of an earlier one."""
+    for old, new in MOVED.items():
+        *sections, name = old.split(".")
+        parents = [values]
+        for section in sections:
+            parents.append(parents[-1].get(section) if isinstance(parents[-1], dict) else None)
+        if isinstance(parents[-1], dict) and name in parents[-1]:
+            moved = _without(values, [*sections, name])
+            found = parents[-1][name]
+            found = {} if found is None else found
             for part in reversed(new.split(".")):
-                moved = {part: moved}
-            values = merge_values(values, moved)
+                found = {part: found}
+            values = merge_values(moved, found)
     return values
+
+
+def _without(values: dict[Any, Any], names: Sequence[str]) -> dict[Any, Any]:
+    """`values` without what is at `names`."""
+    first, *rest = names
+    if rest:
+        return {**values, first: _without(values[first], rest)}
+    return {name: value for name, value in values.items() if name != first}
 
 
 def merge_values(base: dict[Any, Any], given: dict[Any, Any]) -> dict[Any, Any]:
@@ -123,6 +146,8 @@ def plain_values(value: Any) -> Any:
     """A configuration as dictionaries, lists and scalars."""
     if is_dataclass(value):
         return {field.name: plain_values(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {name: plain_values(item) for name, item in value.items()}
     return [plain_values(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -142,6 +167,9 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
                 raise UserError(f"{prefix}{name} is required and has no default")
             continue
         value = values[name]
+        if "sections" in field.metadata:
+            built[name] = _build_sections(field.metadata["sections"](), value, f"{prefix}{name}")
+            continue
         section = _section_type(hints[name], field, value, f"{prefix}{name}")
         if section is not None and value is not None:
             if not isinstance(value, dict):
@@ -156,6 +184,24 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
         return config_type(**built)
     except ValueError as error:  # UserError is one
         raise UserError(_with_prefix(str(error), prefix)) from error
+
+
+def _build_sections(types: dict[str, type], value: Any, path: str) -> dict[str, Any]:
+    """Sections by name, each of the type that goes by it."""
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path} is a section with sections of its own; got {value!r}")
+    for name, section in (value or {}).items():
+        if name not in types:
+            raise UserError(f"{path}.{name} is not known; {path} takes {', '.join(types)}")
+        if section is not None and not isinstance(section, dict):
+            raise UserError(f"{path}.{name} is a section with keys of its own; got {section!r}")
+    built = {}
+    for name, section in (value or {}).items():
+        try:
+            built[name] = _build(types[name], section or {}, f"{path}.{name}.")
+        except UserError as error:  # which takes the section for `objective`
+            raise UserError(re.sub(r"^objective\b", f"{path}.{name}", str(error))) from error
+    return built
 
 
 def _section_type(hint: Any, field: Field, value: Any, path: str) -> type | None:
@@ -193,7 +239,9 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     kinds = getattr(hint, "__args__", (hint,))
     if value is None and type(None) in kinds:
         return None
-    if isinstance(value, list) and (lists := [kind for kind in kinds if getattr(kind, "__origin__", None) is tuple]):
+    if isinstance(value, list) and (
+        lists := [kind for kind in kinds if getattr(kind, "__origin__", None) in (list, tuple)]
+    ):
         return _convert(lists[0], value, name)
     scalars = [kind for kind in kinds if kind in _ARTICLES]
     if not scalars:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
 from distill.config.checks import at_least, ema_decay, one_of, within
+from distill.config.times import TConfig
 from distill.errors import UserError
 
 MIN_IMAGES = 4  # precision and recall look at three neighbours
@@ -106,12 +108,13 @@ class LoopConfig:
 class FlowMatchingConfig:
     """Flow matching with label dropout for classifier-free guidance; the average as in `StudentConfig`."""
 
-    t_sampler: str = "logit_normal"
+    t: TConfig = field(default_factory=lambda: TConfig(sampler="logit_normal"))
     label_dropout: float = 0.1
     ema_decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        one_of(self, "flow_matching", "t_sampler", ("uniform", "logit_normal"))
+        if self.t.sampler == "student_list":
+            raise UserError("flow_matching.t.sampler = student_list is for a student; a teacher learns at every t")
         within(self, "flow_matching", 0, 1, "label_dropout")
         ema_decay(self, "flow_matching")
 
@@ -178,9 +181,12 @@ class RetrofitConfig:
 class TeacherConfig:
     """path: a model folder, or `embedded` for the shipped Fashion-MNIST teacher.
 
-    cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none.
+    cfg_scale: guidance, uncond + cfg_scale (cond - uncond); 1.0 is none. A student of distribution matching takes it up
+        more strongly than a sampler does, so a good value of one is not a good value of the other.
     interval: guidance acts for t within it only.
     cfg_channels: guidance acts on the first so many channels; null is all, 3 what DiT's and SiT's samplers do.
+    cfg_rescale: how far guided velocities get the norm of the conditional ones, from 0 to 1; less saturated at a high
+        cfg_scale (arXiv:2305.08891).
     steps: of the reference sampler. solver: of it: `euler`, `heun`, or `sde`, Euler-Maruyama as in SiT's paper, whose
         published figures without guidance take 250 of these steps.
     """
@@ -189,12 +195,14 @@ class TeacherConfig:
     cfg_scale: float = 1.5
     interval: tuple[float, float] = (0.0, 1.0)
     cfg_channels: int | None = None
+    cfg_rescale: float = 0.0
     steps: int = 50
     solver: str = "euler"
 
     def __post_init__(self) -> None:
         at_least(self, "teacher", 0, "cfg_scale")
         at_least(self, "teacher", 1, "steps", *(["cfg_channels"] if self.cfg_channels is not None else []))
+        within(self, "teacher", 0, 1, "cfg_rescale")
         one_of(self, "teacher", "solver", ("euler", "heun", "sde"))
         low, high = self.interval
         if not 0 <= low < high <= 1:
@@ -205,19 +213,42 @@ class TeacherConfig:
 class StudentConfig:
     """steps: evaluations at inference; shift moves its t list, {1, .., 1/steps}, towards noise.
 
+    t_list: the list by hand instead, descending from at most 1, such as [1, .9, .75, .5] for 4 steps.
+    ode_steps: after so many of the first steps a sample follows the student's ODE, after the others its noise is fresh:
+        0, or `steps` for a student whose picture is a function of one noise.
+    start: the student begins as this model, a student's folder for one, instead of as a copy of the teacher.
+    rollout: steps of the list that an update learns at: `random_step`, one for the whole batch; `every_step`, all of
+        them, train.batch_size then counting trajectories (small models: more gradient per rollout); `shared`, drawn row
+        by row, out of one rollout for the whole update, which takes fewer evaluations; `last_step`, the last alone.
     ema_decay: of the average that is saved; at most 0.05^(1 / train.steps), or it would still be where it began.
     """
 
     steps: int = 4
     shift: float = 1.0
+    t_list: list[float] | None = None
+    ode_steps: int = 0
+    start: str | None = None
+    rollout: str = "random_step"
     ema_decay: float = 0.98
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
 
     def __post_init__(self) -> None:
         at_least(self, "student", 1, "steps")
+        at_least(self, "student", 0, "ode_steps")
+        one_of(self, "student", "rollout", ("random_step", "every_step", "shared", "last_step"))
         ema_decay(self, "student")
         if not 0 < self.shift < math.inf:
             raise UserError(f"student.shift must be finite and above 0; got {self.shift:g}")
+        if self.t_list is not None:
+            self._check_t_list(self.t_list)
+
+    def _check_t_list(self, t_list: list[float]) -> None:
+        if not t_list or not all(0 < low < high for low, high in pairwise([*reversed(t_list), 1.0 + 1e-6])):
+            raise UserError(f"student.t_list must fall from at most 1 and stay above 0; got {t_list}")
+        if len(t_list) != self.steps:
+            raise UserError(f"student.t_list has {len(t_list)} values; student.steps is {self.steps}")
+        if self.shift != 1:
+            raise UserError(f"student.t_list is the list itself, which student.shift = {self.shift:g} does not move")
 
 
 @dataclass
@@ -304,6 +335,7 @@ class RunConfig:
 
     objective: what the student learns by, chosen by `objective.name`; its other fields are that objective's own
         `Config` (`distill.objectives`).
+    mix: further objectives by name, each with its own `Config`; the student learns by the sum of all, by `weight`.
     data: for objectives that learn from data; none where it is null.
     """
 
@@ -312,6 +344,11 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     roles: RolesConfig = field(default_factory=RolesConfig)
     objective: Any = field(default_factory=default_objective, metadata={"variants": objective_configs})
+    mix: dict[str, Any] = field(default_factory=dict, metadata={"sections": objective_configs})
     data: DataConfig | None = None
     train: LoopConfig = field(default_factory=LoopConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.objective.name in self.mix:
+            raise UserError(f"mix.{self.objective.name} is objective.name, too; give it once")

@@ -72,7 +72,7 @@ class EmbeddedExtractor:
     name = "embedded"
 
     def __init__(self, model: Classifier, device: torch.device | str = "cpu") -> None:
-        self.model = model.eval().to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         self.feature_dim = model.config.feature_dim
         digest = hashlib.sha256()
@@ -92,7 +92,6 @@ class EmbeddedExtractor:
         features, logits = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         return Features(features, logits)
 
-    @torch.no_grad()
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Convolution maps of images [B, C, H, W], stage by stage, on the extractor's device."""
         check_classifier_images(images, self.model.config)

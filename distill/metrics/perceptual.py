@@ -35,6 +35,10 @@ class PerceptualDistance(Protocol):
         """Distance of each pair, [N] on the CPU, for images a and b, both [N, C, H, W] in [-1, 1]."""
         ...
 
+    def losses(self, a: Tensor, b: Tensor) -> Tensor:
+        """The same with gradient, [N] on the images' device."""
+        ...
+
 
 class AlexNetLpips:
     """LPIPS 0.1 on AlexNet. Grey images are repeated to 3 channels; images below 64 x 64 are enlarged to 64 x 64."""
@@ -64,7 +68,10 @@ class AlexNetLpips:
         if a.shape[1] not in (1, 3):
             raise ValueError(f"images have {a.shape[1]} channels; AlexNet reads 1 or 3")
         batches = zip(a.split(batch_size), b.split(batch_size), strict=True)
-        return torch.cat([self.model(self._enlarge(x), self._enlarge(y)).flatten().cpu() for x, y in batches])
+        return torch.cat([self.losses(x, y).cpu() for x, y in batches])
+
+    def losses(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.model(self._enlarge(a), self._enlarge(b)).flatten()
 
     def _enlarge(self, images: Tensor) -> Tensor:
         images = images.float().expand(-1, 3, -1, -1).to(self.device)
@@ -88,9 +95,9 @@ class EmbeddedLpips:
     def distance(self, a: Tensor, b: Tensor, batch_size: int = 200) -> Tensor:
         _check_pair(a, b)
         batches = zip(a.split(batch_size), b.split(batch_size), strict=True)
-        return torch.cat([self._distance(x, y).cpu() for x, y in batches])
+        return torch.cat([self.losses(x, y).cpu() for x, y in batches])
 
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+    def losses(self, a: Tensor, b: Tensor) -> Tensor:
         maps = zip(self.extractor.feature_maps(a), self.extractor.feature_maps(b), strict=True)
         layers = [(normalize(x, dim=1) - normalize(y, dim=1)).square().sum(1).mean((-2, -1)) for x, y in maps]
         return torch.stack(layers).sum(0)

@@ -23,6 +23,10 @@ class Backbone(Protocol):
 
     gradient_checkpointing: set by training; a model without checkpointing may ignore it.
 
+    What some objectives need beside: `t_embedding_size` d, and an argument `t_offset` (B, d) of the call, added to the
+    embedding of t (a critic that is told the step); `features(x_t, t, y, after)`, what is read after so many `blocks`,
+    (B, T, d) each, and its `feature_shape` (T, d) (a discriminator).
+
     The model may have an attribute `condition`, a `distill.conditions.Condition`, which says what `y` is. A model with
     `null_label` instead takes class labels below it, and `null_label` itself for the unconditional case.
     """
@@ -62,6 +66,11 @@ class Backbone(Protocol):
     def save_pretrained(self, folder: Path, /) -> Any:
         """Write a folder that loads as the same function, including its t_range and condition."""
         ...
+
+
+def without(model: object, what: str, needed_by: str) -> str:
+    """That a model lacks what something needs, in words."""
+    return f"{needed_by} needs a backbone with {what}; {type(model).__name__} has none"
 
 
 def patch_size_of(model: Any) -> int:

@@ -88,7 +88,13 @@ def start_sharding(accelerator: Accelerator, plugin: FullyShardedDataParallelPlu
 
 def shard_frozen(model: M, accelerator: Accelerator) -> M:
     """Shard a frozen model in place, the way `Accelerator.prepare` shards trainable ones."""
-    return cast(M, fsdp2_prepare_model(accelerator, model)) if accelerator.is_fsdp2 else model
+    if not accelerator.is_fsdp2:
+        return model
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    sharded = fsdp2_prepare_model(accelerator, model)
+    register_fsdp_forward_method(sharded, "features")  # it gathers what it needs, as a call does; none is none
+    return cast(M, sharded)
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -1,20 +1,50 @@
-"""What a student learns by, one objective a file, chosen by `objective.name`; and flow matching, by which teachers do.
+"""What a student learns by, one objective a file, chosen by `objective.name` and `mix`; and the training of teachers.
 
 May import training, sampling, conformance, metrics, render and what stands below them. The loop knows none of them.
 """
 
-from distill.objectives.base import OBJECTIVES, Network, Objective, Setting, Turn, register
-from distill.objectives.dmd import Dmd, DmdConfig, FakeScoreConfig
+from distill.objectives.base import OBJECTIVES, Cost, Network, Objective, Samples, Setting, Turn, register
+from distill.objectives.critic import FakeScoreConfig
+from distill.objectives.dmd import Dmd, DmdConfig  # isort: split
+
+from distill.objectives.decoupled_dmd import DecoupledDmd, DecoupledDmdConfig
+from distill.objectives.discriminator import DiscriminatorConfig
+from distill.objectives.diversity import Diversity, DiversityConfig
+from distill.objectives.f_distill import FDistill, FDistillConfig
+from distill.objectives.flow_matching import FlowMatching, StudentFlowMatchingConfig
+from distill.objectives.gan import Gan, GanConfig
 from distill.objectives.losses import dmd_gradient, dmd_loss, flow_matching_loss
+from distill.objectives.preference import Preference, PreferenceConfig
+from distill.objectives.regression import Regression, RegressionConfig
+from distill.objectives.timestep_sharing import TimestepSharing, TimestepSharingConfig
 
 __all__ = [
     "OBJECTIVES",
+    "Cost",
+    "DecoupledDmd",
+    "DecoupledDmdConfig",
+    "DiscriminatorConfig",
+    "Diversity",
+    "DiversityConfig",
     "Dmd",
     "DmdConfig",
+    "FDistill",
+    "FDistillConfig",
     "FakeScoreConfig",
+    "FlowMatching",
+    "Gan",
+    "GanConfig",
     "Network",
     "Objective",
+    "Preference",
+    "PreferenceConfig",
+    "Regression",
+    "RegressionConfig",
+    "Samples",
     "Setting",
+    "StudentFlowMatchingConfig",
+    "TimestepSharing",
+    "TimestepSharingConfig",
     "Turn",
     "dmd_gradient",
     "dmd_loss",

@@ -1,94 +1,62 @@
-"""The task of `train`: flow matching on data, with dropped conditions and an EMA."""
+"""Flow matching of the student on data, arXiv:2210.02747: supervised fine-tuning of a few-step student.
+
+    loss = |student(x_t, t, y) - (eps - x0)|^2,   x_t = (1 - t) x0 + t eps,   by default at the student's own t
+
+Alone it makes samples of few steps smooth, for the mean of all data behind x_t is what it asks for; mixed into another
+objective with a small weight it draws a student to data that its teacher has not seen.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.conditions import ConditionBatch, condition_of, num_rows, to_device, where_rows
-from distill.config import TrainConfig
-from distill.data.base import Dataset, shuffled_indices
-from distill.latents.decoding import training_decoder
-from distill.models.backbone import Backbone
-from distill.models.ema import Ema, limited_decay
+from distill.conditions import ConditionBatch
+from distill.config import RunConfig, TConfig
+from distill.config.checks import at_least
+from distill.objectives.base import Cost, Objective, Samples, Setting, register
+from distill.objectives.data_rows import data_rows
 from distill.objectives.losses import flow_matching_loss
-from distill.render import save_grid
-from distill.sampling import T_SAMPLERS, Denoiser, euler, grid_conditions, interpolate, t_grid
-from distill.seeds import generator_for
-from distill.training.batches import local_rows, rank_noise, rank_slice
-from distill.training.devices import launch_for
-from distill.training.learner import Learner
-
-GRID_ROWS = 4
+from distill.objectives.noising import t_and_eps
+from distill.sampling import interpolate
 
 
-class TeacherTask:
-    """model and its EMA; one update = one optimizer step on flow matching."""
+@dataclass
+class StudentFlowMatchingConfig:
+    """weight: of the loss, beside those of others. t: where the student is asked."""
 
-    def __init__(self, config: TrainConfig, model: Backbone, data: Dataset, accelerator: Accelerator) -> None:
-        self.config = config
-        self.data = data
-        self.accelerator = accelerator
-        self.condition = condition_of(model)
-        self.sample_shape = model.sample_shape
-        self.t_range = model.t_range
-        space = getattr(data, "space", None)  # of latents
-        self.decoder = training_decoder(config.data.vae, data.sample_shape, space, accelerator.device)
-        model.gradient_checkpointing = config.train.gradient_checkpointing
-        launch = launch_for(config.train, accelerator)
-        self.learner = Learner("teacher", cast(nn.Module, model), config.optim, config.train.steps, accelerator, launch)
-        self._teach = self.learner.on(self._loss, config.train.accumulation)
-        decay = limited_decay(config.flow_matching.ema_decay, config.train.steps)
-        self.ema = Ema(self.learner.module, decay, self.learner.meta_model)
-        accelerator.register_for_checkpointing(self.ema)
+    name: str = "flow_matching"
+    weight: float = 1.0
+    t: TConfig = field(default_factory=lambda: TConfig(sampler="student_list"))
 
-    def check(self) -> None:
-        self.learner.check()
+    def __post_init__(self) -> None:
+        at_least(self, "objective", 0, "weight")
 
-    def update(self, step: int) -> dict[str, Tensor]:
-        values, _ = self._teach(step, *self._draw(step))
-        self.ema.update(self.learner.module)
-        return {f"teacher/{name}": value for name, value in values.items()}
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, ConditionBatch]:
-        """x0, eps, t, y of one update: this process's share."""
-        config, size, seed = self.config, self.config.train.batch_size, self.config.train.seed
-        generator = generator_for(seed, "flow_matching", step)
-        # Of the data a process reads its own rows; numbers are drawn for all, in the order of one alone.
-        indices = local_rows(shuffled_indices(len(self.data), size, step, seed), self.accelerator)
-        x0, y = self.data.batch(indices, rank_noise(generator, self.accelerator))
-        eps = torch.randn(size, *self.data.sample_shape, generator=generator)
-        t = T_SAMPLERS[config.flow_matching.t_sampler](size, generator).clamp(*self.t_range)
-        dropped = torch.rand(size, generator=generator) < config.flow_matching.label_dropout
-        eps, t, dropped = (rank_slice(part, self.accelerator) for part in (eps, t, dropped))
-        x0, y = to_device(x0, self.accelerator.device), to_device(y, self.accelerator.device)
-        return x0, eps, t, where_rows(dropped, self.condition.null(y), y)
+@register("flow_matching")
+class FlowMatching(Objective):
+    """The student learns from data, as a teacher does, but where its sampler asks it."""
 
-    def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> tuple[Tensor, tuple[()]]:
-        with self.accelerator.autocast():
-            velocity = self.learner.model(interpolate(x0, eps, t), t, y)
-        return flow_matching_loss(velocity, x0, eps), ()
+    title = "Flow matching on data"
+    Config = StudentFlowMatchingConfig
+    needs_data = True
 
-    def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """A grid of the EMA: one column a condition, the same noise every time."""
-        averaged = self.averaged_model
-        if self.accelerator.is_main_process:
-            y = to_device(grid_conditions(self.condition, GRID_ROWS), self.accelerator.device)
-            noise = torch.randn(num_rows(y), *self.sample_shape, generator=generator_for(0, "grid"))
-            denoiser = Denoiser(averaged, self.condition, self.config.grid_cfg_scale)
-            grid = t_grid(self.config.grid_steps, t_range=self.t_range)
-            samples = euler(denoiser.velocity_field(y), grid[0] * noise.to(self.accelerator.device), grid)
-            save_grid(self.decoder.decode(samples), GRID_ROWS, folder / f"step_{step:08d}.png")
-        return {}
+    def __init__(self, setting: Setting, config: StudentFlowMatchingConfig) -> None:
+        super().__init__(setting, config)
 
-    @property
-    def averaged_model(self) -> Backbone:
-        """The EMA, which is what is saved; all processes have to ask for it."""
-        return cast(Backbone, self.ema.module)
+    @classmethod
+    def cost(cls, config: RunConfig, own: StudentFlowMatchingConfig) -> Cost:
+        return Cost(rows=config.train.batch_size)
 
-    def headline(self, values: dict[str, float]) -> str:
-        return f"loss {values['teacher/loss']:.4f}  grad {values['teacher/grad_norm']:.2f}"
+    def batch(self, step: int, num_rows: int, generator: torch.Generator) -> tuple[ConditionBatch, ...]:
+        size = self.setting.config.train.batch_size
+        t, eps = t_and_eps(self.setting, self.config.t, step, size, generator)
+        x0, y = data_rows(self.setting, step, size, generator)
+        return x0, eps, t, y
+
+    def loss(self, samples: Samples | None, *batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x0, eps, t, y = batch
+        return flow_matching_loss(self.setting.student.model(interpolate(x0, eps, t), t, y), x0, eps), ()

@@ -1,4 +1,7 @@
-"""Figures that show whether distribution matching works, which its loss does not."""
+"""Figures that show whether distribution matching works, which its loss does not.
+
+Those of the last step of the student's list, which makes the samples that a user gets, stand apart from the others'.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +14,81 @@ from torch import Tensor
 NUM_BINS = 5
 
 
-class GapByTime:
-    """mean |x0_fake - x0_teacher| by t bin, gathered over the updates and processes since the last look.
+class Monitor:
+    """Gap between critic and teacher, and drift of the student's samples, over the updates since the last look.
+
+        x0_gap = mean |x0_fake - x0_teacher|, by bin of t too,   std_drift = std(x0_gen) / std(teacher's samples) - 1
 
     All processes have to ask for values and for the state, in which all of them have their share.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, num_steps: int, teacher_std: float) -> None:
+        self._accelerator, self._num_steps, self._teacher_std = accelerator, num_steps, teacher_std
         self._reset()
 
     def _reset(self) -> None:
-        self._sums, self._counts = torch.zeros(2, NUM_BINS, device=self._accelerator.device)
-
-    def _gathered(self) -> Tensor:
-        return reduced(torch.stack([self._sums, self._counts]), self._accelerator).cpu()
+        device = self._accelerator.device
+        self._gaps = torch.zeros(2, NUM_BINS, self._num_steps, device=device)  # sums, counts
+        self._moments = torch.zeros(3, self._num_steps, device=device, dtype=torch.float64)  # count, sum, squares
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gathered": self._gathered()}
+        return {"gaps": self._reduced(self._gaps), "moments": self._reduced(self._moments)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._reset()
-        if self._accelerator.is_main_process:  # once, as it will be added up again
-            self._sums, self._counts = state["gathered"].to(self._accelerator.device)
+        if self._accelerator.is_main_process:  # once, as they will be added up again
+            self._gaps, self._moments = (state[name].to(self._accelerator.device) for name in ("gaps", "moments"))
 
-    def add(self, t: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> None:
-        """t (B) in [0, 1]; estimates (B, C, H, W)."""
+    def add(self, t: Tensor, step: Tensor, x0_gen: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> None:
+        """t (B) in [0, 1]; step (B) of the student's list; estimates (B, *sample_shape)."""
         gap = (x0_fake.float() - x0_teacher.float()).abs().flatten(1).mean(1)
         bins = (t.float() * NUM_BINS).long().clamp_(max=NUM_BINS - 1)
-        of_bin = (bins[:, None] == torch.arange(NUM_BINS, device=bins.device)).float()
-        self._sums += gap @ of_bin
-        self._counts += of_bin.sum(0)
+        of_bin, of_step = indicator(bins, NUM_BINS), indicator(step, self._num_steps)
+        self._gaps += torch.stack([(of_bin * gap[:, None]).T @ of_step, of_bin.T @ of_step])
+        wide = x0_gen.double().flatten(1)
+        moments = torch.stack([torch.full_like(wide[:, 0], wide.shape[1]), wide.sum(1), wide.square().sum(1)])
+        self._moments += moments @ of_step.double()
 
     def take(self) -> dict[str, float]:
-        """Means over all t and by bin, of bins with samples; starts again."""
-        sums, counts = self._gathered()
+        """The figures of groups and bins with samples; starts again."""
+        gaps, moments = self._reduced(self._gaps), self._reduced(self._moments)
         self._reset()
-        values = {"x0_gap": float(sums.sum() / counts.sum().clamp(min=1))}
-        for i in range(NUM_BINS):
-            if counts[i]:
-                values[f"x0_gap/t {i / NUM_BINS:.1f}-{(i + 1) / NUM_BINS:.1f}"] = float(sums[i] / counts[i])
+        values = ratios("x0_gap", *gaps.sum(1))
+        for i, (total, count) in enumerate(gaps.sum(-1).T.tolist()):
+            if count:
+                values[f"x0_gap/t {i / NUM_BINS:.1f}-{(i + 1) / NUM_BINS:.1f}"] = total / count
+        for group, (count, total, squares) in by_steps(moments).items():
+            if count > 1:
+                std = float(((squares - total**2 / count) / (count - 1)).clamp(min=0).sqrt())
+                values[f"{group}std_drift"] = std / self._teacher_std - 1
         return values
 
+    def _reduced(self, values: Tensor) -> Tensor:
+        return reduced(values, self._accelerator).cpu()
 
-def spread(values: Tensor, accelerator: Accelerator) -> Tensor:
-    """The standard deviation of all values of a batch, of all processes; on the device. All have to ask for it."""
-    wide = values.double()
-    sums = torch.stack([wide.new_full((), wide.numel()), wide.sum(), wide.square().sum()])
-    count, total, squares = reduced(sums, accelerator)
-    return ((squares - total**2 / count) / (count - 1)).clamp(min=0).sqrt()
+
+def sums_by_step(values: Tensor, step: Tensor, num_steps: int, accelerator: Accelerator) -> Tensor:
+    """The sums (S) of values (B) of each step, step (B), over all processes. All have to ask for it."""
+    return reduced(values @ indicator(step, num_steps), accelerator)
+
+
+def ratios(name: str, sums: Tensor, counts: Tensor) -> dict[str, float]:
+    """sums / counts, (S) each, of all steps and of the groups that have any: `name`, `last_step/name`, .."""
+    groups = by_steps(torch.stack([sums, counts]))
+    return {f"{group}{name}": float(total / count) for group, (total, count) in groups.items() if count}
+
+
+def by_steps(parts: Tensor) -> dict[str, Tensor]:
+    """Sums over steps of parts (.., S): of all, and where there are several of the last step and of those before."""
+    groups = {"": parts}
+    if parts.shape[-1] > 1:
+        groups |= {"last_step/": parts[..., -1:], "earlier_steps/": parts[..., :-1]}
+    return {group: part.sum(-1) for group, part in groups.items()}
+
+
+def indicator(index: Tensor, size: int) -> Tensor:
+    """(B, size): 1 where index (B) is the column's, else 0."""
+    return (index[:, None] == torch.arange(size, device=index.device)).float()
 
 
 def reduced(values: Tensor, accelerator: Accelerator) -> Tensor:

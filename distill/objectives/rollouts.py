@@ -2,92 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from distill.conditions import ConditionBatch, concat_rows, repeat_rows, slice_rows, take_rows, to_device
-from distill.objectives.base import Setting
-from distill.sampling import rollout
-from distill.sampling.flow import interpolate
-from distill.sampling.guidance import Denoiser
+from distill.conditions import (
+    Condition,
+    ConditionBatch,
+    concat_rows,
+    repeat_rows,
+    slice_rows,
+    take_rows,
+    to_device,
+)
+from distill.config import RunConfig
+from distill.sampling import Denoiser, next_input, num_noises, rollout
 from distill.seeds import generator_for
 from distill.training.batches import rank_slice
+from distill.training.learner import Learner
 
 
 class StudentInputs(NamedTuple):
     """Rows that the student is asked to finish.
 
-    x_in: (K, *sample_shape). t_in: (K). y: K rows. x0: (D, *sample_shape), what it made of the first D <= K rows on
-        its way.
+    x_in: (K, *sample_shape). t_in: (K). y: K rows. step: (K), the step of the list, from 0. x0: (D, *sample_shape),
+        what it made of the first D <= K rows on its way.
     """
 
     x_in: Tensor
     t_in: Tensor
     y: ConditionBatch
+    step: Tensor
     x0: Tensor
 
     def take(self, rows: Tensor) -> StudentInputs:
         """Some rows of inputs that are all finished."""
-        return StudentInputs(self.x_in[rows], self.t_in[rows], take_rows(self.y, rows), self.x0[rows])
+        return StudentInputs(self.x_in[rows], self.t_in[rows], take_rows(self.y, rows), self.step[rows], self.x0[rows])
 
 
-class Rollout(Protocol):
-    """Gives the batches of student inputs of one update after the other."""
+class Rollout(ABC):
+    """Gives the batches of student inputs of one update after the other.
 
-    def begin(self, step: int) -> None:
-        """Update number `step` begins; until its last batch the student stays as it is."""
-        ...
+    Args:
+        t_list: the student's timesteps, descending (S). num_batches: batches that an update takes.
+    """
 
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        condition: Condition,
+        sample_shape: tuple[int, ...],
+        t_list: Tensor,
+        learner: Learner,
+        num_batches: int,
+    ) -> None:
+        self.batch_size, self.seed = config.train.batch_size, config.train.seed
+        self.accelerator, self.condition, self.sample_shape = accelerator, condition, sample_shape
+        self.t_list, self.ode_steps = t_list, config.student.ode_steps
+        self.learner, self.num_batches = learner, num_batches
+
+    @abstractmethod
     def inputs(self, generator: torch.Generator) -> StudentInputs:
         """The next batch, this process's share of it. Random numbers are drawn alike on every process."""
-        ...
 
+    @staticmethod
+    @abstractmethod
+    def cost(batch_size: int, num_steps: int) -> tuple[int, float, int]:
+        """Rows of a batch, passes of the student that make its inputs, and passes that finish them."""
 
-class _Anew:
-    """Every batch is rolled out on its own, so that an update has no beginning."""
-
-    def __init__(self, setting: Setting, num_batches: int) -> None:
-        self._setting = setting
-
-    def begin(self, step: int) -> None:
-        pass
-
-
-class RandomStep(_Anew):
-    """Every batch is rolled out anew and stops before one random step, the same for all rows and processes: B rows."""
+    def begin(self, step: int) -> None:  # noqa: B027
+        """Update number `step` begins; until its last batch the student stays as it is."""
 
     @torch.no_grad()
+    def finished(self, inputs: StudentInputs) -> Tensor:
+        """x0 of every row; the student is asked for those alone that its rollout has left."""
+        num_done, num_rows = len(inputs.x0), len(inputs.x_in)
+        if num_done == num_rows:
+            return inputs.x0
+        y = slice_rows(inputs.y, num_done, num_rows)
+        with self.accelerator.autocast():
+            return torch.cat([inputs.x0, self.student.x0(inputs.x_in[num_done:], inputs.t_in[num_done:], y)])
+
+    @property
+    def student(self) -> Denoiser:
+        """The student as it is, for passes without a gradient."""
+        return Denoiser(self.learner.predict, self.condition)
+
+    def _start(self, size: int, generator: torch.Generator) -> tuple[Tensor, ConditionBatch]:
+        """This process's share of noise (K, size, *sample_shape) and of as many conditions."""
+        y = rank_slice(self.condition.random(size, generator), self.accelerator)
+        num = num_noises(len(self.t_list), self.ode_steps)
+        noise = torch.randn(num, size, *self.sample_shape, generator=generator)
+        return rank_slice(noise, self.accelerator, dim=1), y
+
+    @torch.no_grad()
+    def _before_step(self, index: int, noise: Tensor, y: ConditionBatch) -> StudentInputs:
+        """Trajectories that have come to step `index`."""
+        with self.accelerator.autocast():
+            x_t = rollout(self.student, noise, y, self.t_list, index, self.ode_steps)
+        step = torch.full((len(x_t),), index, device=x_t.device)
+        return StudentInputs(x_t, self.t_list[index].to(x_t).expand(len(x_t)), y, step, x0=x_t[:0])
+
+    @torch.no_grad()
+    def _all_steps(self, noise: Tensor, y: ConditionBatch) -> StudentInputs:
+        """Inputs of every step of trajectories, step by step: one rollout finishes all but those of the last step."""
+        t_list, size = self.t_list.to(noise), noise.shape[1]
+        inputs, done = [t_list[0] * noise[0]], [noise[0, :0]]
+        with self.accelerator.autocast():
+            for index in range(len(t_list) - 1):
+                done.append(self.student.x0(inputs[-1], t_list[index].expand(size), y))
+                inputs.append(next_input(done[-1], inputs[-1], noise, t_list, index, self.ode_steps))
+        step = torch.arange(len(t_list), device=noise.device).repeat_interleave(size)
+        return StudentInputs(torch.cat(inputs), t_list[step], repeat_rows(y, len(t_list)), step, torch.cat(done))
+
+
+class RandomStep(Rollout):
+    """Every batch is rolled out anew and stops before one random step, the same for all rows and processes: B rows."""
+
     def inputs(self, generator: torch.Generator) -> StudentInputs:
-        setting = self._setting
-        noise, y = _noise_and_conditions(setting, setting.config.train.batch_size, generator)
-        index = int(torch.randint(len(setting.t_list), (1,), generator=generator))
-        with setting.accelerator.autocast():
-            x_t = rollout(student_of(setting), noise, y, setting.t_list, index)
-        return StudentInputs(x_t, setting.t_list[index].to(x_t).expand(len(x_t)), y, x0=x_t[:0])
+        noise, y = self._start(self.batch_size, generator)
+        return self._before_step(int(torch.randint(len(self.t_list), (1,), generator=generator)), noise, y)
+
+    @staticmethod
+    def cost(batch_size: int, num_steps: int) -> tuple[int, float, int]:
+        return batch_size, batch_size * (num_steps - 1) / 2, batch_size
 
 
-class EveryStep(_Anew):
+class LastStep(Rollout):
+    """Every batch is rolled out anew up to the last step, which makes the samples that a user gets: B rows."""
+
+    def inputs(self, generator: torch.Generator) -> StudentInputs:
+        return self._before_step(len(self.t_list) - 1, *self._start(self.batch_size, generator))
+
+    @staticmethod
+    def cost(batch_size: int, num_steps: int) -> tuple[int, float, int]:
+        return batch_size, batch_size * (num_steps - 1), batch_size
+
+
+class EveryStep(Rollout):
     """Every batch is rolled out anew and is asked at all steps of its B trajectories: S B rows."""
 
     def inputs(self, generator: torch.Generator) -> StudentInputs:
-        setting = self._setting
-        noise, y = _noise_and_conditions(setting, setting.config.train.batch_size, generator)
-        with setting.accelerator.autocast():
-            return _all_steps(student_of(setting), noise, y, setting.t_list)
+        return self._all_steps(*self._start(self.batch_size, generator))
+
+    @staticmethod
+    def cost(batch_size: int, num_steps: int) -> tuple[int, float, int]:
+        return batch_size * num_steps, batch_size * (num_steps - 1), batch_size
 
 
-class Shared:
+class Shared(Rollout):
     """All batches of an update come out of one set of trajectories, for the student stands still between them.
 
     The B rows of each of N batches are those of N B / S trajectories through all S steps, shuffled: as many evaluations
     as rows, where `RandomStep` needs (S + 1) / 2 times as many.
     """
 
-    def __init__(self, setting: Setting, num_batches: int) -> None:
-        self._setting, self._num_batches = setting, num_batches
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -96,59 +171,27 @@ class Shared:
 
     def inputs(self, generator: torch.Generator) -> StudentInputs:
         if not self._batches:  # also between the batches of the critic's warm-up
-            own = generator_for(self._setting.config.train.seed, "rollout", self._step, self._part)
+            own = generator_for(self.seed, "rollout", self._step, self._part)
             self._batches, self._part = self._rolled_out(own), self._part + 1
         return self._batches.pop()
 
+    @staticmethod
+    def cost(batch_size: int, num_steps: int) -> tuple[int, float, int]:
+        return batch_size, batch_size, 0
+
     @torch.no_grad()
     def _rolled_out(self, generator: torch.Generator) -> list[StudentInputs]:
-        setting = self._setting
-        processes, num_steps = setting.accelerator.num_processes, len(setting.t_list)
-        size = setting.config.train.batch_size // processes
-        trajectories = -(-self._num_batches * size // num_steps)
-        noise, y = _noise_and_conditions(setting, trajectories * processes, generator)
-        student, parts = student_of(setting), []
-        with setting.accelerator.autocast():
-            for first in range(0, trajectories, size):  # no more at once than a batch has
-                last = min(first + size, trajectories)
-                inputs = _all_steps(student, noise[:, first:last], slice_rows(y, first, last), setting.t_list)
-                parts.append(inputs._replace(x0=finished(student, inputs)))
+        size = self.batch_size // self.accelerator.num_processes
+        trajectories = -(-self.num_batches * size // len(self.t_list))
+        noise, y = self._start(trajectories * self.accelerator.num_processes, generator)
+        parts = []
+        for first in range(0, trajectories, size):  # no more at once than a batch has
+            last = min(first + size, trajectories)
+            inputs = self._all_steps(noise[:, first:last], slice_rows(y, first, last))
+            parts.append(inputs._replace(x0=self.finished(inputs)))
         whole = _joined(parts)
         order = to_device(torch.randperm(len(whole.x0), generator=generator), whole.x0.device)
-        return [whole.take(rows) for rows in order[: self._num_batches * size].split(size)]
-
-
-def student_of(setting: Setting) -> Denoiser:
-    """The student as it is, for passes without a gradient."""
-    return Denoiser(setting.student.predict, setting.condition)
-
-
-@torch.no_grad()
-def finished(student: Denoiser, inputs: StudentInputs) -> Tensor:
-    """x0 of every row; the student is asked for those alone that its rollout has left."""
-    num_done, num_rows = len(inputs.x0), len(inputs.x_in)
-    if num_done == num_rows:
-        return inputs.x0
-    y = slice_rows(inputs.y, num_done, num_rows)
-    return torch.cat([inputs.x0, student.x0(inputs.x_in[num_done:], inputs.t_in[num_done:], y)])
-
-
-@torch.no_grad()
-def _all_steps(student: Denoiser, noise: Tensor, y: ConditionBatch, t_list: Tensor) -> StudentInputs:
-    """Inputs of every step of each trajectory, step by step: one rollout finishes all but those of the last step."""
-    inputs, done = [t_list[0] * noise[0]], [noise[0, :0]]
-    for index in range(len(t_list) - 1):
-        done.append(student.x0(inputs[-1], t_list[index].to(noise).expand(noise.shape[1]), y))
-        inputs.append(interpolate(done[-1], noise[index + 1], t_list[index + 1]))
-    t = t_list.to(noise).repeat_interleave(noise.shape[1])
-    return StudentInputs(torch.cat(inputs), t, repeat_rows(y, len(t_list)), torch.cat(done))
-
-
-def _noise_and_conditions(setting: Setting, size: int, generator: torch.Generator) -> tuple[Tensor, ConditionBatch]:
-    """This process's share of noise (S, size, *sample_shape) and of as many conditions."""
-    y = rank_slice(setting.condition.random(size, generator), setting.accelerator)
-    noise = torch.randn(len(setting.t_list), size, *setting.sample_shape, generator=generator)
-    return rank_slice(noise, setting.accelerator, dim=1), y
+        return [whole.take(rows) for rows in order[: self.num_batches * size].split(size)]
 
 
 def _joined(parts: list[StudentInputs]) -> StudentInputs:
@@ -159,12 +202,14 @@ def _joined(parts: list[StudentInputs]) -> StudentInputs:
         torch.cat([part.x_in for part in parts]),
         torch.cat([part.t_in for part in parts]),
         y,
+        torch.cat([part.step for part in parts]),
         torch.cat([part.x0 for part in parts]),
     )
 
 
-ROLLOUTS: dict[str, Callable[[Setting, int], Rollout]] = {
+ROLLOUTS: dict[str, type[Rollout]] = {
     "random_step": RandomStep,
     "every_step": EveryStep,
     "shared": Shared,
+    "last_step": LastStep,
 }

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from distill.conditions import condition_of
-from distill.config import RunConfig
+from distill.config import RunConfig, StudentConfig
 from distill.data import Dataset
 from distill.latents.decoding import PIXELS, Decoder
 from distill.metrics import high_frequency_share
@@ -19,9 +19,11 @@ from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
 from distill.models.roles import load_teacher, trainable_copy
 from distill.models.sharding import shard_frozen
-from distill.objectives.base import OBJECTIVES, Network, Setting
+from distill.objectives.base import Network, Setting
+from distill.objectives.mixture import Mixture, networks_of, num_batches
+from distill.objectives.rollouts import ROLLOUTS
 from distill.render import clamp_images, save_grid
-from distill.sampling import Denoiser, draw_images, few_step_sampler, grid_conditions, t_grid
+from distill.sampling import draw_images, few_step_sampler, grid_conditions, guided, t_grid
 from distill.training.devices import launch_for
 from distill.training.learner import Learner
 from distill.training.loop import is_logged
@@ -61,9 +63,16 @@ def build_models(config: RunConfig) -> Models:
 def models_from(teacher: Backbone, config: RunConfig) -> Models:
     """As `build_models`, of a teacher that is loaded; it is frozen."""
     student = trainable_copy(teacher, config.teacher, config.roles)
-    networks = OBJECTIVES[config.objective.name].networks(config, teacher)
+    networks = networks_of(config, teacher)
     cast(nn.Module, teacher).eval().requires_grad_(False)
     return Models(teacher, student, networks)
+
+
+def student_t_list(student: StudentConfig, t_range: tuple[float, float]) -> Tensor:
+    """The student's timesteps, descending (S), within the range of t in which the model is defined."""
+    if student.t_list is not None:
+        return torch.tensor(student.t_list).clamp(*t_range)
+    return t_grid(student.steps, student.shift, t_range)[:-1]
 
 
 class DistillationTask:
@@ -78,13 +87,12 @@ class DistillationTask:
         decoder: Decoder = PIXELS,
         data: Dataset | None = None,
     ) -> None:
-        teacher, settings = models.teacher, config.teacher
+        teacher = models.teacher
         self.config = config
         self.accelerator = accelerator
         self.decoder = decoder
         self.condition = condition_of(teacher)
-        t_list = t_grid(config.student.steps, config.student.shift, teacher.t_range)[:-1]
-        self.t_list = t_list.to(accelerator.device)
+        self.t_list = student_t_list(config.student, teacher.t_range).to(accelerator.device)
         launch = launch_for(config.train, accelerator)
         for model in models.copies.values():
             model.gradient_checkpointing = config.train.gradient_checkpointing
@@ -96,9 +104,17 @@ class DistillationTask:
         }
         self.learners = [*networks.values(), self.student]
         frozen = shard_frozen(cast(nn.Module, teacher).to(accelerator.device), accelerator)
-        guided = Denoiser(frozen, self.condition, settings.cfg_scale, settings.interval, settings.cfg_channels)
         decay = limited_decay(config.student.ema_decay, config.train.steps)
         self.ema = Ema(self.student.module, decay, self.student.meta_model)
+        rollout = ROLLOUTS[config.student.rollout](
+            config,
+            accelerator,
+            self.condition,
+            teacher.sample_shape,
+            self.t_list,
+            self.student,
+            num_batches(config),
+        )
         setting = Setting(
             config=config,
             accelerator=accelerator,
@@ -106,13 +122,14 @@ class DistillationTask:
             sample_shape=teacher.sample_shape,
             t_range=teacher.t_range,
             t_list=self.t_list,
-            teacher=guided,
+            teacher=guided(frozen, self.condition, config.teacher),
             teacher_std=teacher_std,
             student=self.student,
             networks=networks,
+            rollout=rollout,
             data=data,
         )
-        self.objective = OBJECTIVES[config.objective.name](setting)
+        self.objective = Mixture(setting)
         accelerator.register_for_checkpointing(self.ema, *self.objective.stateful())
 
     def check(self) -> None:
@@ -130,7 +147,7 @@ class DistillationTask:
         if not self.accelerator.is_main_process:
             return {}
         y = grid_conditions(self.condition, GRID_ROWS)
-        sampler = few_step_sampler("student", averaged, self.t_list)
+        sampler = few_step_sampler("student", averaged, self.t_list, self.config.student.ode_steps)
         size = self.config.evaluate.batch_size
         with self.accelerator.autocast():
             images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)

@@ -31,6 +31,7 @@ class Setting:
     trainable: `all`, `lora` (adapters of rank `lora_rank`, and the routing) or `routing`.
     full_copies: whether autocast copies every weight. It does not for a sharded model, whose parameters are gathered in
         low precision.
+    told_step: whether an embedding of the student's step learns, beside that of t.
     """
 
     product_bytes: int = FLOAT
@@ -38,6 +39,7 @@ class Setting:
     trainable: str = "all"
     lora_rank: int = 0
     full_copies: bool = True
+    told_step: bool = False
 
     @property
     def narrow(self) -> bool:
@@ -103,8 +105,8 @@ def _norm_and_gate(model: SiTConfig, setting: Setting) -> int:
     """LayerNorm's statistics and output, the modulated input of the first product, and the input of the gate."""
     d, w = model.hidden_size, setting.product_bytes
     size = 2 * FLOAT
-    if setting.trainable == "all":
-        size += d * FLOAT + d * w  # a frozen adaLN needs neither
+    if setting.trainable == "all" or setting.told_step:
+        size += d * FLOAT + d * w  # an adaLN without a gradient needs neither
     if setting.trainable != "routing":
         size += d * w
     return size
@@ -112,7 +114,8 @@ def _norm_and_gate(model: SiTConfig, setting: Setting) -> int:
 
 def _head(model: SiTConfig, setting: Setting) -> int:
     """LayerNorm's statistics and output, and the modulated input of the product, all in float32."""
-    return 2 * FLOAT + (2 * model.hidden_size * FLOAT if setting.trainable == "all" else 0)
+    kept = 2 if setting.trainable == "all" else int(setting.told_step)
+    return 2 * FLOAT + kept * model.hidden_size * FLOAT
 
 
 def _condition(model: SiTConfig, setting: Setting) -> int:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from dar import SiTConfig, num_parameters
 from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RunConfig, TrainConfig
-from distill.objectives import OBJECTIVES, Turn
-from distill.objectives.flow_matching import GRID_ROWS as TRAIN_GRID_ROWS
+from distill.objectives import Turn
+from distill.objectives.mixture import turns_of
 from distill.objectives.task import GRID_ROWS
+from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
 from distill.planning.activations import (
     COPIES,
     FLOAT,
@@ -118,7 +119,7 @@ class Plan:
 def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
     """Plan a distillation: teacher, student, the objective's networks, EMA. The objective's turns define an update."""
     loop, guided = config.train, 2 if config.teacher.cfg_scale != 1 else 1
-    turns = OBJECTIVES[config.objective.name].turns(config)
+    turns = turns_of(config)
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
     trajectories = loop.batch_size // launch.processes
     micro = {turn.role: turn.rows // launch.processes // loop.accumulation for turn in turns}
@@ -140,7 +141,7 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
                 f"{turn.role}'s update",
                 shape,
                 micro[turn.role],
-                setting,
+                replace(setting, told_step=turn.told_step),
                 loop,
                 gradients[turn.role],
                 _frozen_passes(shape, turn, micro[turn.role], free, cached),
@@ -174,7 +175,7 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     `forwards` counts a backward pass as two passes; `flops` counts its actual operations.
     """
     steps, guided, evaluate = config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1, config.evaluate
-    turns = OBJECTIVES[config.objective.name].turns(config)
+    turns = turns_of(config)
     flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
     costs = [turn.passes * flops.forward + turn.rows * learned for turn in turns]
     drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None

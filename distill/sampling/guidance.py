@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions import Condition, ConditionBatch, concat_rows
+from distill.config import TeacherConfig
 from distill.sampling.flow import combine_cfg, t_like, velocity_to_x0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -25,6 +26,8 @@ class Denoiser:
         interval: guidance applies only for t in [low, high] (arXiv:2404.07724); elsewhere the scale is 1.
         cfg_channels: guidance applies to the first `cfg_channels` channels, and the others keep the conditional
             velocity, as in the samplers of DiT and SiT, which guide 3 of 4; None guides all channels.
+        cfg_rescale: how far the guided velocity gets the norm of the conditional one, from 0 to 1 (arXiv:2305.08891
+            section 3.4, there of standard deviations).
     """
 
     def __init__(
@@ -34,27 +37,34 @@ class Denoiser:
         cfg_scale: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
         cfg_channels: int | None = None,
+        cfg_rescale: float = 0.0,
     ) -> None:
         self.model = model
         self.condition = condition
         self.cfg_scale = cfg_scale
         self.interval = interval
         self.cfg_channels = cfg_channels
+        self.cfg_rescale = cfg_rescale
 
     def velocity(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
         """Guided velocity at x_t (B, *sample_shape), t (B) and y with B rows."""
         if self.cfg_scale == 1.0:
             return self._predicted(x_t, t, y)
-        both = self._predicted(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y)))
-        cond, uncond = both.chunk(2)
-        guided = torch.where(t_like(self._acts_at(t), cond), combine_cfg(cond, uncond, self.cfg_scale), cond)
-        if self.cfg_channels is not None:
-            guided[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
-        return guided
+        cond, uncond = self._both(x_t, t, y)
+        return self._combined(cond, uncond, t)
 
     def x0(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
-        """Guided estimate of the clean sample. Guiding x0 and guiding the velocity give the same result."""
+        """Guided estimate of the clean sample. Without rescaling, to guide x0 or the velocity is the same."""
         return velocity_to_x0(x_t, self.velocity(x_t, t, y), t)
+
+    def unguided_x0(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+        """The conditional estimate of the clean sample."""
+        return velocity_to_x0(x_t, self._predicted(x_t, t, y), t)
+
+    def guidance(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+        """What guidance adds to the estimate of the clean sample: `x0` = `unguided_x0` + this."""
+        cond, uncond = self._both(x_t, t, y)
+        return t_like(t, x_t) * (cond - self._combined(cond, uncond, t))
 
     def velocity_field(self, y: ConditionBatch) -> Velocity:
         """The velocity field for a fixed condition, as the solvers take it: with one t for all rows.
@@ -77,6 +87,31 @@ class Denoiser:
         # Under autocast a network answers in bf16; the differences of guidance and the steps need more digits.
         return self.model(x_t, t, y).to(x_t.dtype)
 
+    def _both(self, x_t: Tensor, t: Tensor, y: ConditionBatch) -> tuple[Tensor, ...]:
+        """Conditional and unconditional velocity, from one pass."""
+        return self._predicted(torch.cat([x_t, x_t]), torch.cat([t, t]), concat_rows(y, self.condition.null(y))).chunk(
+            2
+        )
+
+    def _combined(self, cond: Tensor, uncond: Tensor, t: Tensor) -> Tensor:
+        result = combine_cfg(cond, uncond, self.cfg_scale)
+        if self.cfg_rescale:
+            result = result * (1 + self.cfg_rescale * (norm(cond) / norm(result).clamp(min=1e-12) - 1))
+        result = torch.where(t_like(self._acts_at(t), cond), result, cond)
+        if self.cfg_channels is not None:
+            result[:, self.cfg_channels :] = cond[:, self.cfg_channels :]
+        return result
+
     def _acts_at(self, t: Tensor) -> Tensor:
         low, high = self.interval
         return (t >= low) & (t <= high)
+
+
+def guided(model: Any, condition: Condition, teacher: TeacherConfig) -> Denoiser:
+    """A model with the guidance that `teacher` says."""
+    return Denoiser(model, condition, teacher.cfg_scale, teacher.interval, teacher.cfg_channels, teacher.cfg_rescale)
+
+
+def norm(x: Tensor) -> Tensor:
+    """The norm of each sample, (B, 1, ..)."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)

@@ -19,8 +19,8 @@ from distill.errors import UserError
 from distill.models import Backbone, load_model, model_folder, save_model
 from distill.models.families import MODEL_FOLDERS
 from distill.models.launching import CapturedModel
-from distill.sampling.few_step import few_step_sample
-from distill.sampling.guidance import Denoiser
+from distill.sampling.few_step import few_step_sample, num_noises
+from distill.sampling.guidance import Denoiser, guided
 from distill.sampling.solvers import SOLVERS
 
 SAMPLER_FILE = "sampler.json"
@@ -39,6 +39,7 @@ class Sampler(Generic[M]):
     num_noises: K, the independent noises that a sample needs: one for an ODE, one per step for a student or an SDE.
     evaluations: forward passes of the network per sample, including guidance.
     t_list: timesteps of a student, descending (S); empty for a teacher, which takes any timesteps.
+    ode_steps: of a student, see `few_step`.
     path: where the model was loaded from; empty if it was not loaded.
     """
 
@@ -51,6 +52,7 @@ class Sampler(Generic[M]):
     num_noises: int
     evaluations: int
     t_list: Tensor
+    ode_steps: int = 0
     path: str = ""
 
     @property
@@ -66,7 +68,7 @@ def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int)
     channels = teacher.cfg_channels
     if channels is not None and channels > model.sample_shape[0]:
         raise UserError(f"teacher.cfg_channels = {channels}; the model has {model.sample_shape[0]}")
-    denoiser = Denoiser(CapturedModel(model), condition_of(model), teacher.cfg_scale, teacher.interval, channels)
+    denoiser = guided(CapturedModel(model), condition_of(model), teacher)
     solver = SOLVERS[teacher.solver]
     grid = solver.grid(num_steps, model.t_range)
 
@@ -79,26 +81,30 @@ def teacher_sampler(name: str, model: M, teacher: TeacherConfig, num_steps: int)
         description += f" for t in [{low:g}, {high:g}]"
     if channels is not None:
         description += f" on channels 0 to {channels - 1}"
-    evaluations = denoiser.evaluations(solver.evaluated(grid))
-    num_noises = solver.num_noises(num_steps)
-    return Sampler(name, "teacher", description, model, draw, num_steps, num_noises, evaluations, torch.empty(0))
+    if teacher.cfg_rescale:
+        description += f", rescaled by {teacher.cfg_rescale:g}"
+    evaluations, noises = denoiser.evaluations(solver.evaluated(grid)), solver.num_noises(num_steps)
+    return Sampler(name, "teacher", description, model, draw, num_steps, noises, evaluations, torch.empty(0))
 
 
-def few_step_sampler(name: str, model: M, t_list: Tensor) -> Sampler[M]:
-    """The sampler of a student with its list of t."""
+def few_step_sampler(name: str, model: M, t_list: Tensor, ode_steps: int = 0) -> Sampler[M]:
+    """The sampler of a student with its list of t; for `ode_steps` see `few_step`."""
     denoiser = Denoiser(CapturedModel(model), condition_of(model))
 
     def draw(noise: Tensor, y: ConditionBatch) -> Tensor:
-        return few_step_sample(denoiser, noise, y, t_list)
+        return few_step_sample(denoiser, noise, y, t_list, ode_steps)
 
-    description = f"few-step, fresh noise, t = {', '.join(f'{t:.3g}' for t in t_list.tolist())}"
-    return Sampler(name, "student", description, model, draw, len(t_list), len(t_list), len(t_list), t_list)
+    noises = num_noises(len(t_list), ode_steps)
+    kind = "fresh noise" if not ode_steps else "ODE" if noises == 1 else f"fresh noise after {ode_steps} ODE steps"
+    description = f"few-step, {kind}, t = {', '.join(f'{t:.3g}' for t in t_list.tolist())}"
+    return Sampler(name, "student", description, model, draw, len(t_list), noises, len(t_list), t_list, ode_steps)
 
 
-def save_student(model: Backbone, t_list: Tensor, folder: Path) -> None:
-    """Write the student as a folder that `load_sampler` reads: the model and its list of t."""
+def save_student(model: Backbone, t_list: Tensor, folder: Path, ode_steps: int = 0) -> None:
+    """Write the student as a folder that `load_sampler` reads: the model, its list of t and its ODE steps."""
     save_model(model, folder)
-    (folder / SAMPLER_FILE).write_text(json.dumps({"kind": "few_step", "t_list": t_list.tolist()}, indent=2))
+    values = {"kind": "few_step", "t_list": t_list.tolist(), "ode_steps": ode_steps}
+    (folder / SAMPLER_FILE).write_text(json.dumps(values, indent=2))
 
 
 def configured_vae(path: str) -> str | None:
@@ -138,20 +144,22 @@ def load_sampler(path: str, teacher: TeacherConfig) -> Sampler[Backbone]:
     if not (folder / SAMPLER_FILE).is_file():
         sampler = teacher_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps)
     else:
-        t_list = _read_t_list(folder / SAMPLER_FILE)
-        sampler = few_step_sampler(f"student, {len(t_list)} steps", model, t_list)
+        t_list, ode_steps = read_steps(folder / SAMPLER_FILE)
+        sampler = few_step_sampler(f"student, {len(t_list)} steps", model, t_list, ode_steps)
     sampler.path = path
     return sampler
 
 
-def _read_t_list(file: Path) -> Tensor:
+def read_steps(file: Path) -> tuple[Tensor, int]:
+    """The list of t and the number of ODE steps that `save_student` wrote. Raises: UserError if damaged."""
     try:
-        t_list = [float(t) for t in json.loads(file.read_text())["t_list"]]
+        values = json.loads(file.read_text())
+        t_list, ode_steps = [float(t) for t in values["t_list"]], int(values.get("ode_steps", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if not t_list or not all(0 < low < high for low, high in pairwise([*reversed(t_list), 1.0 + 1e-6])):
         raise UserError(f"{file}: t_list must fall from at most 1 and stay above 0; got {t_list}")
-    return torch.tensor(t_list)
+    return torch.tensor(t_list), ode_steps
 
 
 def check_teacher(path: str) -> None:

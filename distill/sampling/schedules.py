@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
-
-def uniform_t(num: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """t ~ U[low, high], shape (num)."""
-    return low + (high - low) * torch.rand(num, generator=generator)
+from distill.config import TConfig
 
 
-def logit_normal_t(num: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """t = low + (high - low) sigmoid(n), n ~ N(0, 1): puts more weight on the middle (arXiv:2403.03206)."""
-    return low + (high - low) * torch.randn(num, generator=generator).sigmoid()
+def random_t(
+    config: TConfig,
+    num: int,
+    generator: torch.Generator,
+    *,
+    t_range: tuple[float, float],
+    step: int = 0,
+    t_list: Tensor | None = None,
+) -> Tensor:
+    """num values of t as `config` says, on the CPU, within the range of t in which the model is defined.
+
+    Args:
+        step: number of the update, for distributions that change over the run. t_list: the student's timesteps.
+    """
+    if config.sampler == "student_list":
+        assert t_list is not None
+        return t_list.cpu()[torch.randint(len(t_list), (num,), generator=generator)]
+    return quantile_t(config, torch.rand(num, generator=generator), step).clamp(*t_range)
 
 
-T_SAMPLERS: dict[str, Callable[..., Tensor]] = {"uniform": uniform_t, "logit_normal": logit_normal_t}
+def quantile_t(config: TConfig, u: Tensor, step: int = 0) -> Tensor:
+    """The t below which a share u of those lies that `config` draws in update `step`; in the dtype of u."""
+    settled = 0.5 - 0.5 * math.cos(math.pi * min(step / config.settles_over, 1)) if config.settles_over else 0.0
+    if config.sampler == "logit_normal":  # arXiv:2403.03206
+        u = (config.mean + config.std * torch.special.ndtri(u)).sigmoid()
+    elif config.sampler == "shifted":
+        u = shift_t(u, config.shift + settled * (1 - config.shift))
+    elif config.sampler == "beta":
+        alpha, beta = (value + settled * (1 - value) for value in (config.alpha, config.beta))
+        u = torch.from_numpy(betaincinv(alpha, beta, u.double().numpy())).to(u)
+    return config.low + (config.high - config.low) * u
 
 
 def shift_t(t: Tensor, shift: float) -> Tensor:
     """Shift t towards noise: s t / (1 + (s - 1) t) (arXiv:2403.03206 eq. 23); 1.0 changes nothing."""
     return shift * t / (1 + (shift - 1) * t)
+
+
+def unshift_t(t: Tensor, shift: float) -> Tensor:
+    """The inverse of `shift_t`."""
+    return shift_t(t, 1 / shift)
 
 
 def t_grid(num_steps: int, shift: float = 1.0, t_range: tuple[float, float] = (0.0, 1.0)) -> Tensor:

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, routing_lr_factor: float) -> list[dict[st
     """Trainable parameters in two groups: the routing, which has its own learning rate, and all others."""
     routing, others = [], []
     for name, parameter in trainable_parameters(model).items():
-        (routing if name.startswith("routing.") else others).append(parameter)
+        (routing if "routing" in name.split(".") else others).append(parameter)
     groups = [{"params": others, "lr_factor": 1.0}, {"params": routing, "lr_factor": routing_lr_factor}]
     return [group for group in groups if group["params"]]
 

@@ -16,6 +16,7 @@ def load(
     *,
     cfg_scale: float = 1.5,
     cfg_channels: int | None = None,
+    cfg_rescale: float = 0.0,
     steps: int = 50,
     solver: str = "euler",
 ) -> Sampler:
@@ -26,11 +27,19 @@ def load(
     Args:
         path: a model folder, a run folder (its student), a training's folder (its teacher), or `embedded`.
         cfg_scale: guidance; 1.0 is none. cfg_channels: guide the first so many channels only; None is all.
+        cfg_rescale: how far guided velocities get the norm of the conditional ones, from 0 to 1.
         steps: of the solver. solver: `euler`, `heun`, or `sde` (Euler-Maruyama).
 
     Raises: FileNotFoundError and ValueError, naming what is wrong with the folder.
     """
-    settings = TeacherConfig(path=str(path), cfg_scale=cfg_scale, cfg_channels=cfg_channels, steps=steps, solver=solver)
+    settings = TeacherConfig(
+        path=str(path),
+        cfg_scale=cfg_scale,
+        cfg_channels=cfg_channels,
+        cfg_rescale=cfg_rescale,
+        steps=steps,
+        solver=solver,
+    )
     return placed(load_sampler(str(path), settings))
 
 

@@ -26,7 +26,7 @@ from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone, load_model
 from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
-from distill.objectives import OBJECTIVES
+from distill.objectives.mixture import needing_data, title_of
 from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
 from distill.progress import logger
 from distill.report import write_report
@@ -97,7 +97,7 @@ def run(
     del task, models  # their memory is for drawing
     let_go(accelerator)
     is_main = accelerator.is_main_process
-    student = write_student(averaged, t_list, folder) if is_main else plain_model(averaged)
+    student = write_student(averaged, t_list, folder, config.student.ode_steps) if is_main else plain_model(averaged)
     drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
@@ -124,21 +124,22 @@ def _placed(model: Backbone, device: torch.device) -> Backbone:
 
 def load_data(config: RunConfig) -> Dataset | None:
     """What the objective learns from, beside the teacher. Raises: UserError where it needs data and none is named."""
-    if not OBJECTIVES[config.objective.name].needs_data:
+    learners = needing_data(config)
+    if not learners:
         return None
     if config.data is None:
-        raise UserError(f"objective.name = {config.objective.name} learns from data: give a section data")
+        raise UserError(f"the objective {learners[0]} learns from data: give a section data")
     data = configured_dataset(config.data)
     check_batch_size(len(data), config.train.batch_size)
     return data
 
 
-def write_student(student: Backbone, t_list: Tensor, folder: Path) -> Backbone:
+def write_student(student: Backbone, t_list: Tensor, folder: Path, ode_steps: int = 0) -> Backbone:
     """Write `folder/student`, a plain model with its t list; adapters to `folder/adapter`. Returns: the plain model."""
     if has_adapters(student):
         write_folder(folder / "adapter", lambda path: save_adapters(student, path))
     plain = plain_model(student)
-    write_folder(folder / "student", lambda path: save_student(plain, t_list, path))
+    write_folder(folder / "student", lambda path: save_student(plain, t_list, path, ode_steps))
     return plain
 
 
@@ -168,7 +169,7 @@ def draw_run(
     device = next(student.parameters()).device
     teacher = _placed(load_model(config.teacher.path), device)  # anew: in training it may have been cut in shards
     reference = reference_sampler(config, teacher)
-    few_step = few_step_sampler(f"student, {len(t_list)} steps", student, t_list)
+    few_step = few_step_sampler(f"student, {len(t_list)} steps", student, t_list, config.student.ode_steps)
     others = [*results.teachers_at([len(t_list)], reference, config.teacher), few_step]
     samplers = [reference, *(in_precision(sampler, config.evaluate.mixed_precision) for sampler in others)]
     return results.draw_for_report(evaluator, samplers, config.evaluate, decoder, GRID_ROWS, folder / DRAWN)
@@ -185,7 +186,7 @@ def write_run_report(
     reference, few_step = drawings[0].sampler, drawings[-1].sampler
     page = results.page(
         f"{few_step.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",
-        f"{OBJECTIVES[config.objective.name].title}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
+        f"{title_of(config)}, {config.train.steps} updates, cfg_scale {settings.cfg_scale:g}",
         entries,
         evaluator,
         reference.condition,

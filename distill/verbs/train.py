@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.files import write_folder
 from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
-from distill.objectives.flow_matching import TeacherTask
+from distill.objectives.teacher import TeacherTask
 from distill.progress import logger
 from distill.training.devices import let_go, make_accelerator
 from distill.training.loop import run_loop

@@ -1,0 +1,108 @@
+"""Pairs of a teacher: the noise that its sampler began with, and the sample that came out.
+
+    FOLDER/pairs.json               whose pairs they are
+    FOLDER/pairs_00000.safetensors  samples x0 and their conditions, `SHARD` at a time
+
+The noise is not stored: image i of a seed always begins with the same (`distill.sampling.noise_for`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.conditions import ConditionBatch, take_rows
+from distill.errors import UserError
+from distill.files import write_text
+
+INDEX_FILE = "pairs.json"
+SHARD = 1000
+VERSION = 1
+
+
+def weights_hash(model: Any) -> str:
+    """A hash of all parameters, by name: two models with equal ones are the same teacher."""
+    digest = hashlib.sha256()
+    module: nn.Module = model
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def shard_path(folder: Path, first: int) -> Path:
+    return folder / f"pairs_{first // SHARD:05d}.safetensors"
+
+
+def write_shard(folder: Path, first: int, x0: Tensor, y: ConditionBatch) -> None:
+    """Pairs `first`, .. of the list: x0 (N, *sample_shape), kept in float16, and conditions, N rows."""
+    conditions = y if isinstance(y, dict) else {"": y}
+    tensors = {"x0": x0.half(), **{f"y.{name}": part for name, part in conditions.items()}}
+    partial = shard_path(folder, first).with_suffix(".writing")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(shard_path(folder, first))
+
+
+class Pairs:
+    """The pairs in a folder.
+
+    index: what `pairs.json` says: `teacher` (the hash of its weights), `sampler`, `seed`, `num`, `sample_shape`.
+
+    Raises: UserError where a file is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.index = read_index(self.folder)
+        missing = missing_shards(self.folder, self.index["num"])
+        if missing:
+            raise UserError(
+                f"{self.folder} lacks {len(missing)} of its files, {missing[0].name} first; go on making it"
+            )
+        parts = [_read(shard_path(self.folder, first)) for first in range(0, self.index["num"], SHARD)]
+        self.x0 = torch.cat([part["x0"] for part in parts])
+        names = [name for name in parts[0] if name != "x0"]
+        whole = {name.removeprefix("y."): torch.cat([part[name] for part in parts]) for name in names}
+        self.y: ConditionBatch = whole[""] if set(whole) == {""} else whole
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def rows(self, indices: Tensor) -> tuple[Tensor, ConditionBatch]:
+        """x0 in float32 and conditions of some pairs."""
+        return self.x0[indices].float(), take_rows(self.y, indices)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        raise UserError(f"{folder} holds no pairs (no {INDEX_FILE}); make some with scripts/make_pairs.py")
+    try:
+        index = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if index.get("version") != VERSION:
+        raise UserError(f"{file} is of version {index.get('version')}; this one reads {VERSION}")
+    return index
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    write_text(folder / INDEX_FILE, json.dumps({"version": VERSION, **index}, indent=2) + "\n")
+
+
+def missing_shards(folder: Path, num: int) -> list[Path]:
+    return [path for first in range(0, num, SHARD) if not (path := shard_path(folder, first)).is_file()]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}; remove it and make it again") from error
