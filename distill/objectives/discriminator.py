@@ -55,6 +55,11 @@ class DiscriminatorConfig:
         at_least(self, "discriminator", 1, "updates")
         at_least(self, "discriminator", 0, "r1_weight", "r1_std")
 
+    @property
+    def share(self) -> float:
+        """Of a network's pass, at most, that its features take."""
+        return 0.5 if self.blocks is None else 1.0
+
 
 class Head(nn.Module):
     """Features of one block (B, T, d) -> logits (B): the tokens as a map, two convolutions, the mean over places."""
@@ -113,7 +118,7 @@ class Discriminator:
     @staticmethod
     def turn(config: RunConfig, own: DiscriminatorConfig) -> Turn:
         rows, before, finishing = ROLLOUTS[config.student.rollout].cost(config.train.batch_size, config.student.steps)
-        return Turn(ROLE, own.updates, 0, before + finishing + 2 * rows, 0, 0)
+        return Turn(ROLE, own.updates, 0, before + finishing + 2 * own.share * rows, 0, 0)
 
     def teach(self, step: int) -> dict[str, Any]:
         """Its updates before update number `step` of the student."""

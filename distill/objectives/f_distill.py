@@ -81,8 +81,9 @@ class FDistill(Dmd):
     @classmethod
     def cost(cls, config: RunConfig, own: Any) -> Cost:
         plain = super().cost(config, own)
-        learnt = sample_rows(config) if own.gan_weight else 0
-        return Cost(plain.passes + sample_rows(config) - learnt, plain.rows + learnt, plain.teacher_passes)
+        judged = int(own.discriminator.share * sample_rows(config))
+        learnt = judged if own.gan_weight else 0  # through the features' network and back
+        return Cost(plain.passes + judged - learnt, plain.rows + learnt, plain.teacher_passes)
 
     def stateful(self) -> list[Any]:
         return [*super().stateful(), self.means]

@@ -62,7 +62,7 @@ class Gan(Objective):
 
     @classmethod
     def cost(cls, config: RunConfig, own: GanConfig) -> Cost:
-        return Cost(rows=sample_rows(config))  # through the features' network and back; half of it, by default
+        return Cost(rows=int(own.discriminator.share * sample_rows(config)))  # through the features' network and back
 
     def teach(self, step: int, *, log_now: bool) -> dict[str, Any]:
         return self.discriminator.teach(step)

@@ -62,6 +62,12 @@ def turns_of(config: RunConfig) -> list[Turn]:
     return [*turns, Turn("student", 1, 0, passes, rows, max(cost.teacher_passes for cost in costs))]
 
 
+def copies_of(config: RunConfig) -> list[str]:
+    """Frozen copies of the student that objectives keep, a name each."""
+    counts = {name: OBJECTIVES[name].cost(config, own).copies for name, own in sections(config).items()}
+    return [f"{name}'s copy" for name, count in counts.items() for _ in range(count)]
+
+
 def num_batches(config: RunConfig) -> int:
     """Batches of the student's samples that an update takes."""
     return sum(turn.per_update for turn in turns_of(config))

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from distill.conditions import condition_of
 from distill.config import RunConfig, StudentConfig
 from distill.data import Dataset
+from distill.errors import UserError
 from distill.latents.decoding import PIXELS, Decoder
 from distill.metrics import high_frequency_share
+from distill.models import load_model
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
 from distill.models.roles import load_teacher, trainable_copy
@@ -33,11 +35,15 @@ GRID_ROWS = 8
 
 @dataclass(frozen=True)
 class Models:
-    """The frozen teacher, the student, and what the objective trains beside it, by role."""
+    """The frozen teacher, the student, and what the objectives train beside it, by role.
+
+    begins_alike: whether the student begins as a copy of the teacher.
+    """
 
     teacher: Backbone
     student: Backbone
     networks: dict[str, Network]
+    begins_alike: bool = True
 
     def to(self, device: torch.device) -> Models:
         """Move all of them, in place."""
@@ -49,7 +55,7 @@ class Models:
     def copies(self) -> dict[str, Backbone]:
         """Models that must compute what the teacher does before the first update, by role."""
         networks = {role: network.model for role, network in self.networks.items() if network.copies_teacher}
-        return {"student": self.student} | cast(dict[str, Backbone], networks)
+        return {**({"student": self.student} if self.begins_alike else {}), **cast(dict[str, Backbone], networks)}
 
 
 def build_models(config: RunConfig) -> Models:
@@ -62,10 +68,24 @@ def build_models(config: RunConfig) -> Models:
 
 def models_from(teacher: Backbone, config: RunConfig) -> Models:
     """As `build_models`, of a teacher that is loaded; it is frozen."""
-    student = trainable_copy(teacher, config.teacher, config.roles)
+    start = config.student.start
+    origin = teacher if start is None else started(start, teacher)
+    student = trainable_copy(origin, config.teacher, config.roles)
     networks = networks_of(config, teacher)
     cast(nn.Module, teacher).eval().requires_grad_(False)
-    return Models(teacher, student, networks)
+    return Models(teacher, student, networks, begins_alike=start is None)
+
+
+def started(path: str, teacher: Backbone) -> Backbone:
+    """The model that the student begins as. Raises: UserError where it is not of the teacher's kind."""
+    model = load_model(path)
+    for what, there, here in (
+        ("samples", model.sample_shape, teacher.sample_shape),
+        ("conditions", condition_of(model), condition_of(teacher)),
+    ):
+        if there != here:
+            raise UserError(f"student.start = {path} has {what} {there}; the teacher has {here}")
+    return model
 
 
 def student_t_list(student: StudentConfig, t_range: tuple[float, float]) -> Tensor:
@@ -94,7 +114,7 @@ class DistillationTask:
         self.condition = condition_of(teacher)
         self.t_list = student_t_list(config.student, teacher.t_range).to(accelerator.device)
         launch = launch_for(config.train, accelerator)
-        for model in models.copies.values():
+        for model in (models.student, *models.copies.values()):
             model.gradient_checkpointing = config.train.gradient_checkpointing
         student = cast(nn.Module, models.student)
         self.student = Learner("student", student, config.student.optim, config.train.steps, accelerator, launch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from dar import SiT, SiTConfig
 from distill.config import OptimConfig, RunConfig, TrainConfig
 from distill.models.ema import Ema
-from distill.models.parameters import trainable_parameters
+from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
+from distill.objectives.mixture import copies_of
 from distill.objectives.task import models_from
 from distill.training.start import TRAINABLE
 
@@ -41,15 +42,21 @@ def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
     """teacher, student, the networks that the objective trains, and the student's EMA."""
     with torch.device("meta"):
         teacher = SiT(shape)
-        models = models_from(teacher, config)
+        models = models_from(teacher, replace(config, student=replace(config.student, start=None)))
         student = cast(nn.Module, models.student)
         average = Ema(student, config.student.ema_decay).module
     return _counted(
         ("teacher", teacher, None),
         ("student", student, config.student.optim),
         *((role, network.model, network.optim) for role, network in models.networks.items()),
+        *((name, copy_of(student), None) for name in copies_of(config)),
         (EMA, average, None),
     )
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy that has its own of what learns."""
+    return copy_sharing(model, frozen_parameters(model).values())
 
 
 def train_roles(config: TrainConfig, shape: SiTConfig) -> list[Role]:

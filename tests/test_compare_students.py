@@ -17,16 +17,16 @@ CONFIG = ROOT / "configs" / "compare" / "edge_preservation.yaml"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_edges", ROOT / "scripts" / "compare_edges.py")
+    spec = importlib.util.spec_from_file_location("compare_students", ROOT / "scripts" / "compare_students.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "compare_edges", module)
+    monkeypatch.setitem(sys.modules, "compare_students", module)
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_shipped_experiment(script: ModuleType) -> None:
-    edges = script.Edges.load(CONFIG, [])
+    edges = script.Experiment.load(CONFIG, [])
     jobs = list(script.all_jobs(edges))
     assert len(jobs) == 2 * 5 + 2 * 3 * (5 + 2 + 2 + 2)
     begins = [job for job in jobs if job.retrofit_of]
@@ -58,15 +58,15 @@ def test_a_small_one_from_end_to_end(
     Path("edges.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)  # two updates teach a teacher nothing
     for arguments in (["edges.yaml", "--dry-run"], ["edges.yaml"], ["edges.yaml", "--dry-run"]):
-        monkeypatch.setattr(sys, "argv", ["compare_edges", *arguments])
+        monkeypatch.setattr(sys, "argv", ["compare_students", *arguments])
         script.main()
     said = capsys.readouterr().out
     assert said.count("teachers/plain/seed0") == 1 and "pages/2_steps/report.html" in said
     page = Path("runs/edge_preservation/pages/2_steps/report.html").read_text()
     assert "dar_retrofitted against plain" in page
-    monkeypatch.setattr(sys, "argv", ["compare_edges", "edges.yaml", "student.train.batch_size=8"])
+    monkeypatch.setattr(sys, "argv", ["compare_students", "edges.yaml", "student.train.batch_size=8"])
     with pytest.raises(SystemExit, match=r"trained with another configuration \(train\.batch_size: 4 there, 8 here\)"):
         script.main()
-    monkeypatch.setattr(sys, "argv", ["compare_edges", "edges.yaml", "arms=3"])
+    monkeypatch.setattr(sys, "argv", ["compare_students", "edges.yaml", "arms=3"])
     with pytest.raises(SystemExit, match="arms must be a section"):
         script.main()

@@ -1,6 +1,6 @@
-"""Does routing keep edges in distillation? Teachers alike but for routing, each distilled alike, one page a variant.
+"""Students trained in several ways, from several seeds, compared on one page: the queue of an experiment.
 
-    python scripts/compare_edges.py configs/compare/edge_preservation.yaml [key=value ...]
+    python scripts/compare_students.py configs/compare/edge_preservation.yaml [key=value ...]
 
 Trains the teachers and students that are missing, with `train` and `run`, then writes OUTPUT/pages/VARIANT/report.html
 with `compare`. Start it several times, in the same way, and the processes share the work; started again after a stop
@@ -47,8 +47,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Edges:
-    """teacher: as a file for `train`. student: as a file for `run`.
+class Experiment:
+    """teacher: as a file for `train`, or the `path` of a model that is there. student: as a file for `run`.
 
     arms: of each the changes to `teacher` and `student`; or `retrofit_of`, an arm whose teacher gets the `routing`.
     variants: of each the changes to `student`, and the `arms` that take part, all by default.
@@ -61,7 +61,7 @@ class Edges:
     variants: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str, overrides: Sequence[str]) -> Edges:
+    def load(cls, path: str, overrides: Sequence[str]) -> Experiment:
         """Raises: UserError as `read_values`, and where a section is missing or no mapping."""
         values = read_values(path, overrides)
         sections = {name: values.pop(name, None) for name in ("teacher", "student", "arms", "variants")}
@@ -105,21 +105,25 @@ class Job:
         distill.train(self.config, resume=resume)
 
 
-def teacher_folder(edges: Edges, arm: str, seed: int) -> Path:
-    return Path(edges.settings.output, "teachers", arm, f"seed{seed}")
+def teacher_path(experiment: Experiment, arm: str, seed: int) -> str:
+    return experiment.teacher.get("path") or str(teacher_folder(experiment, arm, seed))
 
 
-def student_folder(edges: Edges, variant: str, arm: str, teacher_seed: int, seed: int) -> Path:
-    return Path(edges.settings.output, "students", variant, arm, f"teacher{teacher_seed}_seed{seed}")
+def teacher_folder(experiment: Experiment, arm: str, seed: int) -> Path:
+    return Path(experiment.settings.output, "teachers", arm, f"seed{seed}")
 
 
-def arms_of(edges: Edges, variant: str) -> list[str]:
-    return edges.variants[variant].get("arms") or list(edges.arms)
+def student_folder(experiment: Experiment, variant: str, arm: str, teacher_seed: int, seed: int) -> Path:
+    return Path(experiment.settings.output, "students", variant, arm, f"teacher{teacher_seed}_seed{seed}")
 
 
-def teacher_job(edges: Edges, arm: str, seed: int) -> Job:
-    settings, folder = edges.arms[arm] or {}, teacher_folder(edges, arm, seed)
-    values = merge_values(edges.teacher, settings.get("teacher", {}))
+def arms_of(experiment: Experiment, variant: str) -> list[str]:
+    return experiment.variants[variant].get("arms") or list(experiment.arms)
+
+
+def teacher_job(experiment: Experiment, arm: str, seed: int) -> Job:
+    settings, folder = experiment.arms[arm] or {}, teacher_folder(experiment, arm, seed)
+    values = merge_values(experiment.teacher, settings.get("teacher", {}))
     fixed: dict[str, Any] = {"output": str(folder), "train": {"seed": seed}}
     origin, routing = settings.get("retrofit_of"), None
     if origin is not None:
@@ -127,38 +131,38 @@ def teacher_job(edges: Edges, arm: str, seed: int) -> Job:
         fixed["start"] = {"path": str(folder.with_name(f"seed{seed}_retrofitted"))}
         routing = build_config(RoutingConfig, {"scale": "count", **settings.get("routing", {})})
     train = build_config(TrainConfig, merge_values(values, fixed))
-    return Job(folder, train, origin and teacher_folder(edges, origin, seed), routing)
+    return Job(folder, train, origin and teacher_folder(experiment, origin, seed), routing)
 
 
-def student_job(edges: Edges, variant: str, arm: str, teacher_seed: int, seed: int) -> Job:
-    folder = student_folder(edges, variant, arm, teacher_seed, seed)
-    values = edges.student
-    for change in ((edges.arms[arm] or {}).get("student", {}), edges.variants[variant].get("student", {})):
+def student_job(experiment: Experiment, variant: str, arm: str, teacher_seed: int, seed: int) -> Job:
+    folder = student_folder(experiment, variant, arm, teacher_seed, seed)
+    values = experiment.student
+    for change in ((experiment.arms[arm] or {}).get("student", {}), experiment.variants[variant].get("student", {})):
         values = merge_values(values, change)
-    teacher = str(teacher_folder(edges, arm, teacher_seed))
-    fixed = {"output": str(folder), "teacher": {"path": teacher}, "train": {"seed": seed}}
+    teacher = {"path": teacher_path(experiment, arm, teacher_seed)}
+    fixed = {"output": str(folder), "teacher": teacher, "train": {"seed": seed}}
     return Job(folder, build_config(RunConfig, merge_values(values, fixed)))
 
 
-def all_jobs(edges: Edges) -> Iterator[Job]:
+def all_jobs(experiment: Experiment) -> Iterator[Job]:
     """Teachers before what begins from them, seeds outermost, so that a part of the work is balanced."""
-    plain_first = sorted(edges.arms, key=lambda arm: "retrofit_of" in (edges.arms[arm] or {}))
-    for teacher_seed in edges.settings.teacher_seeds:
-        for arm in plain_first:
-            yield teacher_job(edges, arm, teacher_seed)
-        for seed in edges.settings.student_seeds:
-            for variant in edges.variants:
-                for arm in arms_of(edges, variant):
-                    yield student_job(edges, variant, arm, teacher_seed, seed)
+    plain_first = sorted(experiment.arms, key=lambda arm: "retrofit_of" in (experiment.arms[arm] or {}))
+    for teacher_seed in experiment.settings.teacher_seeds:
+        for arm in plain_first if "path" not in experiment.teacher else ():
+            yield teacher_job(experiment, arm, teacher_seed)
+        for seed in experiment.settings.student_seeds:
+            for variant in experiment.variants:
+                for arm in arms_of(experiment, variant):
+                    yield student_job(experiment, variant, arm, teacher_seed, seed)
 
 
-def report(edges: Edges, variant: str) -> list[Path]:
+def report(experiment: Experiment, variant: str) -> list[Path]:
     """The page of a variant, with the trainings that are there of each arm; none if the baseline has none."""
-    settings = edges.settings
+    settings = experiment.settings
     groups = {}
-    for arm in sorted(arms_of(edges, variant), key=lambda arm: arm != settings.baseline):
+    for arm in sorted(arms_of(experiment, variant), key=lambda arm: arm != settings.baseline):
         folders = [
-            student_folder(edges, variant, arm, teacher_seed, seed)
+            student_folder(experiment, variant, arm, teacher_seed, seed)
             for teacher_seed in settings.teacher_seeds
             for seed in settings.student_seeds
         ]
@@ -166,9 +170,9 @@ def report(edges: Edges, variant: str) -> list[Path]:
             groups[arm] = found
     if settings.baseline not in groups or len(groups) < 2:
         return []
-    guidance = edges.student.get("teacher", {})
-    teacher = teacher_folder(edges, settings.baseline, settings.teacher_seeds[0])
-    shown = distill.TeacherConfig(path=str(teacher), **guidance)
+    guidance = experiment.student.get("teacher", {})
+    teacher = teacher_path(experiment, settings.baseline, settings.teacher_seeds[0])
+    shown = distill.TeacherConfig(path=teacher, **guidance)
     output = Path(settings.output, "pages", variant)
     shutil.rmtree(output, ignore_errors=True)
     made = distill.compare(teacher=shown, config=settings.evaluate, output=output, groups=groups)
@@ -184,14 +188,14 @@ def main() -> None:
     phase.add_argument("--report", action="store_true", help="write the pages of what is there")
     args = parser.parse_args()
     try:
-        edges = Edges.load(args.config, args.overrides)
-        jobs = list(all_jobs(edges))
+        experiment = Experiment.load(args.config, args.overrides)
+        jobs = list(all_jobs(experiment))
         if args.dry_run:
             print("\n".join(job.name for job in jobs if not job.is_done))
         elif args.report or not run_queue(jobs, lambda job: job.is_done, Job.do):
-            print("\n".join(str(page) for variant in edges.variants for page in report(edges, variant)))
+            print("\n".join(str(page) for variant in experiment.variants for page in report(experiment, variant)))
     except (ValueError, OSError) as error:
-        sys.exit(f"compare_edges: error: {error}")
+        sys.exit(f"compare_experiment: error: {error}")
 
 
 if __name__ == "__main__":
