@@ -74,7 +74,7 @@ class Head(nn.Module):
         self.conv2 = nn.Conv2d(hidden, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        tokens = features.float()[:, : self.side**2].transpose(1, 2)
+        tokens = features.to(self.conv1.weight.dtype)[:, : self.side**2].transpose(1, 2)
         x = self.conv1(tokens.unflatten(2, (self.side, self.side)))
         if x.shape[-1] * x.shape[-2] > 1:  # of one place nothing would be left
             x = self.norm(x)
