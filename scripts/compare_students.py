@@ -29,6 +29,7 @@ from distill.config import (
     load_config,
     merge_values,
     read_values,
+    with_objective,
 )
 from distill.errors import UserError
 from distill.progress import logger
@@ -138,7 +139,7 @@ def student_job(experiment: Experiment, variant: str, arm: str, teacher_seed: in
     folder = student_folder(experiment, variant, arm, teacher_seed, seed)
     values = experiment.student
     for change in ((experiment.arms[arm] or {}).get("student", {}), experiment.variants[variant].get("student", {})):
-        values = merge_values(values, change)
+        values = merge_values(with_objective(values, change.get("objective", {}).get("name", "")), change)
     teacher = {"path": teacher_path(experiment, arm, teacher_seed)}
     fixed = {"output": str(folder), "teacher": teacher, "train": {"seed": seed}}
     return Job(folder, build_config(RunConfig, merge_values(values, fixed)))

@@ -14,14 +14,16 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from distill.conditions import ClassLabels
@@ -158,6 +160,7 @@ class Found:
     modes: int
     outside: float
     seconds: float
+    samples: Tensor
 
 
 def distil(config: RunConfig, ring: Ring, net: Net) -> Found:
@@ -189,6 +192,7 @@ def judged(task: DistillationTask, ring: Ring, seconds: float, num: int = 8000) 
         modes=int((counts >= num / MODES / 4).sum()),
         outside=float((~near).float().mean()),
         seconds=seconds,
+        samples=samples,
     )
 
 
@@ -215,10 +219,24 @@ def configured(overrides: list[str], seed: int) -> RunConfig:
     return config
 
 
+def draw(shown: Mapping[str, Tensor], path: Path) -> None:
+    """Samples side by side, even and odd modes in two colours."""
+    figure = Figure(figsize=(2.2 * len(shown), 2.5), dpi=150)
+    for ax, (name, samples) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        for label, colour in ((0, "#0072b2"), (1, "#d55e00")):
+            x, y = samples[label::2].T.numpy()
+            ax.plot(x, y, ",", color=colour, alpha=0.7)
+        ax.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal", xticks=[], yticks=[])
+        ax.set_title(name, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=["dmd:"], metavar="NAME: OVERRIDES")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each arm (3)")
+    parser.add_argument("--figure", type=Path, help="a PNG of what the first training of each arm makes")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     show_progress()
@@ -226,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     net = fitted(ring)
     print(f"teacher's own law at as many samples: {floor(ring):.3f}\n")
     print("| arm | distance, by seed | modes | outside | seconds |\n|---|---|---|---|---|")
+    shown = {"teacher's law": ring.draw(ClassLabels(2).balanced(2000), generator_for(0, "shown")).flatten(1)}
     try:
         for arm in args.arms:
             name, _, overrides = arm.partition(":")
@@ -238,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"| {' '.join(f'{one.outside:.1%}' for one in found)} | {found[0].seconds:.0f} |",
                 flush=True,
             )
+            shown[name] = found[0].samples[:2000]
+        if args.figure:
+            draw(shown, args.figure)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -121,6 +121,8 @@ def shortened(words: list[str]) -> list[str]:
     more = SHORT.get(words[0], "").split()
     if {"--dry-run", "--resume"} & set(words):
         more = []
+    if any(word.startswith("objective.name=") for word in words):  # which may train no critic
+        more = [word for word in more if not word.startswith("objective.fake_score")]
     # What the page says of a setting that has to be short is left out; of all others it stands.
     given = {word.split("=")[0] for word in more}
     kept: list[str] = []

@@ -196,6 +196,17 @@ def test_its_own_fields_are_checked_and_named(config: dict, adversarial: type, t
     assert "mix.gan is a section with keys of its own; got 3" in refusal(mix={"gan": 3})
 
 
+def test_another_objective_by_an_override_leaves_the_fields_of_the_first(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("output: x\nobjective: {weight: 2.0, t: {low: 0.1}, fake_score: {updates: 3}}\n")
+    with caplog.at_level("INFO", logger="distill"):
+        config = load_config(RunConfig, path, ["objective.name=flow_matching"])
+    assert config.objective.weight == 2.0 and config.objective.t.low == 0.1
+    assert caplog.messages == ["objective.name = flow_matching does not take fake_score, which was for dmd"]
+    kept = load_config(RunConfig, path, ["objective.name=decoupled_dmd", "objective.weight=3"])
+    assert kept.objective.fake_score.updates == 3 and kept.objective.weight == 3.0
+
+
 def test_the_plan_counts_its_networks(config: dict, adversarial: type) -> None:
     found = plan(config)
     assert [role.name for role in found.roles] == ["teacher", "student", "judge", "EMA"]

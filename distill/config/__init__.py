@@ -14,6 +14,7 @@ from distill.config.load import (
     override_values,
     plain_values,
     read_values,
+    with_objective,
 )
 from distill.config.schema import (
     DataConfig,
@@ -59,4 +60,5 @@ __all__ = [
     "override_values",
     "plain_values",
     "read_values",
+    "with_objective",
 ]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.errors import UserError
+from distill.progress import logger
 
 CONFIG_FILE = "config.yaml"
 """The resolved configuration in the folder of a run."""
@@ -80,6 +81,8 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
         for old, new in MOVED.items():
             if override.startswith((f"{old}.", f"{old}=")):
                 override = new + override.removeprefix(old)
+        if override.startswith("objective.name="):
+            given = OmegaConf.create(with_objective(_plain(given), override.removeprefix("objective.name=")))
         try:
             given.merge_with_dotlist([override])
         except Exception as error:
@@ -88,6 +91,26 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
         values: Any = OmegaConf.to_container(given, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{where}{_one_line(error)}") from error
+    return values
+
+
+def with_objective(values: dict[Any, Any], name: str) -> dict[Any, Any]:
+    """Values of `run` for another objective: what the section has that this one does not know is left out, and said."""
+    from distill.config.schema import objective_configs  # which imports the objectives
+
+    there, known = values.get("objective"), objective_configs().get(name)
+    if not isinstance(there, dict) or there.get("name", "dmd") == name or known is None:
+        return values
+    kept = {field.name for field in fields(known)} & set(there)
+    if left := sorted(set(there) - kept):
+        logger.info(
+            f"objective.name = {name} does not take {', '.join(left)}, which was for {there.get('name', 'dmd')}"
+        )
+    return {**values, "objective": {**{key: there[key] for key in kept}, "name": name}}
+
+
+def _plain(given: DictConfig) -> dict[Any, Any]:
+    values: Any = OmegaConf.to_container(given)
     return values
 
 

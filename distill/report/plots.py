@@ -145,12 +145,16 @@ PANELS = (
           caption="Critic's loss over the teacher's on the same x_t. Growing: the critic cannot follow."),
     Panel("x0-gap", "|x0 fake − x0 teacher| by t", r"x0_gap/.+", log=True,
           caption="How far critic and teacher disagree, from t near 0 (dark) to t near 1 (light)."),
-    Panel("std-drift", "Drift of the standard deviation", r"std_drift", reference=0.0,
+    Panel("std-drift", "Drift of the standard deviation", r"((last_step|earlier_steps)/)?std_drift", reference=0.0,
           caption="Of the student's images against the teacher's. Above 0: over-saturated; below: washed out."),
+    Panel("lag-by-step", "Critic: lag, by step", r"(last_step|earlier_steps)/fake_score/lag", reference=1.0, named=True,
+          caption="As above, for samples of the student's last step, which a user gets, and of those before it."),
+    Panel("gap-by-step", "|x0 fake − x0 teacher|, by step", r"(last_step|earlier_steps)/x0_gap", log=True, named=True,
+          caption="For samples of the student's last step, and of those before it."),
     Panel(HIGH_FREQUENCY, "High-frequency share", r"high_frequency_ratio(/.+)?",
           caption="Of the power of the student's images. Less than the data (dotted) is blur, more is grain."),
     Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True, named=True),
-    Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss", log=True, named=True),
+    Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss(/.+)?", log=True, named=True),
 )  # fmt: skip
 
 
@@ -202,6 +206,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     shades = [SINGLE] if len(lines) == 1 else colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
         label = re.sub(r"^x0_gap/(bin)?", "t bin " if "/bin" in key else "", key)
+        label = re.sub(r"^(last|earlier)_(steps?)/.*", r"\1 \2", label)
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
     if reference is not None:
         ax.axhline(reference, color=FAINT, linewidth=1.1, linestyle=":")

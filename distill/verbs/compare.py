@@ -89,9 +89,16 @@ def compare(
 
 
 def _short(paths: Sequence[str]) -> list[str]:
-    """The names of folders, or their paths where two are called alike."""
+    """The names of folders; where two are called alike, of each path the part that others do not share."""
     names = [Path(path).name for path in paths]
-    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) == len(names) or len(set(paths)) < len(paths):
+        return names
+    parts = [list(Path(path).parts) for path in paths]
+    for end in (0, -1):
+        while all(len(part) > 1 for part in parts) and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                part.pop(end)
+    return ["/".join(part) for part in parts]
 
 
 def _of_students(
