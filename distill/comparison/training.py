@@ -130,6 +130,11 @@ class ValidatedTask:
         self.train_s += time.perf_counter() - started
         return values
 
+    stopped = False
+
+    def is_probed(self, step: int) -> bool:
+        return self.task.is_probed(step)
+
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         return {
             "train_s": self.train_s,

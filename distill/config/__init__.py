@@ -33,12 +33,14 @@ from distill.config.schema import (
     TrainConfig,
 )
 from distill.config.times import TConfig
+from distill.config.watch import GuardsConfig, WatchConfig
 
 __all__ = [
     "CONFIG_FILE",
     "DataConfig",
     "EvalConfig",
     "FlowMatchingConfig",
+    "GuardsConfig",
     "LoopConfig",
     "OptimConfig",
     "RetrofitConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "TConfig",
     "TeacherConfig",
     "TrainConfig",
+    "WatchConfig",
     "build_config",
     "config_from_overrides",
     "config_to_yaml",

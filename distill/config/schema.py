@@ -14,6 +14,7 @@ from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
 from distill.config.checks import at_least, ema_decay, one_of, within
 from distill.config.times import TConfig
+from distill.config.watch import WatchConfig
 from distill.errors import UserError
 
 MIN_IMAGES = 4  # precision and recall look at three neighbours
@@ -76,7 +77,7 @@ class LoopConfig:
     accumulation: micro-batches per update; k x B/k gives the gradient of B.
     launch: `auto` captures the work of an update as CUDA graphs where that is possible, and says where it is not;
         `graph` ends with an error there; `eager` launches every kernel from Python.
-    *_every: in updates. keep: checkpoints kept, the newest ones.
+    *_every: in updates; of `run`, grids are looks at the student (`WatchConfig`). keep: checkpoints kept, the newest.
     """
 
     steps: int = 1000
@@ -347,6 +348,7 @@ class RunConfig:
     mix: dict[str, Any] = field(default_factory=dict, metadata={"sections": objective_configs})
     data: DataConfig | None = None
     train: LoopConfig = field(default_factory=LoopConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:

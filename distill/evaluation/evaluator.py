@@ -23,6 +23,7 @@ from distill.metrics import (
     PerceptualDistance,
     ReferenceStatistics,
     check_reference,
+    data_values,
     load_extractor,
     load_perceptual,
     measure,
@@ -31,6 +32,8 @@ from distill.metrics import (
 from distill.sampling import Sampler, describe
 
 FEATURE_MEASURES = "Fréchet distance, KID, precision and recall"
+
+WATCHED = 500  # images of a data set that a training is watched by
 
 
 class Evaluator:
@@ -94,6 +97,15 @@ class Evaluator:
             self.extractor,
             self.perceptual,
         )
+
+    def values_to_watch(self) -> dict[str, float]:
+        """The data's values by measure, of those that need no weights; of a data set over `WATCHED` images of it."""
+        reference = self._stored
+        if reference is None and self._data_set is not None and self.config.data is not None:
+            reference = statistics_of(
+                self._data_set, self.config.data.path, self.decoder, self._sample_shape, None, None, num_images=WATCHED
+            )
+        return {} if reference is None else data_values(reference)
 
     def _usable(self, reference: ReferenceStatistics) -> ReferenceStatistics:
         self._check(reference)

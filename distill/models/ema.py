@@ -42,8 +42,21 @@ class Ema(Generic[M]):
 
         If the model is sharded, each access gathers the averages, so every process must access it.
         """
-        tensors = self._frozen | self._averages
-        return materialize(self._meta_model, {name: full_tensor(tensor) for name, tensor in tensors.items()})
+        return self.with_averages(self.averages())
+
+    def averages(self) -> dict[str, Tensor]:
+        """The averages without sharding, by name; if the model is sharded, every process has to ask for them."""
+        return {name: full_tensor(tensor) for name, tensor in self._averages.items()}
+
+    def with_averages(self, averages: Mapping[str, Tensor]) -> M:
+        """As `module`, with other averages in their place."""
+        frozen = {name: full_tensor(tensor) for name, tensor in self._frozen.items()}
+        return materialize(self._meta_model, {**frozen, **averages})
+
+    @torch.no_grad()
+    def load_averages(self, averages: Mapping[str, Tensor]) -> None:
+        """Take averages without sharding in the place of these."""
+        self._copy({name: shard_like(averages[name], average) for name, average in self._averages.items()})
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -58,12 +71,10 @@ class Ema(Generic[M]):
         self._num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {name: full_tensor(average) for name, average in self._averages.items()}
-        return {"num_updates": self._num_updates, "averages": averages}
+        return {"num_updates": self._num_updates, "averages": self.averages()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._copy({name: shard_like(state["averages"][name], average) for name, average in self._averages.items()})
+        self.load_averages(state["averages"])
         self._num_updates = state["num_updates"]
 
     def _copy(self, values: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ class Family(NamedTuple):
     load: Loader
 
 
-MODEL_FOLDERS = ("student", "teacher")
+MODEL_FOLDERS = ("student", "teacher", "student_last")
 FAMILIES: dict[str, Family] = {}
 
 

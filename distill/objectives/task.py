@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,22 +16,22 @@ from distill.config import RunConfig, StudentConfig
 from distill.data import Dataset
 from distill.errors import UserError
 from distill.latents.decoding import PIXELS, Decoder
-from distill.metrics import high_frequency_share
 from distill.models import load_model
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
 from distill.models.roles import load_teacher, trainable_copy
 from distill.models.sharding import shard_frozen
 from distill.objectives.base import Network, Setting
+from distill.objectives.critic import ROLE as FAKE_SCORE
 from distill.objectives.mixture import Mixture, networks_of, num_batches
 from distill.objectives.rollouts import ROLLOUTS
-from distill.render import clamp_images, save_grid
-from distill.sampling import draw_images, few_step_sampler, grid_conditions, guided, t_grid
+from distill.objectives.watching import OnLook, Watcher
+from distill.sampling import guided, t_grid
 from distill.training.devices import launch_for
 from distill.training.learner import Learner
-from distill.training.loop import is_logged
+from distill.training.loop import is_due, is_logged
 
-GRID_ROWS = 8
+LAG = f"{FAKE_SCORE}/lag"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ class DistillationTask:
         teacher_std: float,
         decoder: Decoder = PIXELS,
         data: Dataset | None = None,
+        data_values: Mapping[str, float] | None = None,
+        on_look: OnLook = lambda *_: None,
     ) -> None:
         teacher = models.teacher
         self.config = config
         self.accelerator = accelerator
-        self.decoder = decoder
         self.condition = condition_of(teacher)
         self.t_list = student_t_list(config.student, teacher.t_range).to(accelerator.device)
         launch = launch_for(config.train, accelerator)
@@ -150,29 +152,32 @@ class DistillationTask:
             data=data,
         )
         self.objective = Mixture(setting)
-        accelerator.register_for_checkpointing(self.ema, *self.objective.stateful())
+        self.watcher = Watcher(setting, self.learners, self.ema, decoder, data_values or {}, on_look)
+        self._lag: Any = None
+        accelerator.register_for_checkpointing(self.ema, self.watcher.watch, *self.objective.stateful())
 
     def check(self) -> None:
         for learner in self.learners:
             learner.check()
 
     def update(self, step: int) -> dict[str, Any]:
-        values = self.objective.update(step, log_now=is_logged(step + 1, self.config.train))
+        loop = self.config.train
+        self.watcher.lower_rates()
+        values = self.objective.update(step, log_now=is_logged(step + 1, loop) or self.is_probed(step + 1))
         self.ema.update(self.student.module)
+        self._lag = values.get(LAG)
         return values
 
+    def is_probed(self, step: int) -> bool:
+        return is_due(step, self.watcher.every, self.config.train)
+
     def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """The EMA student's samples from fixed noise, as a picture and by their high frequencies."""
-        averaged = self.averaged_student
-        if not self.accelerator.is_main_process:
-            return {}
-        y = grid_conditions(self.condition, GRID_ROWS)
-        sampler = few_step_sampler("student", averaged, self.t_list, self.config.student.ode_steps)
-        size = self.config.evaluate.batch_size
-        with self.accelerator.autocast():
-            images, _ = draw_images(sampler, y, seed=0, batch_size=size, decoder=self.decoder)
-        save_grid(images, GRID_ROWS, folder / f"step_{step:08d}.png")
-        return {"high_frequency_ratio": high_frequency_share(clamp_images(images))}
+        """A look at the EMA student, see `watch`."""
+        return self.watcher.look(step, None if self._lag is None else float(self._lag), folder)
+
+    @property
+    def stopped(self) -> bool:
+        return self.watcher.watch.stopped
 
     @property
     def averaged_student(self) -> Backbone:

@@ -22,6 +22,7 @@ from distill.seeds import generator_for
 from distill.training.batches import local_rows, rank_noise, rank_slice
 from distill.training.devices import launch_for
 from distill.training.learner import Learner
+from distill.training.loop import is_due
 
 GRID_ROWS = 4
 
@@ -72,6 +73,11 @@ class TeacherTask:
         with self.accelerator.autocast():
             velocity = self.learner.model(interpolate(x0, eps, t), t, y)
         return flow_matching_loss(velocity, x0, eps), ()
+
+    stopped = False
+
+    def is_probed(self, step: int) -> bool:
+        return is_due(step, self.config.train.grid_every, self.config.train)
 
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         """A grid of the EMA: one column a condition, the same noise every time."""

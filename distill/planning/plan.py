@@ -15,8 +15,8 @@ from distill.conditions import ClassLabels
 from distill.config import LoopConfig, RunConfig, TrainConfig
 from distill.objectives import Turn
 from distill.objectives.mixture import turns_of
-from distill.objectives.task import GRID_ROWS
 from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
+from distill.objectives.watching import GRID_ROWS
 from distill.planning.activations import (
     COPIES,
     FLOAT,

@@ -135,7 +135,7 @@ class Report:
     edges, widths: distributions of gradients and of the widths of edges.
     answers: what is compared with what, and in words what was found, line by line.
     tables: of the comparison. crops: pictures side by side.
-    history: records of metrics.jsonl, in order.
+    history: records of metrics.jsonl, in order. looks: what the student was like on the way. events: what guards did.
     notes: stand-ins and warnings that a reader must know to judge the values.
     """
 
@@ -154,6 +154,8 @@ class Report:
     measures: Sequence[Measure] = ()
     cells: Mapping[str, Mapping[str, Cell | None]] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
+    looks: TextTable | None = None
+    events: Sequence[str] = ()
     routing: Sequence[Routing] = ()
     notes: Sequence[str] = ()
     config_yaml: str = ""

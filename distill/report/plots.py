@@ -153,6 +153,10 @@ PANELS = (
           caption="For samples of the student's last step, and of those before it."),
     Panel(HIGH_FREQUENCY, "High-frequency share", r"high_frequency_ratio(/.+)?",
           caption="Of the power of the student's images. Less than the data (dotted) is blur, more is grain."),
+    Panel("watch-score", "Looks: score", r"watch/score",
+          caption="How far pictures are from the data, mean over the measures of the table; the lowest is the best."),
+    Panel("watch-away", "Looks: away from the data", r"watch/away/.+", reference=0.0,
+          caption="Each measure, in the spread of one picture of the teacher to the next; 0 is where it should be."),
     Panel("gradients", "Other gradient norms", r"(?!student/).+/grad_norm", log=True, named=True),
     Panel("losses", "Other losses", r"(?!(fake_score|student)/loss$)(.+/)?loss(/.+)?", log=True, named=True),
 )  # fmt: skip
@@ -207,6 +211,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
         label = re.sub(r"^x0_gap/(bin)?", "t bin " if "/bin" in key else "", key)
         label = re.sub(r"^(last|earlier)_(steps?)/.*", r"\1 \2", label)
+        label = label.removeprefix("watch/away/").replace("_", " ")
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
     if reference is not None:
         ax.axhline(reference, color=FAINT, linewidth=1.1, linestyle=":")

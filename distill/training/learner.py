@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from distill.config import OptimConfig
 from distill.errors import NonFiniteError, UserError
 from distill.models.launching import Launch, eager
 from distill.models.parameters import meta_copy, trainable_parameters
-from distill.models.sharding import full_tensor
+from distill.models.sharding import full_tensor, shard_like
 from distill.training.optimizers import OPTIMIZERS
 
 LossOf = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
@@ -45,7 +45,7 @@ class Learner:
     """A model with an optimizer. The learning rate depends only on the number of the update, so no state is saved.
 
     meta_model: the model without values, used to make copies without sharding, since a sharded model cannot be copied.
-    predict: the model's call without gradient, for batches of few shapes.
+    predict: the model's call without gradient, for batches of few shapes. rate_factor: of the learning rate, from now.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Learner:
         self._number = torch.zeros((), device=accelerator.device)
         self._rates = [torch.zeros((), device=accelerator.device) for _ in groups]
         self.predict = launch(self.module)
+        self.rate_factor = 1.0
 
     @property
     def module(self) -> nn.Module:
@@ -105,7 +106,7 @@ class Learner:
     def _begin(self, step: int) -> None:
         """Say where the optimizer's work reads it which update this is, and its learning rate."""
         self._number.fill_(step + 1)
-        rate = self.optim.lr * lr_factor(step, self.num_steps, self.optim)
+        rate = self.rate_factor * self.optim.lr * lr_factor(step, self.num_steps, self.optim)
         for group, place in zip(self.optimizer.param_groups, self._rates, strict=True):
             place.fill_(rate * group["lr_factor"])
             group["lr"] = place if self._is_on_device else rate * group["lr_factor"]
@@ -141,6 +142,16 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm, [torch.cat(parts) for parts in zip(*rows, strict=True)]
+
+    @torch.no_grad()
+    def restart(self, values: Mapping[str, Tensor]) -> None:
+        """Begin anew from other trainable weights, by name and without sharding; moments are forgotten, in place."""
+        for name, parameter in trainable_parameters(self.module).items():
+            parameter.copy_(shard_like(values[name].to(self.accelerator.device), parameter))
+        for state in self.optimizer.state.values():
+            for moment in state.values():
+                if isinstance(moment, Tensor):
+                    moment.zero_()
 
     def check(self) -> None:
         """Raise NonFiniteError if the loss or gradient of an update was not finite. The host waits for the device."""

@@ -35,8 +35,17 @@ class Task(Protocol):
         """Raise NonFiniteError if an update so far was not finite; it waits for the device."""
         ...
 
+    def is_probed(self, step: int) -> bool:
+        """Whether `probe` runs after update number `step` (from 1)."""
+        ...
+
     def probe(self, step: int, folder: Path) -> dict[str, float]:
-        """A slower evaluation every `grid_every` updates: writes pictures into `folder`, returns values for the log."""
+        """A slower evaluation: writes pictures into `folder`, returns values for the log."""
+        ...
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the training ends here, before its last update."""
         ...
 
     def headline(self, values: dict[str, float]) -> str:
@@ -76,19 +85,14 @@ class TimeEstimate:
         return f"{elapsed_s:.0f} s, {rate * (self._num_steps - step):.0f} s left"
 
 
+def is_due(step: int, every: int, config: LoopConfig) -> bool:
+    """Whether what happens every so many updates, and after the last, does so after update number `step` (from 1)."""
+    return step % every == 0 or step == config.steps
+
+
 def is_logged(step: int, config: LoopConfig) -> bool:
-    """Whether the log has a record after update number `step` (from 1)."""
-    return step == 1 or step % config.log_every == 0 or is_probed(step, config)
-
-
-def is_probed(step: int, config: LoopConfig) -> bool:
-    """Whether `Task.probe` runs after update number `step` (from 1)."""
-    return step % config.grid_every == 0 or step == config.steps
-
-
-def is_saved(step: int, config: LoopConfig) -> bool:
-    """Whether there is a checkpoint after update number `step` (from 1)."""
-    return step % config.save_every == 0 or step == config.steps
+    """Whether the log has a record after update number `step` (from 1), whatever else happens there."""
+    return step == 1 or is_due(step, config.log_every, config)
 
 
 def run_loop(
@@ -112,20 +116,23 @@ def run_loop(
     estimate = TimeEstimate(config.steps)
     with progress_bar(COLUMNS, main_process=is_main) as progress:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
-        while counter.step < config.steps:
+        while counter.step < config.steps and not task.stopped:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
             time_text = estimate.text(counter.step, counter.elapsed_s)
-            if is_saved(counter.step, config) or is_logged(counter.step, config):
+            is_probed, is_saved = task.is_probed(counter.step), is_due(counter.step, config.save_every, config)
+            logged = is_probed or is_logged(counter.step, config)
+            if is_saved or logged:
                 task.check()
-            # Saved first: whatever a look at the model may raise, the updates are not lost.
-            if is_saved(counter.step, config):
-                save_checkpoint(accelerator, folder, counter.step, config.keep)
-            if is_probed(counter.step, config):
-                values |= task.probe(counter.step, folder / "grids")
+            try:
+                if is_probed:
+                    values |= task.probe(counter.step, folder / "grids")
+            finally:  # with what the probe found; whatever it may raise, the updates are not lost
+                if is_saved or task.stopped:
+                    save_checkpoint(accelerator, folder, counter.step, config.keep)
             progress.update(bar, completed=counter.step)
-            if is_logged(counter.step, config):
+            if logged:
                 figures = {name: float(value) for name, value in values.items()}
                 log.write(counter.step, {"elapsed_s": counter.elapsed_s, **figures})
                 progress.update(bar, description=task.headline(figures))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -27,9 +28,12 @@ from distill.models import Backbone, load_model
 from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
 from distill.objectives.mixture import needing_data, title_of
-from distill.objectives.task import GRID_ROWS, DistillationTask, build_models
+from distill.objectives.task import DistillationTask, build_models
+from distill.objectives.watch import Watch
+from distill.objectives.watching import GRID_ROWS
 from distill.progress import logger
 from distill.report import write_report
+from distill.report.training import TrainingPage, looks_table
 from distill.sampling import Sampler, few_step_sampler, in_precision, save_student, teacher_sampler
 from distill.sampling.samplers import check_teacher
 from distill.training.checkpoint import has_checkpoint
@@ -82,7 +86,11 @@ def run(
     if config.evaluate.num_images and accelerator.is_main_process:  # the only one that measures
         evaluator = load_evaluator(config, models.teacher, accelerator.device, decoder)
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
-    task = DistillationTask(config, models, accelerator, teacher_std, decoder, data)
+    folder = Path(config.output).expanduser()
+
+    page = TrainingPage(folder, f"{title_of(config)}: {folder.name}")
+    values = evaluator.values_to_watch() if evaluator else {}
+    task = DistillationTask(config, models, accelerator, teacher_std, decoder, data, values, page.on_look)
     folder = open_run(config, accelerator, resume=resume, data=data)
     if accelerator.is_main_process and (from_step is not None or not has_checkpoint(folder, config.train.steps)):
         shutil.rmtree(folder / DRAWN, ignore_errors=True)  # of a student that will be trained on
@@ -93,11 +101,20 @@ def run(
     precision = "no" if accelerator.is_fsdp2 else accelerator.mixed_precision
     with frozen_in(precision, cast(nn.Module, models.teacher)):
         run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
-    averaged, t_list = task.averaged_student, task.t_list
+    if accelerator.is_main_process:
+        page.write(task.watcher.watch)
+    averaged, t_list, watch, best = task.averaged_student, task.t_list, task.watcher.watch, task.watcher.best_student()
     del task, models  # their memory is for drawing
     let_go(accelerator)
     is_main = accelerator.is_main_process
-    student = write_student(averaged, t_list, folder, config.student.ode_steps) if is_main else plain_model(averaged)
+    chosen = averaged if best is None else best
+    student = plain_model(chosen)
+    if is_main:
+        student = write_student(chosen, t_list, folder, config.student.ode_steps)
+        if best is not None:
+            plain = plain_model(averaged)
+            save = partial(save_student, plain, t_list, ode_steps=config.student.ode_steps)
+            write_folder(folder / "student_last", lambda path: save(folder=path))
     drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
     # Processes that would wait for the report would be ended by the time limit of their group.
     accelerator.end_training()
@@ -105,7 +122,7 @@ def run(
         return None
     if evaluator is None:
         return Distilled(folder, folder / "student", None, {})
-    report, measured = write_run_report(config, folder, drawings, evaluator)
+    report, measured = write_run_report(config, folder, drawings, evaluator, watch)
     shutil.rmtree(folder / DRAWN)
     return Distilled(folder, folder / "student", report, measured)
 
@@ -176,7 +193,7 @@ def draw_run(
 
 
 def write_run_report(
-    config: RunConfig, folder: Path, drawings: Sequence[Drawing], evaluator: Evaluator
+    config: RunConfig, folder: Path, drawings: Sequence[Drawing], evaluator: Evaluator, watch: Watch
 ) -> tuple[Path, dict[str, Measured]]:
     """Measure what `draw_run` drew, and write the page."""
     settings = config.teacher
@@ -195,4 +212,21 @@ def write_run_report(
         config_yaml=config_to_yaml(config),
         seeds={"train": config.train.seed, "evaluate": config.evaluate.seed},
     )
+    page = replace(
+        page,
+        looks=looks_table(watch.looks, watch.best) if watch.looks else None,
+        events=[str(event) for event in watch.events],
+        notes=[*page.notes, *_choice(config, watch)],
+    )
     return write_report(page, folder / "report"), {entry.column.name: entry.measured for entry in entries}
+
+
+def _choice(config: RunConfig, watch: Watch) -> list[str]:
+    """Which student was kept, and why, where it is not that of the last update."""
+    best, last = watch.best_look(), watch.looks[-1] if watch.looks else None
+    if not config.watch.pick or best is None or last is None or best is last:
+        return []
+    return [
+        f"The student is that of update {best.step} of {last.step}, the look with the lowest score, {best.score:.2f} "
+        f"against {last.score:.2f} at the end (the table under Training); student_last is that of the last update."
+    ]

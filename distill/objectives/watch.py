@@ -1,0 +1,186 @@
+"""A look at the student on its way: is it getting better, is something going wrong, and which was the best so far?
+
+The losses of distribution matching say neither. At a look the averaged student draws a fixed set of pictures; measures
+that need no weights are held against the data's, or where those are not known the teacher's from the same noise:
+
+    away = (value - yardstick) / spread,   spread: of one picture of the teacher to the next
+    score = mean over the measures of |away|, those of spectrum, edges, texture, colour and variety alike
+
+The best look is the one of the lowest score. It is a rule of thumb and two-sided: too sharp counts as too smooth does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from distill.config import GuardsConfig
+from distill.metrics import measure
+
+WATCHED = (
+    "high_frequency_ratio",
+    "edge_width",
+    "edge_count",
+    "grain",
+    "sparsity_fine",
+    "grid",
+    "contrast",
+    "colourfulness",
+    "clipped_share",
+    "variety",
+)
+SHOWN = (*WATCHED, "low_frequency_psnr")
+GUARDED: dict[str, tuple[tuple[str, ...], Callable[[float], float]]] = {
+    "saturation": (("contrast", "colourfulness", "clipped_share"), abs),
+    "grain": (("grain", "sparsity_fine"), lambda away: away),
+    "grid": (("grid",), lambda away: away),
+    "blur": (("edge_width",), lambda away: away),
+    "variety": (("variety",), lambda away: -away),
+}
+"""Of each guard the measures, and how bad it is that one is so far away from its yardstick."""
+COARSE = 8  # side of the pictures whose distances are the variety
+RESAMPLES = 100
+HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
+LOWER = 0.5  # what guards take learning rates by
+
+
+@dataclass(frozen=True)
+class Look:
+    """values: by measure. away: of the watched ones, from the yardstick, in spreads. score: the mean of their sizes."""
+
+    step: int
+    values: dict[str, float]
+    away: dict[str, float]
+    score: float
+
+    def figures(self) -> dict[str, float]:
+        """For the log."""
+        named = {f"watch/{name}": value for name, value in self.values.items()}
+        return {
+            **named,
+            **{f"watch/away/{name}": value for name, value in self.away.items()},
+            "watch/score": self.score,
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """A guard that acted. why: what it saw."""
+
+    step: int
+    guard: str
+    action: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"update {self.step}: {self.guard}: {self.why}: {self.action}"
+
+
+def watched_values(images: Tensor, labels: Tensor, teachers: Tensor | None) -> dict[str, float]:
+    """The values of `SHOWN` that pictures have; labels [N]; teachers: the teacher's from the same noise."""
+    found = measure(images, labels, data=None, extractor=None, paired_to=teachers, num_bootstrap=0)
+    values = {name: found[name].value for name in SHOWN if name in found}
+    return {**values, "variety": float(varieties(images, labels).mean())}
+
+
+def varieties(images: Tensor, labels: Tensor) -> Tensor:
+    """How far each picture, made coarse, is from the mean of its condition's (of all, where it is alone), [N]."""
+    coarse = adaptive_avg_pool2d(images.float(), COARSE).flatten(1)
+    same = (labels[:, None] == labels).float()
+    same = torch.where(same.sum(1, keepdim=True) > 1, same, torch.ones_like(same))
+    counts = same.sum(1, keepdim=True)
+    away = (coarse - same @ coarse / counts).square().mean(1).sqrt()
+    return away * (counts[:, 0] / (counts[:, 0] - 1)).sqrt()
+
+
+@dataclass
+class Yardstick:
+    """target: values to come to. spread: of one picture of the teacher to the next."""
+
+    target: dict[str, float]
+    spread: dict[str, float]
+
+    @classmethod
+    def of(cls, teachers: Tensor, labels: Tensor, data: Mapping[str, float]) -> Yardstick:
+        """From the teacher's pictures, and the data's values by measure, which are the target where they are known."""
+        found = measure(teachers, labels, data=None, extractor=None, num_bootstrap=RESAMPLES)
+        spread = {name: spread_of(found[name], len(teachers)) for name in WATCHED if name in found}
+        spread["variety"] = float(varieties(teachers, labels).std())
+        own = watched_values(teachers, labels, None)
+        target = {name: data.get(name, own[name]) for name in WATCHED if name in own}
+        known = [name for name in target if spread.get(name, 0.0) > 0 and math.isfinite(target[name])]
+        return cls({name: target[name] for name in known}, {name: spread[name] for name in known})
+
+    def look(self, step: int, values: dict[str, float]) -> Look:
+        away = {
+            name: (values[name] - self.target[name]) / self.spread[name]
+            for name in self.target
+            if math.isfinite(values.get(name, math.nan))
+        }
+        score = sum(map(abs, away.values())) / len(away) if away else math.inf
+        return Look(step, values, away, score)
+
+
+def spread_of(interval: Any, num: int) -> float:
+    """The standard deviation of one picture to the next, from the interval of a mean over `num`."""
+    return (interval.high - interval.low) / (2 * HALF_WIDTH) * math.sqrt(num)
+
+
+def faults(look: Look, lag: float | None, guards: GuardsConfig) -> dict[str, str]:
+    """What is wrong at a look, in words, by guard. lag: the critic's, None where there is none."""
+    found: dict[str, str] = {}
+    low, high = guards.lag_band
+    if lag is not None and not low <= lag <= high:
+        found["lag"] = f"the critic's lag is {lag:.3g}, not in [{low:g}, {high:g}]"
+    for guard, (names, badness) in GUARDED.items():
+        far = {name: badness(look.away[name]) for name in names if name in look.away}
+        worst = max(far, key=far.__getitem__, default=None)
+        if worst is not None and far[worst] > guards.limit:
+            found[guard] = f"{worst} is {look.values[worst]:.3g}, {look.away[worst]:+.2g} spreads from its yardstick"
+    return {guard: why for guard, why in found.items() if getattr(guards, guard) != "off"}
+
+
+@dataclass
+class Watch:
+    """What was seen so far; a checkpoint holds it.
+
+    best: the step of the best look; averages: the student's trained weights there, on the CPU. rate: what guards have
+    brought learning rates down to. stopped: whether one ended the training.
+    """
+
+    looks: list[Look] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    best: int | None = None
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    rate: float = 1.0
+    stopped: bool = False
+
+    def is_best(self, look: Look) -> bool:
+        """Whether a look is better than all before."""
+        scores = [before.score for before in self.looks if before.step == self.best]
+        return not scores or look.score < scores[0]
+
+    def best_look(self) -> Look | None:
+        return next((look for look in self.looks if look.step == self.best), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "looks": [[look.step, look.values, look.away, look.score] for look in self.looks],
+            "events": [[event.step, event.guard, event.action, event.why] for event in self.events],
+            "best": self.best,
+            "averages": self.averages,
+            "rate": self.rate,
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.looks = [Look(*values) for values in state["looks"]]
+        self.events = [Event(*values) for values in state["events"]]
+        self.best, self.averages = state["best"], state["averages"]
+        self.rate, self.stopped = state["rate"], state["stopped"]
