@@ -149,9 +149,19 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         Returns: eps - x0, shape (B, C, H, W).
         Raises: ValueError where a t lies outside `t_range`; on a GPU the result is NaN instead.
         """
-        stream, c = self._trunk(x_t, t, y, t_offset)
+        return self._velocity(*self._trunk(x_t, t, y, t_offset), x_t, t)
+
+    def _velocity(self, stream: Stream, c: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         output = self._unpatchify(self._head(stream.read(), c))
         return self.prediction.velocity(output, x_t, t)
+
+    def velocity_and_features(
+        self, x_t: Tensor, t: Tensor, y: Tensor, after: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`forward` and `features` of one pass, but features before the last block alone."""
+        kept: dict[int, Tensor] = {}
+        velocity = self._velocity(*self._trunk(x_t, t, y, kept=kept), x_t, t)
+        return velocity, [kept[number] for number in after]
 
     def features(self, x_t: Tensor, t: Tensor, y: Tensor, after: Sequence[int]) -> list[Tensor]:
         """What is read after so many blocks, from 0 to all, (B, T, d) each; arguments as in `forward`.
@@ -166,11 +176,24 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         found[max(after)] = stream.read()
         return [found[number] for number in after]
 
-    def _trunk(self, x_t: Tensor, t: Tensor, y: Tensor, t_offset: Tensor | None = None) -> tuple[Stream, Tensor]:
-        """All blocks; returns the stream, ready to be read by the head, and the condition (B, d)."""
+    def _trunk(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor,
+        t_offset: Tensor | None = None,
+        kept: dict[int, Tensor] | None = None,
+    ) -> tuple[Stream, Tensor]:
+        """All blocks; returns the stream, ready to be read by the head, and the condition (B, d).
+
+        kept: takes up what each block reads, by the number of those before it.
+        """
         stream, c = self._open(x_t, t, y, t_offset)
-        for block in self.blocks:
-            block(stream.read(), c, stream, self._run)
+        for number, block in enumerate(self.blocks):
+            h = stream.read()
+            if kept is not None:
+                kept[number] = h
+            block(h, c, stream, self._run)
         return stream, c
 
     def _open(self, x_t: Tensor, t: Tensor, y: Tensor, t_offset: Tensor | None = None) -> tuple[Stream, Tensor]:

@@ -26,6 +26,7 @@ from distill.config import (
     StudentConfig,
     TeacherConfig,
     TrainConfig,
+    WatchConfig,
 )
 from distill.data.base import Noise
 from distill.models.lora import add_adapters
@@ -358,9 +359,19 @@ def test_the_critics_warm_up_takes_its_time() -> None:
     flops = flops_of(SHAPE, Setting())
     turn = 20 * flops.forward + 8 * flops.update(Setting())
     assert warm.warmup_flops == pytest.approx(100 * turn) and plan.warmup_flops == 0
-    assert warm.flops == plan.flops and warm.training_flops == pytest.approx(50 * plan.flops + 100 * turn)
+    assert warm.flops == plan.flops
+    assert warm.training_flops == pytest.approx(50 * plan.flops + 100 * turn + plan.watching_flops)
     hours = (warm.training_flops / 3e12 + warm.drawing_flops / 1e12) / 2 / 3600
     assert warm.hours(3.0, 1.0) == pytest.approx(hours)
+
+
+def test_looks_are_counted() -> None:
+    """In 100 updates four, of 100 images in 4 steps each, and the teacher's in 10 guided ones."""
+    watch = WatchConfig(every=30, num_images=100)
+    config = RunConfig("out", train=LoopConfig(steps=100, batch_size=8), watch=watch)
+    plan = plan_run(config, replace(SHAPE, num_classes=10), Launch())
+    passes = 100 * (4 * 4 + 10 * 2)
+    assert plan.watching_flops == pytest.approx(passes * flops_of(replace(SHAPE, num_classes=10), Setting()).forward)
 
 
 def test_a_report_draws_what_is_not_stored() -> None:

@@ -16,6 +16,7 @@ from distill.config.load import (
     read_values,
     with_objective,
 )
+from distill.config.repa import RepaConfig
 from distill.config.schema import (
     DataConfig,
     EvalConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "GuardsConfig",
     "LoopConfig",
     "OptimConfig",
+    "RepaConfig",
     "RetrofitConfig",
     "RolesConfig",
     "RoutingConfig",

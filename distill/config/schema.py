@@ -13,6 +13,7 @@ from typing import Any
 from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
 from distill.config.checks import at_least, ema_decay, one_of, within
+from distill.config.repa import RepaConfig
 from distill.config.times import TConfig
 from distill.config.watch import WatchConfig
 from distill.errors import UserError
@@ -149,6 +150,7 @@ class StartConfig:
 class TrainConfig:
     """`dar-distill train`: a teacher from data, new (`model`) or from a folder (`start`).
 
+    repa: alignment of its inner features with an encoder's; none where it is null.
     grid_*: guidance and Euler steps of the sample grids on the way.
     """
 
@@ -157,6 +159,7 @@ class TrainConfig:
     start: StartConfig = field(default_factory=StartConfig)
     data: DataConfig = field(default_factory=DataConfig)
     flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
+    repa: RepaConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     grid_cfg_scale: float = 1.5

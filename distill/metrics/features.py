@@ -92,6 +92,15 @@ class EmbeddedExtractor:
         features, logits = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         return Features(features, logits)
 
+    @property
+    def token_width(self) -> int:
+        """D of `tokens`."""
+        return self.model.config.widths[-1]
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The last convolution's map as tokens (B, T, D), on the extractor's device."""
+        return self.feature_maps(images)[-1].flatten(2).transpose(1, 2)
+
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Convolution maps of images [B, C, H, W], stage by stage, on the extractor's device."""
         check_classifier_images(images, self.model.config)
@@ -160,13 +169,22 @@ class DinoExtractor:
         check_images(images)
         if images.shape[1] not in (1, 3):
             raise ValueError(f"images have {images.shape[1]} channels; DINOv2 reads 1 or 3")
+        return Features(torch.cat([self._states(batch)[:, 0].cpu() for batch in images.split(batch_size)]))
+
+    @property
+    def token_width(self) -> int:
+        """D of `tokens`."""
+        return self.feature_dim
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens of patches, without the class token, (B, T, D), on the extractor's device."""
+        return self._states(images)[:, 1:]
+
+    def _states(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(3, 1, 1).to(self.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        parts = []
-        for batch in images.split(batch_size):
-            pixels = (batch.float().to(self.device).expand(-1, 3, -1, -1).clamp(-1, 1) + 1) / 2
-            pixels = interpolate(pixels, size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True)
-            parts.append(self.model((pixels - mean) / std).last_hidden_state[:, 0].float().cpu())
-        return Features(torch.cat(parts))
+        pixels = (images.float().to(self.device).expand(-1, 3, -1, -1).clamp(-1, 1) + 1) / 2
+        pixels = interpolate(pixels, size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True)
+        return self.model((pixels - mean) / std).last_hidden_state.float()
 
 
 def _load_embedded(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from distill.data.base import Dataset, shuffled_indices
 from distill.latents.decoding import training_decoder
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
+from distill.objectives.alignment import Alignment
 from distill.objectives.losses import flow_matching_loss
 from distill.render import save_grid
 from distill.sampling import Denoiser, euler, grid_conditions, interpolate, random_t, t_grid
@@ -41,22 +42,28 @@ class TeacherTask:
         self.decoder = training_decoder(config.data.vae, data.sample_shape, space, accelerator.device)
         model.gradient_checkpointing = config.train.gradient_checkpointing
         launch = launch_for(config.train, accelerator)
-        self.learner = Learner("teacher", cast(nn.Module, model), config.optim, config.train.steps, accelerator, launch)
+        self.alignment = Alignment(config.repa, model, data, accelerator) if config.repa else None
+        network = self.alignment.network if self.alignment else cast(nn.Module, model)
+        self.learner = Learner("teacher", network, config.optim, config.train.steps, accelerator, launch)
         self._teach = self.learner.on(self._loss, config.train.accumulation)
         decay = limited_decay(config.flow_matching.ema_decay, config.train.steps)
         self.ema = Ema(self.learner.module, decay, self.learner.meta_model)
+        if self.alignment:
+            self.alignment.follow(self.ema)
         accelerator.register_for_checkpointing(self.ema)
 
     def check(self) -> None:
         self.learner.check()
 
     def update(self, step: int) -> dict[str, Tensor]:
-        values, _ = self._teach(step, *self._draw(step))
+        values, rows = self._teach(step, *self._draw(step))
         self.ema.update(self.learner.module)
+        if rows:
+            values["alignment"] = rows[0].mean()
         return {f"teacher/{name}": value for name, value in values.items()}
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, ConditionBatch]:
-        """x0, eps, t, y of one update: this process's share."""
+    def _draw(self, step: int) -> tuple[ConditionBatch, ...]:
+        """x0, eps, t, y of one update, and what features are aligned with: this process's share."""
         config, size, seed = self.config, self.config.train.batch_size, self.config.train.seed
         generator = generator_for(seed, "flow_matching", step)
         # Of the data a process reads its own rows; numbers are drawn for all, in the order of one alone.
@@ -67,12 +74,20 @@ class TeacherTask:
         dropped = torch.rand(size, generator=generator) < config.flow_matching.label_dropout
         eps, t, dropped = (rank_slice(part, self.accelerator) for part in (eps, t, dropped))
         x0, y = to_device(x0, self.accelerator.device), to_device(y, self.accelerator.device)
-        return x0, eps, t, where_rows(dropped, self.condition.null(y), y)
+        y = where_rows(dropped, self.condition.null(y), y)
+        aligned = self.alignment.draw(step, indices, x0, eps, t, y, generator) if self.alignment else ()
+        return x0, eps, t, y, *aligned
 
-    def _loss(self, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch) -> tuple[Tensor, tuple[()]]:
+    def _loss(
+        self, x0: Tensor, eps: Tensor, t: Tensor, y: ConditionBatch, *aligned: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         with self.accelerator.autocast():
-            velocity = self.learner.model(interpolate(x0, eps, t), t, y)
-        return flow_matching_loss(velocity, x0, eps), ()
+            answer = self.learner.model(interpolate(x0, eps, t), t, y)
+        if self.alignment is None:
+            return flow_matching_loss(answer, x0, eps), ()
+        velocity, projected = answer
+        losses, weights = self.alignment.losses(projected, aligned[0]), aligned[1]
+        return flow_matching_loss(velocity, x0, eps) + (weights * losses).mean(), (losses.detach(),)
 
     stopped = False
 
@@ -94,7 +109,8 @@ class TeacherTask:
     @property
     def averaged_model(self) -> Backbone:
         """The EMA, which is what is saved; all processes have to ask for it."""
-        return cast(Backbone, self.ema.module)
+        module: Any = self.ema.module
+        return module.backbone if self.alignment else module
 
     def headline(self, values: dict[str, float]) -> str:
         return f"loss {values['teacher/loss']:.4f}  grad {values['teacher/grad_norm']:.2f}"

@@ -75,6 +75,7 @@ class Plan:
     forwards: sample passes of an update; a backward pass counts as two.
     flops: operations of an update, over all processes.
     warmup_flops: operations of the critic's turns before the first update, over all processes.
+    watching_flops: operations for the images of all looks at the student, over all processes.
     drawing_flops: operations for the images of the report, over all processes, in `drawing_precision`.
     """
 
@@ -90,6 +91,7 @@ class Plan:
     forwards: float
     flops: float
     warmup_flops: float
+    watching_flops: float
     drawing_flops: float
     drawing_precision: str
 
@@ -104,8 +106,8 @@ class Plan:
 
     @property
     def training_flops(self) -> float:
-        """Operations of all updates, over all processes."""
-        return self.warmup_flops + self.flops * self.loop.steps
+        """Operations of all updates and looks, over all processes."""
+        return self.warmup_flops + self.flops * self.loop.steps + self.watching_flops
 
     def hours(self, tflops: float, drawing_tflops: float) -> float:
         """Hours if each process runs `tflops` 10^12 operations per second without idle time.
@@ -180,11 +182,15 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     costs = [turn.passes * flops.forward + turn.rows * learned for turn in turns]
     drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None
     reference = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
+    watch, every = config.watch, config.watch.every or config.train.grid_every
+    looks = config.train.steps // every + (config.train.steps % every > 0)
+    watched = max(watch.num_images, num_in_grid(GRID_ROWS, shape.num_classes, watch.num_images))
     return {
         "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
         "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
         "drawing_flops": (drawn * steps * (1 + guided) + reference * config.teacher.steps * guided) * flops.forward,
+        "watching_flops": watched * (looks * steps + watch.teacher_steps * guided) * flops.forward,
     }
 
 
@@ -224,6 +230,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         forwards=3 * loop.batch_size,
         flops=loop.batch_size * flops_of(shape, setting).update(setting),
         warmup_flops=0,
+        watching_flops=0,
         drawing_flops=0,
         drawing_precision="no",
     )

@@ -13,11 +13,13 @@ from dar import SiT, SiTConfig
 from distill.config import OptimConfig, RunConfig, TrainConfig
 from distill.models.ema import Ema
 from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
+from distill.objectives.alignment import Aligned
 from distill.objectives.mixture import copies_of
 from distill.objectives.task import models_from
 from distill.training.start import TRAINABLE
 
 EMA = "EMA"
+ENCODER_WIDTHS = {"dinov2": 768, "stored": 768, "embedded": 64}  # of DINOv2-B; what a projector ends in
 SMALL_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in float32
 BLOCK_8BIT = 256  # moments per float32 scale
 TABLES_8BIT = 2 * 256 * 4  # the 256 possible values of an 8-bit moment, for each of the two moments
@@ -60,11 +62,14 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def train_roles(config: TrainConfig, shape: SiTConfig) -> list[Role]:
-    """The trainable teacher and its EMA."""
+    """The trainable teacher, with its projector, and its EMA. An encoder is not counted."""
     with torch.device("meta"):
         model = SiT(shape)
         if config.start.path is not None:
             TRAINABLE[config.start.trainable](model, config.start)
+        if config.repa is not None:
+            width = ENCODER_WIDTHS.get(config.repa.encoder, shape.hidden_size)
+            model = Aligned(model, config.repa, width)
         average = Ema(model, config.flow_matching.ema_decay).module
     return _counted(("teacher", model, config.optim), (EMA, average, None))
 
