@@ -158,7 +158,7 @@ def test_a_model_of_prompts_is_distilled_measured_and_drawn(
             "output": str(tmp_path / "run"),
             "teacher": {"path": str(tmp_path / "painter"), "steps": 3, "cfg_scale": 2.0},
             "student": {"steps": 2},
-            "objective": {"fake_score": {"updates": 1}},
+            "objective": {"fake_score": {"updates": 1, "knows_step": False}},
             "train": {"steps": 2, "batch_size": 4, "accumulation": 2, "grid_every": 1},
             "evaluate": {"num_images": 12, "teacher_reference": None, "bootstrap": 2},
         }

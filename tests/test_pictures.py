@@ -233,7 +233,7 @@ def test_a_run_that_only_trains(tmp_path: Path, capsys: pytest.CaptureFixture[st
     few = [*QUICK, "evaluate.num_images=0", "objective.fake_score.warmup_updates=0"]
     assert main(["run", "quickstart", f"output={tmp_path / 'run'}", *few]) == 0
     assert "report:" not in capsys.readouterr().out
-    assert (tmp_path / "run" / "student").is_dir() and not (tmp_path / "run" / "report").exists()
+    assert (tmp_path / "run" / "student").is_dir() and not (tmp_path / "run" / "report" / "report.html").exists()
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_model: SiT) -> None:

@@ -431,7 +431,7 @@ def test_json_holds_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["peak"] == found["held"] + max(phase["total"] for phase in found["phases"])
     at_50 = found["devices"][-1]
     training = found["flops_per_update"] * found["train"]["steps"] + found["flops_of_warmup"]
-    work = (training + found["flops_of_drawing"]) / 2
+    work = (training + found["flops_of_watching"] + found["flops_of_drawing"]) / 2
     assert at_50["hours"] == pytest.approx(work / 50e12 / 3600)
 
 

@@ -403,7 +403,7 @@ def test_a_model_of_latents_through_the_pipeline(
     config = run_config(
         tmp_path, f"teacher: {{path: {teacher / 'teacher'}, cfg_channels: 3}}\nevaluate: {{vae: {folder}}}\n"
     )
-    more = ["train.batch_size=8", "student.optim.lr=1e-9", "evaluate.reference=embedded"]
+    more = ["train.batch_size=8", "student.optim.lr=1e-9", "evaluate.reference=embedded", "watch.num_images=80"]
     assert main(["run", config, *QUICK, *more]) == 0
     run = tmp_path / "run"
     drawn = drawn_by_hand(run, vae, torch.arange(10).repeat_interleave(8), seed=0)

@@ -51,6 +51,7 @@ def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
         "sample_forwards_per_update": plan.forwards,
         "flops_per_update": plan.flops,
         "flops_of_warmup": plan.warmup_flops,
+        "flops_of_watching": plan.watching_flops,
         "flops_of_drawing": plan.drawing_flops,
         "devices": [
             {"name": name, "memory_gib": memory, "fits": fits, "hours": hours}

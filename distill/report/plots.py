@@ -211,7 +211,7 @@ def _training_plot(panel: Panel, lines: Mapping[str, tuple[np.ndarray, np.ndarra
     for shade, (key, (steps, line)) in zip(shades, lines.items(), strict=True):
         label = re.sub(r"^x0_gap/(bin)?", "t bin " if "/bin" in key else "", key)
         label = re.sub(r"^(last|earlier)_(steps?)/.*", r"\1 \2", label)
-        label = label.removeprefix("watch/away/").replace("_", " ")
+        label = label.removeprefix("watch/away/").replace("_", " ") if key.startswith("watch/") else label
         _trend(ax, steps, np.where(np.isfinite(line), line, np.nan), shade, label)
     if reference is not None:
         ax.axhline(reference, color=FAINT, linewidth=1.1, linestyle=":")

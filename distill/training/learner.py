@@ -125,7 +125,9 @@ class Learner:
                 loss = loss / len(micro_batches)
                 total += loss.detach()
                 self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(trainable_parameters(self.model).values(), self.optim.clip_norm)
+        # accelerate would compare sharded parameters with other models', value by value, to learn whose they are.
+        clip = torch.nn.utils.clip_grad_norm_ if self.accelerator.is_fsdp2 else self.accelerator.clip_grad_norm_
+        norm = clip(trainable_parameters(self.model).values(), self.optim.clip_norm)
         assert norm is not None
         norm = full_tensor(norm)
         # The mean over processes: if one process must stop, all of them stop.
