@@ -41,7 +41,9 @@ def values(tmp_path: Path) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 255, (24, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=pixels, labels=np.arange(24) % 3)
     torch.manual_seed(1)
-    Classifier(ClassifierConfig(image_size=8, widths=(6, 12), num_classes=3)).save_pretrained(tmp_path / "encoder", "a test")
+    Classifier(ClassifierConfig(image_size=8, widths=(6, 12), num_classes=3)).save_pretrained(
+        tmp_path / "encoder", "a test"
+    )
     model = {**vars(SHAPE), "routing": {"kind": "dar", "chunk_size": 2}}
     return {
         "output": str(tmp_path / "run"),

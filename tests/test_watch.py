@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,9 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     given: dict[int, float] = {}
     look = Yardstick.look
 
-    def scored(self: Yardstick, step: int, values: dict[str, float]) -> Look:
-        found = look(self, step, values)
-        return Look(step, found.values, found.away, given.get(step, 9.0))
+    def scored(self: Yardstick, step: int, values: dict[str, float], decay: float | None = None) -> Look:
+        found = look(self, step, values, decay)
+        return replace(found, score=given.get(step, 9.0) - (0.5 if decay else 0))
 
     monkeypatch.setattr(Yardstick, "look", scored)
     return given
@@ -185,6 +186,21 @@ def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: di
     run(last)
     assert equal(weights(tmp_path / "run" / "student_last"), weights(tmp_path / "last" / "student"))
     assert not (tmp_path / "last" / "student_last").exists() and not (tmp_path / "two" / "student_last").exists()
+
+
+def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
+    """At each look the second is half a point better; a run with its decay alone gives that average."""
+    scores |= {2: 1.0}
+    both = {**config, "student": {**config["student"], "more_ema_decays": [0.4]}}
+    run(both)
+    kept = weights(tmp_path / "run" / "student")
+    record = read_log(tmp_path / "run")[1]
+    assert record["watch/score"] == 1.0 and record["watch/score/0.4"] == 0.5
+    alone = {**config, "output": str(tmp_path / "alone"), "student": {**config["student"], "ema_decay": 0.4}}
+    run(alone)
+    assert equal(kept, weights(tmp_path / "alone" / "student"))
+    run(both, from_step=3)
+    assert equal(kept, weights(tmp_path / "run" / "student"))
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -304,13 +320,13 @@ def test_a_sound_run_is_left_alone(config: dict[str, Any], tmp_path: Path, caplo
 
 def test_a_table_of_many_looks_is_short(tmp_path: Path) -> None:
     looks = [Look(step, {"grain": 20.0, "variety": 0.1}, {"grain": 0.5}, abs(step - 41) / 10) for step in range(1, 201)]
-    table = looks_table(looks, 41)
+    watch = Watch(looks, [Event(7, "grain", "warn", "why")], best=40)
+    table = looks_table(watch)
     assert len(table.rows) <= 42 and table.rows[-1][0] == "200" and table.header[:3] == ["update", "score", "grain"]
     assert ["41 (best)", "0.00", "20.0 (+0.5)", "0.100"] in table.rows
-    watch = Watch(looks, [Event(7, "grain", "warn", "why")], best=41)
     page = TrainingPage(tmp_path, "a title")
     page.on_look(watch)
     written = (tmp_path / "report" / "training.html").read_text()
     assert "41 (best)" in written and "update 7: grain: why: warn" in written
-    page.on_look(Watch(looks[:2], best=1))  # too soon
+    page.on_look(Watch(looks[:2], best=0))  # too soon
     assert (tmp_path / "report" / "training.html").read_text() == written

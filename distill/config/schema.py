@@ -225,6 +225,7 @@ class StudentConfig:
         them, train.batch_size then counting trajectories (small models: more gradient per rollout); `shared`, drawn row
         by row, out of one rollout for the whole update, which takes fewer evaluations; `last_step`, the last alone.
     ema_decay: of the average that is saved; at most 0.05^(1 / train.steps), or it would still be where it began.
+    more_ema_decays: of further averages; each is looked at, and the best look's is the one that is saved.
     """
 
     steps: int = 4
@@ -234,11 +235,14 @@ class StudentConfig:
     start: str | None = None
     rollout: str = "random_step"
     ema_decay: float = 0.98
+    more_ema_decays: list[float] = field(default_factory=list)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
 
     def __post_init__(self) -> None:
         at_least(self, "student", 1, "steps")
         at_least(self, "student", 0, "ode_steps")
+        if not all(0 <= decay < 1 for decay in self.more_ema_decays):
+            raise UserError(f"student.more_ema_decays must lie in [0, 1); got {self.more_ema_decays}")
         one_of(self, "student", "rollout", ("random_step", "every_step", "shared", "last_step"))
         ema_decay(self, "student")
         if not 0 < self.shift < math.inf:

@@ -126,8 +126,12 @@ class DistillationTask:
         }
         self.learners = [*networks.values(), self.student]
         frozen = shard_frozen(cast(nn.Module, teacher).to(accelerator.device), accelerator)
-        decay = limited_decay(config.student.ema_decay, config.train.steps)
-        self.ema = Ema(self.student.module, decay, self.student.meta_model)
+        decays = (config.student.ema_decay, *config.student.more_ema_decays)
+        self.emas = {
+            decay: Ema(self.student.module, limited_decay(decay, config.train.steps), self.student.meta_model)
+            for decay in decays
+        }
+        self.ema = self.emas[decays[0]]
         rollout = ROLLOUTS[config.student.rollout](
             config,
             accelerator,
@@ -152,9 +156,9 @@ class DistillationTask:
             data=data,
         )
         self.objective = Mixture(setting)
-        self.watcher = Watcher(setting, self.learners, self.ema, decoder, data_values or {}, on_look)
+        self.watcher = Watcher(setting, self.learners, self.emas, decoder, data_values or {}, on_look)
         self._lag: Any = None
-        accelerator.register_for_checkpointing(self.ema, self.watcher.watch, *self.objective.stateful())
+        accelerator.register_for_checkpointing(*self.emas.values(), self.watcher.watch, *self.objective.stateful())
 
     def check(self) -> None:
         for learner in self.learners:
@@ -164,7 +168,8 @@ class DistillationTask:
         loop = self.config.train
         self.watcher.lower_rates()
         values = self.objective.update(step, log_now=is_logged(step + 1, loop) or self.is_probed(step + 1))
-        self.ema.update(self.student.module)
+        for ema in self.emas.values():
+            ema.update(self.student.module)
         self._lag = values.get(LAG)
         return values
 

@@ -52,15 +52,21 @@ LOWER = 0.5  # what guards take learning rates by
 
 @dataclass(frozen=True)
 class Look:
-    """values: by measure. away: of the watched ones, from the yardstick, in spreads. score: the mean of their sizes."""
+    """values: by measure. away: of the watched ones, from the yardstick, in spreads. score: the mean of their sizes.
+
+    decay: of the average that was looked at, where it is one of `student.more_ema_decays`.
+    """
 
     step: int
     values: dict[str, float]
     away: dict[str, float]
     score: float
+    decay: float | None = None
 
     def figures(self) -> dict[str, float]:
-        """For the log."""
+        """For the log; of a further average its score alone."""
+        if self.decay is not None:
+            return {f"watch/score/{self.decay:g}": self.score}
         named = {f"watch/{name}": value for name, value in self.values.items()}
         return {
             **named,
@@ -117,14 +123,14 @@ class Yardstick:
         known = [name for name in target if spread.get(name, 0.0) > 0 and math.isfinite(target[name])]
         return cls({name: target[name] for name in known}, {name: spread[name] for name in known})
 
-    def look(self, step: int, values: dict[str, float]) -> Look:
+    def look(self, step: int, values: dict[str, float], decay: float | None = None) -> Look:
         away = {
             name: (values[name] - self.target[name]) / self.spread[name]
             for name in self.target
             if math.isfinite(values.get(name, math.nan))
         }
         score = sum(map(abs, away.values())) / len(away) if away else math.inf
-        return Look(step, values, away, score)
+        return Look(step, values, away, score, decay)
 
 
 def spread_of(interval: Any, num: int) -> float:
@@ -150,7 +156,7 @@ def faults(look: Look, lag: float | None, guards: GuardsConfig) -> dict[str, str
 class Watch:
     """What was seen so far; a checkpoint holds it.
 
-    best: the step of the best look; averages: the student's trained weights there, on the CPU. rate: what guards have
+    best: the index of the best look; averages: the student's trained weights there, on the CPU. rate: what guards have
     brought learning rates down to. stopped: whether one ended the training.
     """
 
@@ -161,17 +167,21 @@ class Watch:
     rate: float = 1.0
     stopped: bool = False
 
-    def is_best(self, look: Look) -> bool:
-        """Whether a look is better than all before."""
-        scores = [before.score for before in self.looks if before.step == self.best]
-        return not scores or look.score < scores[0]
-
+    @property
     def best_look(self) -> Look | None:
-        return next((look for look in self.looks if look.step == self.best), None)
+        return None if self.best is None else self.looks[self.best]
+
+    def add(self, look: Look) -> bool:
+        """Take up a look. Returns: whether it is better than all before."""
+        is_best = self.best_look is None or look.score < self.best_look.score
+        self.looks.append(look)
+        if is_best:
+            self.best = len(self.looks) - 1
+        return is_best
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "looks": [[look.step, look.values, look.away, look.score] for look in self.looks],
+            "looks": [[look.step, look.values, look.away, look.score, look.decay] for look in self.looks],
             "events": [[event.step, event.guard, event.action, event.why] for event in self.events],
             "best": self.best,
             "averages": self.averages,

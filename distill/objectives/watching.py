@@ -32,7 +32,8 @@ class Watcher:
     """Draws, measures, keeps the best and acts.
 
     Args:
-        learners: all, whose rates guards lower; the last is the student's.
+        learners: all, whose rates guards lower; the last is the student's. emas: of the student, by decay, the one that
+            guards judge first.
         data: values of the data by measure, on the main process; none where they are not known.
         on_look: called on the main process after each look, with all so far.
     """
@@ -41,12 +42,12 @@ class Watcher:
         self,
         setting: Setting,
         learners: Sequence[Learner],
-        ema: Ema,
+        emas: Mapping[float, Ema],
         decoder: Decoder,
         data: Mapping[str, float],
         on_look: OnLook,
     ) -> None:
-        self.setting, self.learners, self.ema, self.decoder = setting, learners, ema, decoder
+        self.setting, self.learners, self.emas, self.decoder = setting, learners, emas, decoder
         self.config: RunConfig = setting.config
         self.accelerator: Accelerator = setting.accelerator
         self.watch = Watch()
@@ -69,34 +70,37 @@ class Watcher:
             learner.rate_factor = self.watch.rate
 
     def look(self, step: int, lag: float | None, folder: Path) -> dict[str, float]:
-        """Look at the average after update `step`, write its grid and act; all processes have to. Returns: figures."""
-        averaged = self.ema.module
-        sampler = few_step_sampler("student", averaged, self.setting.t_list, self.config.student.ode_steps)
-        images = self._drawn(sampler)
+        """Look at the averages after update `step`, write a grid and act; all processes have to. Returns: figures."""
         if self._teachers is None:
             self._teachers = self._drawn(self._teacher_sampler())
-        look = None
-        if self.accelerator.is_main_process:
-            save_grid(self._shown(images), GRID_ROWS, folder / f"step_{step:08d}.png")
-            look = self._measured(step, images)
-        look = Processes.all().agreed(look)
-        assert look is not None
-        if self.watch.is_best(look):
-            self.watch.best = step
-            self.watch.averages = {name: value.cpu().clone() for name, value in self.ema.averages().items()}
-        self.watch.looks.append(look)
-        self._act(look, lag)
+        figures: dict[str, float] = {}
+        looks = []
+        for number, (decay, ema) in enumerate(self.emas.items()):
+            averaged = ema.module
+            sampler = few_step_sampler("student", averaged, self.setting.t_list, self.config.student.ode_steps)
+            images = self._drawn(sampler)
+            look = None
+            if self.accelerator.is_main_process:
+                if number == 0:
+                    save_grid(self._shown(images), GRID_ROWS, folder / f"step_{step:08d}.png")
+                look = self._measured(step, images, decay if number else None)
+            looks.append(Processes.all().agreed(look))
+            figures |= looks[-1].figures()
+            if self.watch.add(looks[-1]):
+                self.watch.averages = {name: value.cpu().clone() for name, value in ema.averages().items()}
+        self._act(looks[0], lag)
         if self.accelerator.is_main_process:
             self._on_look(self.watch)
-        return {"high_frequency_ratio": look.values["high_frequency_ratio"], **look.figures()}
+        return {"high_frequency_ratio": looks[0].values["high_frequency_ratio"], **figures}
 
     def best_student(self) -> Backbone | None:
         """The average of the best look; None where it is that of the last update, or the best is not picked."""
-        looks = self.watch.looks
-        if not self.config.watch.pick or not looks or self.watch.best == looks[-1].step:
+        best, looks = self.watch.best_look, self.watch.looks
+        if not self.config.watch.pick or best is None or (best.step == looks[-1].step and best.decay is None):
             return None
         device = self.accelerator.device
-        return self.ema.with_averages({name: value.to(device) for name, value in self.watch.averages.items()})
+        first = next(iter(self.emas.values()))
+        return first.with_averages({name: value.to(device) for name, value in self.watch.averages.items()})
 
     def _drawn(self, sampler: Sampler) -> Tensor:
         with self.accelerator.autocast():
@@ -118,10 +122,10 @@ class Watcher:
         """The first rows of a grid of each example."""
         return images.unflatten(0, (-1, self._rows))[:, :GRID_ROWS].flatten(0, 1)
 
-    def _measured(self, step: int, images: Tensor) -> Look:
+    def _measured(self, step: int, images: Tensor, decay: float | None) -> Look:
         assert self._teachers is not None
         self._yardstick = self._yardstick or Yardstick.of(self._teachers, self._labels, self._data)
-        return self._yardstick.look(step, watched_values(images, self._labels, self._teachers))
+        return self._yardstick.look(step, watched_values(images, self._labels, self._teachers), decay)
 
     def _act(self, look: Look, lag: float | None) -> None:
         guards, watch = self.config.watch.guards, self.watch
@@ -140,6 +144,7 @@ class Watcher:
 
     @torch.no_grad()
     def _roll_back(self) -> None:
-        """The student, its average and its optimizer begin anew from the best look."""
-        self.ema.load_averages(self.watch.averages)
+        """The student, its averages and its optimizer begin anew from the best look."""
+        for ema in self.emas.values():
+            ema.load_averages(self.watch.averages)
         self.learners[-1].restart(self.watch.averages)

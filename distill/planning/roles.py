@@ -46,13 +46,13 @@ def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
         teacher = SiT(shape)
         models = models_from(teacher, replace(config, student=replace(config.student, start=None)))
         student = cast(nn.Module, models.student)
-        average = Ema(student, config.student.ema_decay).module
+        averages = [Ema(student, decay).module for decay in (0.0, *config.student.more_ema_decays)]
     return _counted(
         ("teacher", teacher, None),
         ("student", student, config.student.optim),
         *((role, network.model, network.optim) for role, network in models.networks.items()),
         *((name, copy_of(student), None) for name in copies_of(config)),
-        (EMA, average, None),
+        *((EMA, average, None) for average in averages),
     )
 
 

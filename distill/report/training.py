@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from distill.files import write_text
@@ -21,14 +20,15 @@ MOST_ROWS = 40
 AT_MOST_EVERY = 60.0  # a page takes a second or two, which short trainings would notice
 
 
-def looks_table(looks: Sequence[Look], best: int | None) -> TextTable:
-    """Looks by row: the values, how far from their yardsticks they are, and the score. best: the step of the best."""
+def looks_table(watch: Watch) -> TextTable:
+    """Looks by row: the values, how far from their yardsticks they are, and the score."""
+    looks, best = watch.looks, watch.best_look
     names = [name for name in SHOWN if any(name in look.values for look in looks)]
     every = -(-len(looks) // MOST_ROWS)
-    kept = [look for i, look in enumerate(looks) if i % every == 0 or look.step == best or look is looks[-1]]
+    kept = [look for i, look in enumerate(looks) if i % every == 0 or look is best or look is looks[-1]]
     rows = [
         [
-            f"{look.step}{' (best)' if look.step == best else ''}",
+            f"{_name(look)}{' (best)' if look is best else ''}",
             f"{look.score:.2f}",
             *(_cell(look, name) for name in names),
         ]
@@ -66,7 +66,7 @@ class TrainingPage:
         html = template("training.html.j2").render(
             title=self._title,
             pictures=pictures,
-            table=looks_table(watch.looks, watch.best) if watch.looks else None,
+            table=looks_table(watch) if watch.looks else None,
             events=[str(event) for event in watch.events],
             span=f"{steps} updates" + (f", {duration(seconds)}" if seconds is not None else ""),
         )
@@ -74,6 +74,10 @@ class TrainingPage:
         write_text(path, html)
         self._written = time.monotonic()
         return path
+
+
+def _name(look: Look) -> str:
+    return str(look.step) if look.decay is None else f"{look.step}, EMA {look.decay:g}"
 
 
 def _cell(look: Look, name: str) -> str:

@@ -214,7 +214,7 @@ def write_run_report(
     )
     page = replace(
         page,
-        looks=looks_table(watch.looks, watch.best) if watch.looks else None,
+        looks=looks_table(watch) if watch.looks else None,
         events=[str(event) for event in watch.events],
         notes=[*page.notes, *_choice(config, watch)],
     )
@@ -223,10 +223,12 @@ def write_run_report(
 
 def _choice(config: RunConfig, watch: Watch) -> list[str]:
     """Which student was kept, and why, where it is not that of the last update."""
-    best, last = watch.best_look(), watch.looks[-1] if watch.looks else None
+    best, last = watch.best_look, next((look for look in reversed(watch.looks) if look.decay is None), None)
     if not config.watch.pick or best is None or last is None or best is last:
         return []
+    of = "" if best.decay is None else f", its average with a decay of {best.decay:g}"
     return [
-        f"The student is that of update {best.step} of {last.step}, the look with the lowest score, {best.score:.2f} "
-        f"against {last.score:.2f} at the end (the table under Training); student_last is that of the last update."
+        f"The student is that of update {best.step} of {last.step}{of}, the look with the lowest score, "
+        f"{best.score:.2f} against {last.score:.2f} at the end (the table under Training); student_last is that of the "
+        "last update."
     ]
