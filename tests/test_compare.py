@@ -14,6 +14,7 @@ from dar import SiT
 from distill.assets import asset
 from distill.cli import main
 from distill.sampling.samplers import save_student
+from distill.verbs.compare import _short
 from tests.conftest import perturbed
 
 QUICK = ["--num-images", "20", "--steps", "2", "--batch-size", "20", "--offline"]
@@ -98,3 +99,17 @@ def test_what_cannot_be_compared_is_one_line(
     said = capsys.readouterr().err
     assert line in said and "Traceback" not in said
     assert not Path("page").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["plain/seed0", "dar/seed0"], ["plain", "dar"]),
+        (["r/a/x", "r/a/y", "r/b/x"], ["a/x", "a/y", "b/x"]),
+        (["runs/a/student", "runs/b/student"], ["a", "b"]),
+        (["r/a", "r/a"], ["a", "a"]),  # which is refused
+    ],
+)
+def test_arms_are_called_by_what_tells_their_folders_apart(paths: list[str], names: list[str]) -> None:
+    assert _short(paths) == names
