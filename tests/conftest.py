@@ -117,3 +117,4 @@ def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
         return folder / "report.html"
 
     monkeypatch.setattr("distill.verbs.run.write_report", written)
+    monkeypatch.setattr("distill.verbs.run.TrainingPage.write", lambda *_: None)

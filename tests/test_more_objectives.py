@@ -130,14 +130,15 @@ def changed(values: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> 
     return result
 
 
+@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize("name", RUNS)
 def test_each_goes_through_run_and_is_resumed(values: dict[str, Any], tmp_path: Path, name: str) -> None:
     config = changed(values, RUNS[name], tmp_path)
-    whole = run({**config, "output": str(tmp_path / "whole")})
+    whole = run(config)
     assert whole is not None
-    run({**config, "output": str(tmp_path / "parts")})
-    run({**config, "output": str(tmp_path / "parts")}, from_step=1)
-    for a, b in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
+    log = read_log(whole.folder)
+    run(config, from_step=1)
+    for a, b in zip(log, read_log(whole.folder), strict=True):
         a.pop("elapsed_s"), b.pop("elapsed_s")
         assert a == b and all(np.isfinite(value) for value in a.values()) and "student/loss" in a
     before, after = (SiT.from_pretrained(folder).state_dict() for folder in (tmp_path / "base", whole.student))
@@ -334,9 +335,9 @@ def test_regression_is_zero_at_the_teacher(values: dict[str, Any], tmp_path: Pat
     task = task_of({**values, "objective": {"name": "regression", "pairs": pairs, "distance": "mse"}})
     ours = member(task, "regression")
     batch = ours.batch(0, 0, torch.Generator())
-    assert float(ours.loss(None, *batch)[0]) < 1e-6  # x0 is kept in float16
+    assert float(ours.loss(None, *batch)[0].detach()) < 1e-6  # x0 is kept in float16
     perturbed(task.student.module, seed=7)
-    assert float(ours.loss(None, *batch)[0]) > 1e-3
+    assert float(ours.loss(None, *batch)[0].detach()) > 1e-3
 
 
 def test_pairs_are_made_once_and_of_one_teacher(values: dict[str, Any], tmp_path: Path, capsys, monkeypatch) -> None:
@@ -421,11 +422,11 @@ def test_preferences_begin_at_ln_2_and_are_learnt(values: dict[str, Any], tmp_pa
     ours = member(task, "preference")
     batch = ours.batch(0, 0, torch.Generator().manual_seed(0))
     loss, (margin,) = ours.loss(None, *batch)
-    assert float(loss) == pytest.approx(np.log(2), rel=1e-6) and not margin.any()
+    assert float(loss.detach()) == pytest.approx(np.log(2), rel=1e-6) and not margin.any()
     for step in range(60):
         task.update(step)
     loss, (margin,) = ours.loss(None, *batch)
-    assert float(loss) < np.log(2) and float(margin.mean()) > 0.5
+    assert float(loss.detach()) < np.log(2) and float(margin.mean()) > 0.5
     x0_w, x0_l, eps, t, y = batch
     with torch.no_grad():
         gains = [
@@ -488,7 +489,7 @@ def test_a_ring_keeps_its_modes_under_every_objective(monkeypatch: pytest.Monkey
     module = script("distil_ring")
     ring = module.Ring()
     net = module.fitted(ring, 800)
-    short = ["train.steps=60", "objective.fake_score.updates=3"]
+    short = ["train.steps=60", "objective.fake_score.updates=2"]
     for name, overrides in RING.items():
         found = module.distil(module.configured([*short, *overrides.split()], 0), ring, net)
         assert found.modes == module.MODES, name

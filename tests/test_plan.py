@@ -367,7 +367,7 @@ def test_the_critics_warm_up_takes_its_time() -> None:
 
 def test_looks_are_counted() -> None:
     """In 100 updates four, of 100 images in 4 steps each, and the teacher's in 10 guided ones."""
-    watch = WatchConfig(every=30, num_images=100)
+    watch = WatchConfig(every=30, num_images=100, teacher_steps=10)
     config = RunConfig("out", train=LoopConfig(steps=100, batch_size=8), watch=watch)
     plan = plan_run(config, replace(SHAPE, num_classes=10), Launch())
     passes = 100 * (4 * 4 + 10 * 2)

@@ -176,6 +176,7 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
     scores |= {1: 3.0, 2: 1.0, 3: 2.0}
     run(config)
@@ -188,6 +189,7 @@ def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: di
     assert not (tmp_path / "last" / "student_last").exists() and not (tmp_path / "two" / "student_last").exists()
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
     """At each look the second is half a point better; a run with its decay alone gives that average."""
     scores |= {2: 1.0}
@@ -203,6 +205,7 @@ def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: di
     assert equal(kept, weights(tmp_path / "run" / "student"))
 
 
+@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize("after", [1, 3])
 def test_the_best_look_is_resumed(config: dict[str, Any], scores: dict[int, float], tmp_path: Path, after: int) -> None:
     """A later best is forgotten where the run goes another way from before it."""
@@ -224,11 +227,18 @@ def test_the_page_says_which_student_it_is(config: dict[str, Any], scores: dict[
     page = done.report.read_text()
     assert "The student is that of update 2 of 4, the look with the lowest score, 1.00 against 9.00" in page
     assert "Looks on the way" in page and "2 (best)" in page
+    assert not (tmp_path / "run" / "report" / "training.html").exists()  # of so short a run
+
+
+def test_a_page_on_the_way(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
+    scores |= {2: 1.0}
+    run(config)
     on_the_way = (tmp_path / "run" / "report" / "training.html").read_text()
     assert "2 (best)" in on_the_way and 'http-equiv="refresh"' in on_the_way
     assert "Looks: score" in on_the_way
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_what_guards_do_and_that_it_is_resumed(
     config: dict[str, Any], scores: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
@@ -270,6 +280,7 @@ def test_what_guards_do_and_that_it_is_resumed(
             assert {k: v for k, v in a.items() if k != "elapsed_s"} == {k: v for k, v in b.items() if k != "elapsed_s"}
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_look_that_fails_loses_no_update(config: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no look")
@@ -312,6 +323,7 @@ def test_faults_are_seen(config: dict[str, Any], tmp_path: Path, changes: dict[s
     assert f"update 10: {guard}: " in page
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_sound_run_is_left_alone(config: dict[str, Any], tmp_path: Path, caplog) -> None:
     with caplog.at_level("WARNING", logger="distill"):
         run(shipped(config, {}))
@@ -325,7 +337,9 @@ def test_a_table_of_many_looks_is_short(tmp_path: Path) -> None:
     assert len(table.rows) <= 42 and table.rows[-1][0] == "200" and table.header[:3] == ["update", "score", "grain"]
     assert ["41 (best)", "0.00", "20.0 (+0.5)", "0.100"] in table.rows
     page = TrainingPage(tmp_path, "a title")
-    page.on_look(watch)
+    page.on_look(watch)  # too soon
+    assert not (tmp_path / "report").exists()
+    page.write(watch)
     written = (tmp_path / "report" / "training.html").read_text()
     assert "41 (best)" in written and "update 7: grain: why: warn" in written
     page.on_look(Watch(looks[:2], best=0))  # too soon

@@ -50,8 +50,8 @@ class WatchConfig:
     """
 
     every: int | None = None
-    num_images: int = 100
-    teacher_steps: int = 10
+    num_images: int = 80
+    teacher_steps: int = 5
     pick: bool = True
     guards: GuardsConfig = field(default_factory=GuardsConfig)
 

@@ -12,7 +12,7 @@ The best look is the one of the lowest score. It is a rule of thumb and two-side
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from distill.config import GuardsConfig
-from distill.metrics import measure
+from distill.metrics import MEASURES, Interval
+from distill.metrics.registry import Context
 
 WATCHED = (
     "high_frequency_ratio",
@@ -90,9 +91,19 @@ class Event:
 
 def watched_values(images: Tensor, labels: Tensor, teachers: Tensor | None) -> dict[str, float]:
     """The values of `SHOWN` that pictures have; labels [N]; teachers: the teacher's from the same noise."""
-    found = measure(images, labels, data=None, extractor=None, paired_to=teachers, num_bootstrap=0)
-    values = {name: found[name].value for name in SHOWN if name in found}
+    found = _measured(SHOWN, images, labels, teachers, num_bootstrap=0)
+    values = {name: interval.value for name, interval in found.items()}
     return {**values, "variety": float(varieties(images, labels).mean())}
+
+
+def _measured(
+    names: Sequence[str], images: Tensor, labels: Tensor, teachers: Tensor | None, *, num_bootstrap: int
+) -> dict[str, Interval]:
+    """Measures by name, of those that pictures have."""
+    images, paired_to = images.cpu().float(), None if teachers is None else teachers.cpu().float()
+    context = Context(images, labels.cpu(), None, None, None, None, paired_to, seed=0, num_bootstrap=num_bootstrap)
+    computed = {name: MEASURES[name].compute(context) for name in names if name in MEASURES}
+    return {name: interval for name, interval in computed.items() if interval is not None}
 
 
 def varieties(images: Tensor, labels: Tensor) -> Tensor:
@@ -115,8 +126,8 @@ class Yardstick:
     @classmethod
     def of(cls, teachers: Tensor, labels: Tensor, data: Mapping[str, float]) -> Yardstick:
         """From the teacher's pictures, and the data's values by measure, which are the target where they are known."""
-        found = measure(teachers, labels, data=None, extractor=None, num_bootstrap=RESAMPLES)
-        spread = {name: spread_of(found[name], len(teachers)) for name in WATCHED if name in found}
+        found = _measured(WATCHED, teachers, labels, None, num_bootstrap=RESAMPLES)
+        spread = {name: spread_of(interval, len(teachers)) for name, interval in found.items()}
         spread["variety"] = float(varieties(teachers, labels).std())
         own = watched_values(teachers, labels, None)
         target = {name: data.get(name, own[name]) for name in WATCHED if name in own}
@@ -133,7 +144,7 @@ class Yardstick:
         return Look(step, values, away, score, decay)
 
 
-def spread_of(interval: Any, num: int) -> float:
+def spread_of(interval: Interval, num: int) -> float:
     """The standard deviation of one picture to the next, from the interval of a mean over `num`."""
     return (interval.high - interval.low) / (2 * HALF_WIDTH) * math.sqrt(num)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -45,14 +44,21 @@ def looks_table(watch: Watch) -> TextTable:
 
 
 class TrainingPage:
-    """`report/training.html` in the folder of a run, written anew at looks, at most once in `AT_MOST_EVERY` seconds."""
+    """`report/training.html` in the folder of a run, written at looks, but no sooner than `AT_MOST_EVERY` seconds after
+    the start and the time before.
+    """
 
     def __init__(self, folder: Path, title: str) -> None:
         self._folder, self._title = folder, title
-        self._written = -math.inf
+        self._written = time.monotonic()
 
     def on_look(self, watch: Watch) -> None:
         if time.monotonic() - self._written >= AT_MOST_EVERY:
+            self.write(watch)
+
+    def finish(self, watch: Watch, *, has_report: bool) -> None:
+        """Write the last one; none where there was none before, and a report shows the same."""
+        if not has_report or (self._folder / "report" / PAGE).is_file():
             self.write(watch)
 
     def write(self, watch: Watch) -> Path:

@@ -102,7 +102,7 @@ def run(
     with frozen_in(precision, cast(nn.Module, models.teacher)):
         run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
     if accelerator.is_main_process:
-        page.write(task.watcher.watch)
+        page.finish(task.watcher.watch, has_report=config.evaluate.num_images > 0)
     averaged, t_list, watch, best = task.averaged_student, task.t_list, task.watcher.watch, task.watcher.best_student()
     del task, models  # their memory is for drawing
     let_go(accelerator)
