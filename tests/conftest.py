@@ -28,6 +28,18 @@ if not torch.cuda.is_available():  # before any kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+SLOW_FIRST = (
+    "test_processes.py",
+    "test_docs.py",
+    "test_python.py",
+    "test_cli.py",
+)  # so that none is left alone at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW_FIRST)
+
+
 def tiny_config(**changes) -> SiTConfig:
     values = {
         "input_size": 8,

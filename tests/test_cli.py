@@ -39,7 +39,14 @@ data: {{name: {name}, path: {data}}}
 train: {{steps: 2, batch_size: 4, log_every: 1, grid_every: 2, save_every: 1}}
 grid_steps: 2
 """
-QUICK = ["train.steps=2", "train.batch_size=2", "evaluate.num_images=20", "evaluate.bootstrap=4", "teacher.steps=3"]
+QUICK = [
+    "train.steps=2",
+    "train.batch_size=2",
+    "evaluate.num_images=20",
+    "evaluate.bootstrap=4",
+    "teacher.steps=3",
+    "watch.num_images=10",
+]
 
 
 def write_idx(folder: Path, num: int = 8) -> Path:

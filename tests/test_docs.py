@@ -37,7 +37,7 @@ KINDS = {"bash run", "python run", "bash", "python", "yaml", "text", "mermaid", 
 # What makes a command a matter of seconds.
 SHORT = {
     "run": "train.steps=1 train.batch_size=2 objective.fake_score.warmup_updates=0 teacher.steps=2 "
-    "evaluate.num_images=10 evaluate.bootstrap=2",
+    "evaluate.num_images=10 evaluate.bootstrap=2 watch.num_images=10 watch.teacher_steps=2",
     "train": "train.steps=1 train.batch_size=4 grid_steps=2",
     "sample": "--num-images 10 --steps 2",
     "evaluate": "--num-images 10 --steps 2",

@@ -53,7 +53,7 @@ class Watcher:
         self.watch = Watch()
         self._data, self._on_look = data, on_look
         examples = num_rows(setting.condition.examples())
-        self._rows = max(GRID_ROWS, -(-self.config.watch.num_images // examples))
+        self._rows = -(-self.config.watch.num_images // examples)
         self._y = grid_conditions(setting.condition, self._rows)
         self._labels = setting.condition.groups(self._y)
         self._teachers: Tensor | None = None
@@ -82,7 +82,8 @@ class Watcher:
             look = None
             if self.accelerator.is_main_process:
                 if number == 0:
-                    save_grid(self._shown(images), GRID_ROWS, folder / f"step_{step:08d}.png")
+                    shown = images.unflatten(0, (-1, self._rows))[:, :GRID_ROWS]
+                    save_grid(shown.flatten(0, 1), shown.shape[1], folder / f"step_{step:08d}.png")
                 look = self._measured(step, images, decay if number else None)
             looks.append(Processes.all().agreed(look))
             figures |= looks[-1].figures()
@@ -117,10 +118,6 @@ class Watcher:
     def _teacher_sampler(self) -> Sampler:
         model: Any = self.setting.teacher.model
         return teacher_sampler("teacher", model, self.config.teacher, self.config.watch.teacher_steps)
-
-    def _shown(self, images: Tensor) -> Tensor:
-        """The first rows of a grid of each example."""
-        return images.unflatten(0, (-1, self._rows))[:, :GRID_ROWS].flatten(0, 1)
 
     def _measured(self, step: int, images: Tensor, decay: float | None) -> Look:
         assert self._teachers is not None

@@ -184,7 +184,8 @@ def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[
     reference = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
     watch, every = config.watch, config.watch.every or config.train.grid_every
     looks = config.train.steps // every + (config.train.steps % every > 0)
-    watched = max(watch.num_images, num_in_grid(GRID_ROWS, shape.num_classes, watch.num_images))
+    examples = len(ClassLabels(shape.num_classes).examples())
+    watched = -(-watch.num_images // examples) * examples
     return {
         "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
