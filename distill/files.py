@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -19,6 +21,14 @@ def new_folder(path: str, name: str = "--output", begun: str = "") -> Path:
     if folder.exists() and (not folder.is_dir() or any(entry.name != begun for entry in folder.iterdir())):
         raise UserError(f"{name} {folder} is not empty; choose another or remove it")
     return folder
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises: UserError where it is damaged; FileNotFoundError where it is missing."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

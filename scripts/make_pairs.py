@@ -42,6 +42,7 @@ def make_pairs(args: argparse.Namespace) -> None:
     index = {
         "teacher": weights_hash(sampler.model),
         "sampler": sampler.description,
+        "cfg_scale": args.cfg_scale,
         "seed": args.seed,
         "num": args.num,
         "sample_shape": list(sampler.model.sample_shape),

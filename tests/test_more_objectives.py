@@ -25,10 +25,10 @@ from distill.objectives.f_distill import WEIGHTS, RunningMeans
 from distill.objectives.preference import errors
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import interpolate, shift_t, unshift_t
-from distill.training.run_log import read_log
 from distill.verbs.run import load_data, run
 from tests.conftest import critic, perturbed, tiny_config
 from tests.gaussian_roles import gaussian_task
+from tests.test_resume import without_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,11 +136,10 @@ def test_each_goes_through_run_and_is_resumed(values: dict[str, Any], tmp_path: 
     config = changed(values, RUNS[name], tmp_path)
     whole = run(config)
     assert whole is not None
-    log = read_log(whole.folder)
+    log = without_time(whole.folder)
     run(config, from_step=1)
-    for a, b in zip(log, read_log(whole.folder), strict=True):
-        a.pop("elapsed_s"), b.pop("elapsed_s")
-        assert a == b and all(np.isfinite(value) for value in a.values()) and "student/loss" in a
+    assert without_time(whole.folder) == log
+    assert all("student/loss" in record and np.isfinite(list(record.values())).all() for record in log)
     before, after = (SiT.from_pretrained(folder).state_dict() for folder in (tmp_path / "base", whole.student))
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
@@ -172,6 +171,30 @@ def test_what_does_not_go_together_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as raised:
         task_of(changed(values, changes, tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_data_of_another_kind_are_refused_before_the_first_update(values: dict[str, Any], tmp_path: Path) -> None:
+    values["mix"] = {"gan": {}}
+
+    def refusal(images: np.ndarray, labels: np.ndarray, **changes: Any) -> str:
+        np.savez(tmp_path / "data.npz", images=images, labels=labels)
+        with pytest.raises(ValueError) as raised:
+            run({**values, **changes})
+        assert not (tmp_path / "run").exists()
+        return str(raised.value)
+
+    noise = np.random.default_rng(0).integers(0, 255, (24, 16, 16, 1), dtype=np.uint8)
+    assert "has samples of shape (1, 16, 16); the model takes (1, 8, 8)" in refusal(noise, np.arange(24) % 3)
+    assert "has 5 classes; the model is conditioned on 3 classes" in refusal(noise[:, :8, :8], np.arange(24) % 5)
+    # An update makes samples at both steps of the list, and takes as many pictures.
+    few = refusal(noise[:6, :8, :8], np.arange(6) % 3)
+    assert "8 is larger than the data set (6 samples)" in few
+
+
+def test_an_update_takes_no_pair_twice(values: dict[str, Any], tmp_path: Path) -> None:
+    objective = {"name": "regression", "pairs": pairs_of(tmp_path), "batch_size": 14}
+    with pytest.raises(UserError, match="holds 12 pairs; an update takes 14"):
+        task_of({**values, "objective": objective})
 
 
 def test_a_student_starts_as_another_model(values: dict[str, Any], tmp_path: Path) -> None:
@@ -241,16 +264,6 @@ def test_the_students_gradient_through_the_discriminator(values: dict[str, Any])
         loss(x0).backward()
         assert all(p.grad is None for network in networks for p in network.parameters())
         assert any(p.requires_grad for p in networks[1].parameters())
-
-
-class Toy:
-    """Samples at -1 and data at +1, seen as they are."""
-
-    feature_shape = (16, 1)
-    blocks = (0, 0)
-
-    def features(self, x_t: Tensor, t: Tensor, y: Tensor, after: list[int]) -> list[Tensor]:
-        return [x_t.flatten(2).transpose(1, 2)] * len(after)
 
 
 def test_heads_come_to_tell_data_from_samples(values: dict[str, Any]) -> None:
@@ -356,13 +369,15 @@ def test_pairs_are_made_once_and_of_one_teacher(values: dict[str, Any], tmp_path
     assert made.main(other) == 0
     assert files[0].stat().st_mtime_ns == kept and files[1].read_bytes() == missing
     assert made.main([*other, "--seed", "2"]) == 2 and "holds pairs of another seed: 1" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"was drawn by 1 euler steps, cfg_scale 1\.5; teacher\.cfg_scale is 3"):
+    with pytest.raises(UserError, match=r"was drawn at cfg_scale 1\.5; teacher\.cfg_scale is 3"):
         task_of({**config, "teacher": {**values["teacher"], "cfg_scale": 3.0}})
-    perturbed(SiT(tiny_config()), seed=9).save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="holds pairs of another teacher"):
-        task_of(config)
+    third = files[2].read_bytes()
     files[2].write_bytes(b"no")
     with pytest.raises(UserError, match=r"pairs_00002\.safetensors is damaged"):
+        task_of(config)
+    files[2].write_bytes(third)
+    perturbed(SiT(tiny_config()), seed=9).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="holds pairs of another teacher"):
         task_of(config)
 
 
@@ -493,7 +508,7 @@ def test_a_ring_keeps_its_modes_under_every_objective(monkeypatch: pytest.Monkey
     for name, overrides in RING.items():
         found = module.distil(module.configured([*short, *overrides.split()], 0), ring, net)
         assert found.modes == module.MODES, name
-        assert found.distance < 0.3, (name, found)
+        assert found.distance < 0.3 and found.outside < 0.4, (name, found)
 
 
 def test_every_objective_has_a_test() -> None:

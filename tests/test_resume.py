@@ -65,6 +65,11 @@ def distillation_task(config: RunConfig, model: SiT) -> tuple[DistillationTask, 
     return DistillationTask(config, models_of(config, roles), accelerator, 1.0), accelerator
 
 
+def resumed(folder: Path) -> None:
+    task, accelerator, loop = teacher_task(folder, 2)
+    run_loop(task, loop, accelerator, folder, resume=True)
+
+
 def state_of(*modules: torch.nn.Module) -> list[torch.Tensor]:
     return [value.clone() for module in modules for value in module.state_dict().values()]
 
@@ -181,7 +186,7 @@ def test_a_checkpoint_that_asks_to_run_code_is_refused(tmp_path: Path) -> None:
         whole = path.read_bytes()
         torch.save(Harm(), path)
         with pytest.raises(ValueError, match=rf"custom_checkpoint_{number}\.pkl asks to run posix\.mkdir"):
-            load_checkpoint(teacher_task(tmp_path, 2)[1], tmp_path)
+            resumed(tmp_path)
         assert not (tmp_path / "harm").exists()
         path.write_bytes(whole)
 
@@ -227,6 +232,17 @@ def test_a_failed_save_leaves_the_last_checkpoint_alone(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"step 2 .*No space left on device.*step_00000001"):
         save_checkpoint(accelerator, tmp_path, 2, keep=2)
     assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
+
+
+def test_a_checkpoint_of_another_version_is_told_from_a_damaged_one(
+    tmp_path: Path, run_config: RunConfig, tiny_model: SiT
+) -> None:
+    task, accelerator = distillation_task(run_config, tiny_model)
+    run_loop(task, replace(run_config.train, steps=1), accelerator, tmp_path)
+    (checkpoints(tmp_path)[0] / "custom_checkpoint_1.pkl").unlink()
+    task, accelerator = distillation_task(run_config, tiny_model)
+    with pytest.raises(UserError, match=r"holds 3 states .*, this version keeps 4: another version wrote it"):
+        run_loop(task, run_config.train, accelerator, tmp_path, resume=True)
 
 
 def test_a_diverged_run_keeps_its_last_checkpoint(tmp_path: Path, run_config: RunConfig, tiny_model: SiT) -> None:
@@ -333,4 +349,4 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
     path = checkpoints(tmp_path)[-1] / name
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"step_00000002 is damaged: .*; remove it to go on from the one before"):
-        load_checkpoint(teacher_task(tmp_path, 2)[1], tmp_path)
+        resumed(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from distill.errors import UserError
@@ -26,6 +27,12 @@ def within(owner: Any, section: str, low: float, high: float, *names: str) -> No
 def ema_decay(owner: Any, section: str) -> None:
     if not 0 <= owner.ema_decay < 1:  # at 1 the average would never move
         raise UserError(f"{section}.ema_decay must lie in [0, 1); got {owner.ema_decay:g}")
+
+
+def t_list(name: str, values: list[float]) -> None:
+    """Timesteps of a student, from noise to data."""
+    if not values or not all(0 < low < high for low, high in pairwise([*reversed(values), 1.0 + 1e-6])):
+        raise UserError(f"{name} must fall from at most 1 and stay above 0; got {values}")
 
 
 def one_of(owner: Any, section: str, name: str, allowed: tuple[str, ...]) -> None:

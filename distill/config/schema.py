@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
+from distill.config import checks
 from distill.config.checks import at_least, ema_decay, one_of, within
 from distill.config.repa import RepaConfig
 from distill.config.times import TConfig
@@ -251,8 +251,7 @@ class StudentConfig:
             self._check_t_list(self.t_list)
 
     def _check_t_list(self, t_list: list[float]) -> None:
-        if not t_list or not all(0 < low < high for low, high in pairwise([*reversed(t_list), 1.0 + 1e-6])):
-            raise UserError(f"student.t_list must fall from at most 1 and stay above 0; got {t_list}")
+        checks.t_list("student.t_list", t_list)
         if len(t_list) != self.steps:
             raise UserError(f"student.t_list has {len(t_list)} values; student.steps is {self.steps}")
         if self.shift != 1:

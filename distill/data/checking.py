@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distill.conditions import Condition
 from distill.config import DataConfig
 from distill.data.base import Dataset
 from distill.errors import UserError
@@ -25,6 +26,17 @@ from distill.progress import logger, progress_bar
 STD_RANGE = (0.05, 3.0)  # images in [-1, 1] have 0.2 to 0.7, latents at their scale 1, and SD's without it 5.5
 BATCH = 64
 MAX_WORKERS = 8
+
+
+def check_fits(data: Dataset, sample_shape: tuple[int, ...], condition: Condition, path: str) -> None:
+    """See that a model of such samples and conditions can learn from the data in `path`. Raises: UserError."""
+    if tuple(data.sample_shape) != tuple(sample_shape):
+        raise UserError(f"{path} has samples of shape {data.sample_shape}; the model takes {sample_shape}")
+    if not condition.includes(data.condition):
+        raise UserError(
+            f"{path} has {data.condition}; the model is conditioned on {condition} (start.classes of `train` gives a "
+            "pretrained model others)"
+        )
 
 
 def check_samples(data: Dataset, config: DataConfig) -> float:

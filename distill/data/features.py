@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import read_json, write_text
 
 INDEX_FILE, FEATURES_FILE = "features.json", "features.npy"
 
@@ -48,11 +48,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no features (no {INDEX_FILE}); make some with scripts/cache_features.py")
-    try:
-        index = dict(json.loads(file.read_text()))
-        return {**index, "num": int(index["num"]), "done": int(index["done"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    index = read_json(file)
+    if not all(isinstance(index.get(name), int) for name in ("num", "done")):
+        raise UserError(f"{file} is damaged: it must hold num and done, whole numbers")
+    return index
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch, take_rows
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import read_json, write_text
 
 INDEX_FILE = "pairs.json"
 SHARD = 1000
@@ -53,7 +53,8 @@ def write_shard(folder: Path, first: int, x0: Tensor, y: ConditionBatch) -> None
 class Pairs:
     """The pairs in a folder.
 
-    index: what `pairs.json` says: `teacher` (the hash of its weights), `sampler`, `seed`, `num`, `sample_shape`.
+    index: what `pairs.json` says: `teacher` (the hash of its weights), `sampler`, `cfg_scale`, `seed`, `num`,
+        `sample_shape`.
 
     Raises: UserError where a file is missing or damaged.
     """
@@ -84,10 +85,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no pairs (no {INDEX_FILE}); make some with scripts/make_pairs.py")
-    try:
-        index = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    index = read_json(file)
     if index.get("version") != VERSION:
         raise UserError(f"{file} is of version {index.get('version')}; this one reads {VERSION}")
     return index

@@ -3,8 +3,20 @@
 May import training, sampling, conformance, metrics, render and what stands below them. The loop knows none of them.
 """
 
-from distill.objectives.base import OBJECTIVES, Cost, Network, Objective, Samples, Setting, Turn, register
+from distill.objectives.base import (
+    OBJECTIVES,
+    Cost,
+    Network,
+    Objective,
+    ObjectiveConfig,
+    Samples,
+    Setting,
+    Turn,
+    register,
+)
 from distill.objectives.critic import FakeScoreConfig
+
+# Registered first, it is the objective of a section without a name.
 from distill.objectives.dmd import Dmd, DmdConfig  # isort: split
 
 from distill.objectives.decoupled_dmd import DecoupledDmd, DecoupledDmdConfig
@@ -36,6 +48,7 @@ __all__ = [
     "GanConfig",
     "Network",
     "Objective",
+    "ObjectiveConfig",
     "Preference",
     "PreferenceConfig",
     "Regression",

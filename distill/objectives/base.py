@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.conditions import Condition, ConditionBatch
 from distill.config import OptimConfig, RunConfig
+from distill.config.checks import at_least
 from distill.data import Dataset
 from distill.models.backbone import Backbone
 from distill.objectives.rollouts import Rollout
@@ -105,10 +106,21 @@ class Setting:
     data: Dataset | None
 
 
+@dataclass
+class ObjectiveConfig:
+    """What the section of every objective has. weight: of its loss, beside those of `mix`."""
+
+    name: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(self, "objective", 0, "weight")
+
+
 class Objective(ABC):
     """What a student learns by: a loss, the networks that it needs, the data that it needs, the figures that it logs.
 
-    title: its name for people. Config: the dataclass of its section; its first fields are `name` and `weight`.
+    title: its name for people. Config: the dataclass of its section, an `ObjectiveConfig`.
     needs_data: whether `data` must name a data set. on_samples: whether its loss is of the student's samples.
     headline: figures of the log that stand beside the progress bar, by a short name.
 

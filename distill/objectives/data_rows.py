@@ -21,7 +21,7 @@ def data_rows(
 
     data: in place of the run's own.
     """
-    data = data or setting.data
+    data = setting.data if data is None else data
     assert data is not None
     indices = shuffled_indices(len(data), num_rows, number, setting.config.train.seed)
     x0, y = data.batch(local_rows(indices, setting.accelerator), rank_noise(generator, setting.accelerator))

@@ -26,7 +26,7 @@ from distill.models.step_aware import StepAware
 from distill.objectives.base import Network, Setting, Turn
 from distill.objectives.critic import ROLE as FAKE_SCORE
 from distill.objectives.data_rows import data_rows
-from distill.objectives.noising import t_and_eps
+from distill.objectives.noising import noise_rows, t_and_eps
 from distill.objectives.rollouts import ROLLOUTS
 from distill.sampling import interpolate
 from distill.seeds import generator_for
@@ -128,11 +128,11 @@ class Discriminator:
             inputs = setting.rollout.inputs(generator)
             num_rows = len(inputs.x_in) * setting.accelerator.num_processes
             t, eps = t_and_eps(setting, self.config.t, step, num_rows, generator)
-            _, eps_real = t_and_eps(setting, self.config.t, step, num_rows, generator)
-            _, nudge = t_and_eps(setting, self.config.t, step, num_rows, generator)
+            eps_real = noise_rows(setting, num_rows, generator)
+            nudge = (noise_rows(setting, num_rows, generator),) if self.config.r1_weight else ()
             real, y_real = data_rows(setting, number, num_rows, generator)
             x0 = setting.rollout.finished(inputs)
-            batch = (x0, eps, t, inputs.y, real, eps_real, y_real, nudge)
+            batch = (x0, eps, t, inputs.y, real, eps_real, y_real, *nudge)
             values, (on_real, on_fake) = self._teach(number, *batch)
             values |= {"real": (on_real > 0).float().mean(), "fake": (on_fake < 0).float().mean()}
         return {f"{ROLE}/{name}": value for name, value in values.items()}
@@ -164,7 +164,7 @@ class Discriminator:
         real: Tensor,
         eps_real: Tensor,
         y_real: ConditionBatch,
-        nudge: Tensor,
+        *nudge: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x_real = interpolate(real, eps_real, t)
         with self.setting.accelerator.autocast():
@@ -173,9 +173,9 @@ class Discriminator:
                 of_real = self._features(x_real, t, y_real)
             on_fake, on_real = self.learner.model(*of_fake), self.learner.model(*of_real)
             loss = F.softplus(on_fake).mean() + F.softplus(-on_real).mean()
-            if self.config.r1_weight:
+            if nudge:
                 with torch.no_grad():
-                    nudged = self._features(x_real + self.config.r1_std * nudge, t, y_real)
+                    nudged = self._features(x_real + self.config.r1_std * nudge[0], t, y_real)
                 loss = loss + self.config.r1_weight * F.mse_loss(self.learner.model(*nudged), on_real)
         return loss, (on_real.detach(), on_fake.detach())
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from distill.conditions import ConditionBatch
 from distill.config import RunConfig, TConfig
-from distill.config.checks import at_least
 from distill.models.backbone import Backbone
-from distill.objectives.base import Cost, Network, Objective, Samples, Setting, Turn, register
+from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, Turn, register
 from distill.objectives.critic import ROLE, FakeScore, FakeScoreConfig
 from distill.objectives.losses import dmd_loss
 from distill.objectives.monitor import Monitor
@@ -23,16 +22,12 @@ from distill.sampling import interpolate
 
 
 @dataclass
-class DmdConfig:
-    """weight: of the loss, beside those of `mix`. t: of the distribution-matching loss, drawn for each sample."""
+class DmdConfig(ObjectiveConfig):
+    """t: of the distribution-matching loss, drawn for each sample."""
 
     name: str = "dmd"
-    weight: float = 1.0
     t: TConfig = field(default_factory=lambda: TConfig(low=0.02, high=0.98))
     fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, "objective", 0, "weight")
 
 
 @register("dmd")

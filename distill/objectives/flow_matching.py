@@ -16,8 +16,7 @@ from torch import Tensor
 
 from distill.conditions import ConditionBatch
 from distill.config import RunConfig, TConfig
-from distill.config.checks import at_least
-from distill.objectives.base import Cost, Objective, Samples, Setting, register
+from distill.objectives.base import Cost, Objective, ObjectiveConfig, Samples, Setting, register
 from distill.objectives.data_rows import data_rows
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.noising import t_and_eps
@@ -25,15 +24,11 @@ from distill.sampling import interpolate
 
 
 @dataclass
-class StudentFlowMatchingConfig:
-    """weight: of the loss, beside those of others. t: where the student is asked."""
+class StudentFlowMatchingConfig(ObjectiveConfig):
+    """t: where the student is asked."""
 
     name: str = "flow_matching"
-    weight: float = 1.0
     t: TConfig = field(default_factory=lambda: TConfig(sampler="student_list"))
-
-    def __post_init__(self) -> None:
-        at_least(self, "objective", 0, "weight")
 
 
 @register("flow_matching")

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from distill.conditions import ConditionBatch
 from distill.config import RunConfig
-from distill.config.checks import at_least
 from distill.models.backbone import Backbone
-from distill.objectives.base import Cost, Network, Objective, Samples, Setting, Turn, register
+from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, Turn, register
 from distill.objectives.discriminator import ROLE, Discriminator, DiscriminatorConfig
 from distill.objectives.dmd import sample_rows
 from distill.objectives.noising import t_and_eps
@@ -27,15 +26,12 @@ from distill.sampling import interpolate
 
 
 @dataclass
-class GanConfig:
-    """weight: of the loss, beside those of others."""
+class GanConfig(ObjectiveConfig):
+    """Its weight is that of an addition to another objective."""
 
     name: str = "gan"
     weight: float = 3e-3
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, "objective", 0, "weight")
 
 
 @register("gan")

@@ -19,9 +19,16 @@ def t_and_eps(
     num_rows: a multiple of train.batch_size. All random numbers are drawn alike on every process, which keeps its share
         of the trajectories.
     """
-    size = setting.config.train.batch_size
-    per_trajectory = num_rows // size
     t = random_t(config, num_rows, generator, t_range=setting.t_range, step=step, t_list=setting.t_list)
-    eps = torch.randn(per_trajectory, size, *setting.sample_shape, generator=generator)
-    t, eps = (rank_slice(x, setting.accelerator, dim=1).flatten(0, 1) for x in (t.view(per_trajectory, size), eps))
-    return t, eps
+    return _share(setting, t), noise_rows(setting, num_rows, generator)
+
+
+def noise_rows(setting: Setting, num_rows: int, generator: torch.Generator) -> Tensor:
+    """Standard normal values in the shape of samples, as `t_and_eps`."""
+    return _share(setting, torch.randn(num_rows, *setting.sample_shape, generator=generator))
+
+
+def _share(setting: Setting, rows: Tensor) -> Tensor:
+    """This process's rows: of each step of the list those of its trajectories."""
+    by_trajectory = rows.unflatten(0, (-1, setting.config.train.batch_size))
+    return rank_slice(by_trajectory, setting.accelerator, dim=1).flatten(0, 1)

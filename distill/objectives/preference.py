@@ -20,31 +20,31 @@ from distill.conditions import ConditionBatch
 from distill.config import DataConfig, RunConfig, TConfig
 from distill.config.checks import at_least
 from distill.data.base import configured_dataset
+from distill.data.checking import check_fits
 from distill.errors import UserError
 from distill.models.parameters import copy_sharing, frozen_parameters
-from distill.objectives.base import Cost, Objective, Samples, Setting, register
+from distill.objectives.base import Cost, Objective, ObjectiveConfig, Samples, Setting, register
 from distill.objectives.data_rows import data_rows
 from distill.objectives.noising import t_and_eps
 from distill.sampling import interpolate
 
 
 @dataclass
-class PreferenceConfig:
+class PreferenceConfig(ObjectiveConfig):
     """preferred, rejected: data sets of as many pictures; picture i of one was chosen over picture i of the other.
 
-    weight: of the loss, beside those of others. beta: how much the student is held to what it was. t: where both are
-        asked.
+    beta: how much the student is held to what it was. t: where both are asked.
     """
 
     name: str = "preference"
-    weight: float = 1.0
     beta: float = 2000.0
     preferred: DataConfig | None = None
     rejected: DataConfig | None = None
     t: TConfig = field(default_factory=lambda: TConfig(sampler="student_list"))
 
     def __post_init__(self) -> None:
-        at_least(self, "objective", 0, "weight", "beta")
+        super().__post_init__()
+        at_least(self, "objective", 0, "beta")
         for name in ("preferred", "rejected"):
             if getattr(self, name) is None:
                 raise UserError(f"objective.{name} must be a section with name and path of pictures")
@@ -71,8 +71,8 @@ class Preference(Objective):
                 f"preferred and rejected must be pairs; they have {len(self.preferred)} and {len(self.rejected)} "
                 "pictures, or other classes in another order"
             )
-        if tuple(self.preferred.sample_shape) != setting.sample_shape:
-            raise UserError(f"preferred has samples of {self.preferred.sample_shape}; the model {setting.sample_shape}")
+        for data, section in ((self.preferred, config.preferred), (self.rejected, config.rejected)):
+            check_fits(data, setting.sample_shape, setting.condition, section.path)
 
     @classmethod
     def cost(cls, config: RunConfig, own: PreferenceConfig) -> Cost:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,12 +22,12 @@ from distill.conditions import ConditionBatch, to_device
 from distill.config import RunConfig
 from distill.config.checks import at_least, one_of
 from distill.data.base import shuffled_indices
-from distill.data.pairs import Pairs, weights_hash
+from distill.data.pairs import Pairs, read_index, weights_hash
 from distill.errors import UserError
 from distill.metrics.features import load_extractor
 from distill.metrics.perceptual import PerceptualDistance, load_perceptual
 from distill.models.backbone import Backbone
-from distill.objectives.base import Cost, Network, Objective, Samples, Setting, register
+from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, register
 from distill.progress import logger
 from distill.sampling import noise_for, velocity_to_x0
 from distill.training.batches import local_rows
@@ -35,22 +36,21 @@ HUBER_DELTA = 0.1
 
 
 @dataclass
-class RegressionConfig:
-    """weight: of the loss, beside those of others. pairs: a folder that `scripts/make_pairs.py` made.
+class RegressionConfig(ObjectiveConfig):
+    """pairs: a folder that `scripts/make_pairs.py` made.
 
     distance: `huber`, `mse`, or `lpips` (of images; needs AlexNet's weights). batch_size: pairs in an update; null for
         train.batch_size.
     """
 
     name: str = "regression"
-    weight: float = 1.0
     pairs: str = ""
     distance: str = "huber"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of(self, "objective", "distance", ("huber", "mse", "lpips"))
-        at_least(self, "objective", 0, "weight")
         at_least(self, "objective", 1, *(["batch_size"] if self.batch_size is not None else []))
         if not self.pairs:
             raise UserError("objective.pairs must name a folder of pairs; scripts/make_pairs.py makes one")
@@ -64,19 +64,21 @@ class Regression(Objective):
     Config = RegressionConfig
 
     def __init__(self, setting: Setting, config: RegressionConfig) -> None:
-        self.setting = setting
+        super().__init__(setting, config)
         self.pairs = Pairs(config.pairs)
         self.num_rows = config.batch_size or setting.config.train.batch_size
         share = setting.accelerator.num_processes * setting.config.train.accumulation
         if self.num_rows % share:
             raise UserError(f"regression's batch_size must be a multiple of processes x accumulation = {share}")
+        if self.num_rows > len(self.pairs):
+            raise UserError(f"{config.pairs} holds {len(self.pairs)} pairs; an update takes {self.num_rows}")
         self.distance = distance_of(config.distance, setting)
 
     @classmethod
     def networks(cls, config: RunConfig, own: RegressionConfig, teacher: Backbone) -> dict[str, Network]:
         """Raises: UserError where the pairs are of another teacher."""
         if not next(teacher.parameters()).is_meta:
-            check_pairs(Pairs(own.pairs), teacher, config)
+            check_pairs(Path(own.pairs).expanduser(), teacher, config)
         return {}
 
     @classmethod
@@ -99,13 +101,15 @@ class Regression(Objective):
         return self.distance(x0_gen.float(), x0), ()
 
 
-def check_pairs(pairs: Pairs, teacher: Backbone, config: RunConfig) -> None:
+def check_pairs(folder: Path, teacher: Backbone, config: RunConfig) -> None:
     """See that pairs are of this teacher with this guidance. Raises: UserError."""
-    if pairs.index["teacher"] != weights_hash(teacher):
-        raise UserError(f"{pairs.folder} holds pairs of another teacher than teacher.path = {config.teacher.path}")
-    scale = f"cfg_scale {config.teacher.cfg_scale:g}"
-    if f"{scale}," not in f"{pairs.index['sampler']},".replace(" for t", ",").replace(" on ch", ","):
-        raise UserError(f"{pairs.folder} was drawn by {pairs.index['sampler']}; teacher.cfg_scale is {scale[10:]}")
+    index, settings = read_index(folder), config.teacher
+    if index["teacher"] != weights_hash(teacher):
+        raise UserError(f"{folder} holds pairs of another teacher than teacher.path = {settings.path}")
+    if index["cfg_scale"] != settings.cfg_scale:
+        raise UserError(
+            f"{folder} was drawn at cfg_scale {index['cfg_scale']:g}; teacher.cfg_scale is {settings.cfg_scale:g}"
+        )
 
 
 def distance_of(name: str, setting: Setting) -> Callable[[Tensor, Tensor], Tensor]:

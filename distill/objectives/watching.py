@@ -126,18 +126,19 @@ class Watcher:
 
     def _act(self, look: Look, lag: float | None) -> None:
         guards, watch = self.config.watch.guards, self.watch
+        actions: set[str] = set()  # each is taken once, however many guards ask for it
         for guard, why in faults(look, lag, guards).items():
-            action = getattr(guards, guard)
-            event = Event(look.step, guard, action, why)
+            event = Event(look.step, guard, getattr(guards, guard), why)
+            actions.add(event.action)
             watch.events.append(event)
             if self.accelerator.is_main_process:
                 logger.warning(f"watch: {event}")
-            if action == "roll_back" and watch.best is not None:
-                self._roll_back()
-            if action in ("lower_rate", "roll_back"):
-                watch.rate *= LOWER
-            watch.stopped |= action == "stop"
-        self.lower_rates()
+        if "roll_back" in actions:
+            self._roll_back()
+        if actions & {"lower_rate", "roll_back"}:
+            watch.rate *= LOWER
+            self.lower_rates()
+        watch.stopped |= "stop" in actions
 
     @torch.no_grad()
     def _roll_back(self) -> None:

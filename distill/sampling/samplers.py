@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from distill.conditions import Condition, ConditionBatch, condition_of, take_rows
 from distill.conditions import num_rows as num_rows_of
-from distill.config import CONFIG_FILE, TeacherConfig, read_values
+from distill.config import CONFIG_FILE, TeacherConfig, checks, read_values
 from distill.errors import UserError
 from distill.models import Backbone, load_model, model_folder, save_model
 from distill.models.families import MODEL_FOLDERS
@@ -157,8 +156,7 @@ def read_steps(file: Path) -> tuple[Tensor, int]:
         t_list, ode_steps = [float(t) for t in values["t_list"]], int(values.get("ode_steps", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    if not t_list or not all(0 < low < high for low, high in pairwise([*reversed(t_list), 1.0 + 1e-6])):
-        raise UserError(f"{file}: t_list must fall from at most 1 and stay above 0; got {t_list}")
+    checks.t_list(f"{file}: t_list", t_list)
     return torch.tensor(t_list), ode_steps
 
 

@@ -112,7 +112,13 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
     sharded = any(path.glob(f"{FSDP_MODEL_NAME}*"))
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
-    for file in sorted(path.glob("custom_checkpoint_*.pkl")):
+    states = sorted(path.glob("custom_checkpoint_*.pkl"))
+    if len(states) != len(accelerator._custom_objects):
+        raise UserError(
+            f"--resume: {path} holds {len(states)} states beside models and optimizers, this version keeps "
+            f"{len(accelerator._custom_objects)}: another version wrote it, and can go on from it"
+        )
+    for file in states:
         read_pickle(file)  # raises if the pickle would run code, because accelerate would run it
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:

@@ -147,13 +147,17 @@ class Learner:
 
     @torch.no_grad()
     def restart(self, values: Mapping[str, Tensor]) -> None:
-        """Begin anew from other trainable weights, by name and without sharding; moments are forgotten, in place."""
+        """Begin anew from other trainable weights, by name and without sharding; moments are forgotten.
+
+        In place, where a CUDA graph may hold them; an optimizer in 8 bits keeps tables beside them, and makes all anew.
+        """
         for name, parameter in trainable_parameters(self.module).items():
             parameter.copy_(shard_like(values[name].to(self.accelerator.device), parameter))
+        if self.optim.name != "adamw":
+            self.optimizer.state.clear()
         for state in self.optimizer.state.values():
             for moment in state.values():
-                if isinstance(moment, Tensor):
-                    moment.zero_()
+                moment.zero_()
 
     def check(self) -> None:
         """Raise NonFiniteError if the loss or gradient of an update was not finite. The host waits for the device."""

@@ -13,7 +13,7 @@ from distill.assets import EMBEDDED
 from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
 from distill.data.base import Dataset
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import read_json, write_text
 from distill.training.checkpoint import checkpoints
 from distill.training.devices import start_trackers
 
@@ -62,10 +62,7 @@ def _check_data(file: Path, now: dict[str, Any]) -> None:
     """See that the data are those that the run began with; runs of earlier versions have no such file."""
     if not file.is_file():
         return
-    try:
-        then = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    then = read_json(file)
     different = [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
     if different:
         raise UserError(f"--resume: the data have changed since the run began: {'; '.join(different)}")

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.assets import EMBEDDED
+from distill.conditions import condition_of
 from distill.config import RunConfig, config_to_yaml
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
-from distill.data.checking import check_samples
+from distill.data.checking import check_fits, check_samples
 from distill.errors import UserError
 from distill.evaluation import results
 from distill.evaluation.drawing import DRAWN, Drawing
@@ -27,6 +28,7 @@ from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone, load_model
 from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
+from distill.objectives.dmd import sample_rows
 from distill.objectives.mixture import needing_data, title_of
 from distill.objectives.task import DistillationTask, build_models
 from distill.objectives.watch import Watch
@@ -80,6 +82,8 @@ def run(
         check_samples(data, config.data)
     torch.manual_seed(config.train.seed)
     models = build_models(config).to(accelerator.device)
+    if data is not None and config.data is not None:
+        check_fits(data, models.teacher.sample_shape, condition_of(models.teacher), config.data.path)
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = None
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
@@ -87,11 +91,10 @@ def run(
         evaluator = load_evaluator(config, models.teacher, accelerator.device, decoder)
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
     folder = Path(config.output).expanduser()
-
     page = TrainingPage(folder, f"{title_of(config)}: {folder.name}")
     values = evaluator.values_to_watch() if evaluator else {}
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data, values, page.on_look)
-    folder = open_run(config, accelerator, resume=resume, data=data)
+    open_run(config, accelerator, resume=resume, data=data)
     if accelerator.is_main_process and (from_step is not None or not has_checkpoint(folder, config.train.steps)):
         shutil.rmtree(folder / DRAWN, ignore_errors=True)  # of a student that will be trained on
     if evaluator:
@@ -111,6 +114,7 @@ def run(
     student = plain_model(chosen)
     if is_main:
         student = write_student(chosen, t_list, folder, config.student.ode_steps)
+        shutil.rmtree(folder / "student_last", ignore_errors=True)  # of a run that was ended before
         if best is not None:
             plain = plain_model(averaged)
             save = partial(save_student, plain, t_list, ode_steps=config.student.ode_steps)
@@ -147,7 +151,8 @@ def load_data(config: RunConfig) -> Dataset | None:
     if config.data is None:
         raise UserError(f"the objective {learners[0]} learns from data: give a section data")
     data = configured_dataset(config.data)
-    check_batch_size(len(data), config.train.batch_size)
+    # Beside samples an update takes as many rows of data.
+    check_batch_size(len(data), max(config.train.batch_size, sample_rows(config)))
     return data
 
 

@@ -12,8 +12,7 @@ from distill.conditions import ClassLabels, condition_of
 from distill.config import TrainConfig
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
-from distill.data.checking import check_samples
-from distill.errors import UserError
+from distill.data.checking import check_fits, check_samples
 from distill.files import write_folder
 from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
@@ -74,14 +73,8 @@ def train(
 
 def check_data(data: Dataset, model: Backbone, path: str) -> None:
     """See that `model` can be trained on `data`, and note in it which classes it will know. Raises: UserError."""
-    if tuple(data.sample_shape) != tuple(model.sample_shape):
-        raise UserError(f"{path} has samples of shape {data.sample_shape}; the model takes {model.sample_shape}")
     condition = condition_of(model)
-    if not condition.includes(data.condition):
-        raise UserError(
-            f"{path} has {data.condition}; the model is conditioned on {condition} (start.classes gives a pretrained "
-            "model others)"
-        )
+    check_fits(data, model.sample_shape, condition, path)
     if isinstance(condition, ClassLabels) and isinstance(data.condition, ClassLabels):
         classes = condition.shown(data.condition, data.labels)
         absent = sorted(set(range(classes.num_classes)) - set(classes.labels.tolist()))
