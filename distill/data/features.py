@@ -33,9 +33,12 @@ class StoredFeatures:
             raise UserError(f"{path} holds {index['done']} of {index['num']} features; make the others first")
         if index["num"] != num:
             raise UserError(f"{path} holds features of {index['num']} samples; the data have {num}")
-        self._rows: Any = np.load(path / FEATURES_FILE, mmap_mode="r")
-        if len(self._rows) != num:
-            raise UserError(f"{path / FEATURES_FILE} is damaged: it has {len(self._rows)} rows of {num}")
+        try:
+            self._rows: Any = np.load(path / FEATURES_FILE, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path / FEATURES_FILE} is damaged: {error}") from error
+        if self._rows.ndim != 3 or len(self._rows) != num:
+            raise UserError(f"{path / FEATURES_FILE} is damaged: its shape is {self._rows.shape}, not ({num}, T, D)")
         self.shape: tuple[int, int] = (int(self._rows.shape[1]), int(self._rows.shape[2]))
 
     def rows(self, indices: Tensor) -> Tensor:

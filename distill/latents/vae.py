@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dar.checkpoints.pickles import read_pickle
 from distill.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -152,6 +153,8 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
     weights = next((file for file in WEIGHTS_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"{folder} holds the config of an autoencoder but no {WEIGHTS_FILES[0]}")
+    if weights != WEIGHTS_FILES[0]:
+        read_pickle(folder / weights)  # raises where it asks to run code
     logging.set_verbosity_error()  # the checks below report what diffusers would warn about
     try:
         loaded: Any = AutoencoderKL.from_pretrained(

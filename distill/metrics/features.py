@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dar.checkpoints.pickles import read_pickle
+from dar.checkpoints.pickles import only_allowed, read_pickle
 from distill.metrics.classifier import Classifier, check_classifier_images
 from distill.metrics.images import check_images
 from distill.metrics.weights import published_weights
@@ -201,8 +201,9 @@ def _load_inception(path: Path | None, device: torch.device | str, offline: bool
         raise ValueError(
             f"{weights} is damaged or another file: its SHA-256 begins {digest[:8]}, not {_INCEPTION_SHA256}"
         )
-    read_pickle(weights)  # raises if the pickle would run code, because torch-fidelity would run it
-    return InceptionExtractor(weights, device)
+    read_pickle(weights)  # for its message: torch-fidelity would be refused, too
+    with only_allowed():
+        return InceptionExtractor(weights, device)
 
 
 def _load_dino(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:

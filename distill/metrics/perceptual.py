@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from dar.checkpoints.pickles import read_pickle
 from distill.metrics.features import EmbeddedExtractor, Extractor
 from distill.metrics.images import check_images
 from distill.metrics.weights import published_weights
@@ -53,7 +54,7 @@ class AlexNetLpips:
             warnings.simplefilter("ignore", UserWarning)  # lpips uses torchvision's deprecated argument for weights
             model = LPIPS(net="alex", pnet_rand=True, verbose=False)  # pnet_rand: do not download
         try:
-            weights = torch.load(backbone, map_location="cpu", weights_only=True)
+            weights = read_pickle(backbone)
             for key, parameter in model.net.named_parameters():
                 # slice3.6.weight in lpips is features.6.weight in torchvision
                 parameter.data.copy_(weights["features." + key.split(".", 1)[1]])

@@ -22,7 +22,7 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dar.checkpoints.pickles import read_pickle
+from dar.checkpoints.pickles import check_pickles, only_allowed, refusal
 from distill.errors import NonFiniteError, UserError
 from distill.models.parameters import frozen_parameters, trainable_parameters
 from distill.models.sharding import local_shard
@@ -118,13 +118,16 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
             f"--resume: {path} holds {len(states)} states beside models and optimizers, this version keeps "
             f"{len(accelerator._custom_objects)}: another version wrote it, and can go on from it"
         )
-    for file in states:
-        read_pickle(file)  # raises if the pickle would run code, because accelerate would run it
+    check_pickles(path)
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
-        accelerator.load_state(str(path), strict=False)  # not strict: the checkpoint has no frozen parameters
+        with only_allowed():
+            accelerator.load_state(str(path), strict=False)  # not strict: the checkpoint has no frozen parameters
     except _sharded_checkpoint_error() as error:
-        raise UserError(f"--resume: {path} does not fit this run: {_reason(error)}") from error
+        reason = _reason(error)
+        if isinstance(reason, UnpicklingError):
+            raise UserError(f"--resume: {refusal(path, reason)}") from error
+        raise UserError(f"--resume: {path} does not fit this run: {reason}") from error
     except (SafetensorError, EOFError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"--resume: {path} is damaged: {error}; remove it to go on from the one before") from error
     finally:
