@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.conditions.batches import ConditionBatch
 from distill.conditions.class_labels import ClassLabels
+from distill.errors import UserError
 
 
 class Condition(Protocol):
@@ -64,6 +65,16 @@ class Condition(Protocol):
 
 
 def condition_of(model: Any) -> Condition:
-    """`model.condition`; of a model that has a `null_label` K instead, as `dar.SiT` does, labels of K classes."""
+    """`model.condition`; of a model that has a `null_label` K instead, as `dar.SiT` does, labels of K classes.
+
+    Raises: UserError where it has neither, as a model of prompts has not before it is given any.
+    """
     condition = getattr(model, "condition", None)
-    return ClassLabels(model.null_label) if condition is None else condition
+    if condition is not None:
+        return condition
+    if not hasattr(model, "null_label"):
+        raise UserError(
+            f"nothing says what {type(model).__name__} is conditioned on: if it is told prompts, give it a folder of "
+            "them, prompts=FOLDER (scripts/encode_prompts.py makes one)"
+        )
+    return ClassLabels(model.null_label)
