@@ -7,14 +7,19 @@ turned into the velocity; so a model's function is that of its public weights, a
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 DDPM_STEPS = 1000
 DDPM_BETAS = (1e-4, 0.02)
+_A_SQUARED = np.cumprod(1 - np.linspace(*DDPM_BETAS, DDPM_STEPS))
+DDPM_LOG_RATIOS: list[float] = (0.5 * np.log((1 - _A_SQUARED) / _A_SQUARED)).tolist()
+"""ln(b_i / a_i), i = 0..999, ascending: a_i^2 = prod_{j <= i} (1 - beta_j), b_i^2 = 1 - a_i^2."""
 T_TOLERANCE = 1e-6  # what float32 does to the ends of the range
 
 
@@ -73,7 +78,7 @@ class DdpmEps:
 
     @property
     def t_range(self) -> tuple[float, float]:
-        low, high = ddpm_log_ratios("cpu")[[0, -1]].sigmoid().tolist()
+        low, high = (1 / (1 + math.exp(-ratio)) for ratio in (DDPM_LOG_RATIOS[0], DDPM_LOG_RATIOS[-1]))
         return low, high
 
     def embedded_time(self, t: Tensor) -> Tensor:
@@ -95,17 +100,15 @@ PREDICTIONS: dict[str, Prediction] = {
 
 @lru_cache(maxsize=8)
 def ddpm_log_ratios(device: torch.device | str) -> Tensor:
-    """ln(b_i / a_i), i = 0..999, ascending, float64: a_i^2 = prod_{j <= i} (1 - beta_j), b_i^2 = 1 - a_i^2."""
-    betas = torch.linspace(*DDPM_BETAS, DDPM_STEPS, dtype=torch.float64, device="cpu")
-    a_squared = (1 - betas).cumprod(0)
-    return (0.5 * ((1 - a_squared) / a_squared).log()).to(device)
+    """`DDPM_LOG_RATIOS` in float64. Of numbers, so that a graph that is exported holds them and not how they are made."""
+    return torch.tensor(DDPM_LOG_RATIOS, dtype=torch.float64, device=device)
 
 
 def ddpm_index(t: Tensor) -> Tensor:
     """The i, fractional, at which DDPM has the noise-to-data ratio of t; (B) to (B) float64 in [0, 999]."""
     log_ratios = ddpm_log_ratios(t.device)
     wanted = t.double().logit()
-    above = torch.searchsorted(log_ratios, wanted).clamp(1, DDPM_STEPS - 1)
+    above = (log_ratios < wanted.unsqueeze(-1)).sum(-1).clamp(1, DDPM_STEPS - 1)  # searchsorted, which ONNX lacks
     low, high = log_ratios[above - 1], log_ratios[above]
     return (above - 1 + (wanted - low) / (high - low)).clamp(0, DDPM_STEPS - 1)
 
@@ -113,7 +116,8 @@ def ddpm_index(t: Tensor) -> Tensor:
 def checked_t(t: Tensor, t_range: tuple[float, float], name: str) -> Tensor:
     """t, if all of it lies in `t_range`; a range of all t is not looked at.
 
-    On a GPU a look at values would make the host wait, so there a t outside becomes NaN, and all that comes of it.
+    On a GPU a look at values would make the host wait, and a compiled or exported graph has no place for it: there a t
+    outside becomes NaN, and all that comes of it.
 
     Raises: ValueError on a CPU.
     """
@@ -121,7 +125,7 @@ def checked_t(t: Tensor, t_range: tuple[float, float], name: str) -> Tensor:
     if (low, high) == (0.0, 1.0):
         return t
     inside = (t >= low - T_TOLERANCE) & (t <= high + T_TOLERANCE)  # NaN is outside, too
-    if t.is_cuda:
+    if t.is_cuda or torch.compiler.is_compiling():
         return torch.where(inside, t, torch.nan)
     if not inside.all():
         outside = t[~inside]

@@ -14,11 +14,12 @@ def query_per_token(query: Tensor, source: Tensor) -> Tensor:
     Raises: ValueError naming both shapes where they do not fit.
     """
     batch, tokens, dim = source.shape
-    if query.shape == (dim,):
+    # Ranks first: compared with a width, a number of samples that may be any would be fixed by torch.export.
+    if query.dim() == 1 and query.shape == (dim,):
         return query.view(1, 1, dim)
-    if query.shape == (batch, dim):
+    if query.dim() == 2 and query.shape == (batch, dim):
         return query.view(batch, 1, dim)
-    if query.shape == (batch, tokens, dim):
+    if query.dim() == 3 and query.shape == (batch, tokens, dim):
         return query
     raise ValueError(
         f"query has shape {tuple(query.shape)}; sources of shape {tuple(source.shape)} take "

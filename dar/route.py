@@ -147,7 +147,8 @@ def _inner(v: Tensor, u: Tensor) -> Tensor:
     """<u, v>, (B, T), for u (1 or B, 1 or T, d); a product of matrices where tokens share u."""
     if u.shape[1] > 1:
         return torch.linalg.vecdot(v, u)
-    return torch.matmul(v, u.mT if len(u) > 1 else u[0].mT).squeeze(-1)
+    # Not len(u), which torch.export would take down as a number of samples.
+    return torch.matmul(v, u.mT if u.shape[0] > 1 else u[0].mT).squeeze(-1)
 
 
 def _add_weighted(total: Tensor, c: Tensor, v: Tensor) -> None:

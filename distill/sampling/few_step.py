@@ -31,7 +31,7 @@ def rollout(
     """
     x_t = t_list[0].to(noise) * noise[0]
     for step in range(num_done):
-        x0 = student.x0(x_t, t_list[step].to(noise).expand(len(x_t)), y)
+        x0 = student.x0(x_t, t_list[step].to(noise).expand(x_t.shape[0]), y)
         x_t = next_input(x0, x_t, noise, t_list, step, ode_steps)
     return x_t
 
@@ -41,7 +41,7 @@ def few_step_sample(student: Denoiser, noise: Tensor, y: ConditionBatch, t_list:
     """Samples x0 (B, *sample_shape) of the student; for the arguments see `rollout`."""
     last = len(t_list) - 1
     x_t = rollout(student, noise, y, t_list, last, ode_steps)
-    return student.x0(x_t, t_list[last].to(noise).expand(len(x_t)), y)
+    return student.x0(x_t, t_list[last].to(noise).expand(x_t.shape[0]), y)
 
 
 def next_input(x0: Tensor, x_t: Tensor, noise: Tensor, t_list: Tensor, step: int, ode_steps: int) -> Tensor:
