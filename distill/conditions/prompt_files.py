@@ -201,9 +201,10 @@ def _check_header(path: Path, header: dict[str, Any], index: PromptIndex, is_mas
 
 def check_content(path: Path, index: PromptIndex) -> None:
     """See that a file is the one that was written, and of use. Raises: UserError."""
+    tensors = read_prompt(path)
     if sha256_of(path) != index.sha256[path.name]:
         raise UserError(f"{path} is not the file that was written (its sha256 differs): remove it and encode it again")
-    for name, tensor in read_prompt(path).items():
+    for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are not finite")
         if index.tensors[name].is_mask and not (bool(((tensor == 0) | (tensor == 1)).all()) and bool(tensor.any())):

@@ -156,9 +156,7 @@ class Prompts:
         """The prompts that `save` wrote of. Raises: UserError where they are no longer there, or are others."""
         file = Path(model_folder).expanduser() / REFERENCE_FILE
         if not file.is_file():
-            raise UserError(
-                f"{file.parent} says nothing of its prompts (no {REFERENCE_FILE}): name them, --prompts FOLDER"
-            )
+            raise UserError(f"{file.parent} names no prompts (no {REFERENCE_FILE}); --prompts FOLDER does")
         reference = read_json(file)
         if not all(isinstance(reference.get(name), str) for name in ("folder", "digest")):
             raise UserError(f"{file} is damaged: it must hold folder and digest; --prompts FOLDER names others")
@@ -167,12 +165,10 @@ class Prompts:
             prompts = cls.load(folder)
         except UserError as error:
             raise UserError(
-                f"{file} names prompts that cannot be read: {error}; --prompts FOLDER names others"
+                f"{file} names prompts that are not to be had: {error}; --prompts FOLDER names others"
             ) from error
         if prompts.digest != reference["digest"]:
-            raise UserError(
-                f"{folder} has changed since {file.parent} was written; --prompts {folder} takes it as it is"
-            )
+            raise UserError(f"{folder} has changed since {file} was written; --prompts {folder} takes it as it is")
         return prompts
 
     def __str__(self) -> str:

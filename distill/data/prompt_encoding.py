@@ -118,7 +118,7 @@ class TextEncoders:
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """What the transformer is told of each prompt, on the CPU, without the padding that a mask tells from it.
 
-        Raises: UserError where the weights cannot be read, or an embedding is not finite.
+        Raises: UserError where the weights cannot be read.
         """
         return _rows(self._call(list(prompts)), TOLD[self.name].prompt)
 
@@ -151,15 +151,21 @@ class TextEncoders:
     def _encoder(self, part: str, kind: str) -> Any:
         def load(_: Any, transformers: Any) -> Any:
             return getattr(transformers, kind).from_pretrained(
-                self.model, subfolder=part, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+                self.model,
+                subfolder=part,
+                dtype=self.dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **LOCAL,
             )
 
         encoder, found = _from_libraries(f"{self.model}/{part}", load)
-        # transformers initialises missing weights with random numbers.
-        wrong = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+        # transformers initialises such weights with random numbers.
+        wrong = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
         if wrong:
             raise UserError(
-                f"{self.model}/{part} does not fit its config: {', '.join(wrong[:3])} missing or of another shape"
+                f"{self.model}/{part} lacks {sorted(wrong)[0]}, or it has not the shape that its config says"
             )
         return encoder
 
@@ -185,21 +191,29 @@ def encode_prompts(
         advance: called with the number of prompts that are there, of which the null prompt is one, and after each batch
             with its number.
 
-    Raises: UserError as `TextEncoders.encode`; where the folder holds anything else.
+    Raises: UserError as `TextEncoders.encode`; where the folder holds anything else; where an embedding is not finite.
     """
     missing = begin_prompts(folder, encoders.made_by, prompts, null)
     advance(len(prompts) + 1 - len(missing))
     if NULL in missing:
-        write_prompt(folder, NULL, encoders.encode_null(null))
+        _write(folder, NULL, null, encoders.encode_null(null))
         advance(1)
     missing = [number for number in missing if number != NULL]
     for numbers in (missing[first : first + batch_size] for first in range(0, len(missing), batch_size)):
         told = encoders.encode([prompts[number] for number in numbers])
         for number, tensors in zip(numbers, told, strict=True):
-            write_prompt(folder, number, tensors)
+            _write(folder, number, prompts[number], tensors)
         advance(len(numbers))
     finish_prompts(folder)
     return Prompts.load(folder)
+
+
+def _write(folder: Path, number: int, text: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            hint = "; bfloat16 and float32 have the wider range" if tensor.dtype == torch.float16 else ""
+            raise UserError(f"prompt {shortened(text)!r}: {name} is not finite in {tensor.dtype}{hint}")
+    write_prompt(folder, number, tensors)
 
 
 def _rows(outputs: Sequence[Tensor | None], places: Mapping[str, int]) -> list[dict[str, Tensor]]:
@@ -207,8 +221,6 @@ def _rows(outputs: Sequence[Tensor | None], places: Mapping[str, int]) -> list[d
     found = {name: outputs[place] for name, place in places.items()}
     embedding = found[EMBEDDING]
     assert embedding is not None
-    if not bool(embedding.isfinite().all()):
-        raise UserError(f"an embedding is not finite in {embedding.dtype}; bfloat16 and float32 have the wider range")
     # A pipeline says by None that no place is padding.
     nothing = torch.ones(embedding.shape[:2], dtype=torch.int64)
     whole = {name: nothing if tensor is None else tensor.cpu() for name, tensor in found.items()}
@@ -237,5 +249,8 @@ def _from_libraries(what: str, call: Callable[[Any, Any], Any]) -> Any:
     try:
         return call(diffusers, transformers)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, AttributeError) as error:
-        hint = "" if Path(what).exists() else "; a pipeline of the hub has to be there already: hf download NAME"
-        raise UserError(f"{what} cannot be read: {' '.join(str(error).split())}{hint}") from error
+        if isinstance(error, OSError) and not Path(what).exists():
+            raise UserError(
+                f"{what} is neither a folder nor in the hub's cache; `hf download NAME` gets a pipeline there"
+            ) from error
+        raise UserError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
