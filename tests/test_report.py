@@ -26,11 +26,11 @@ from distill.report import (
     check_report,
     write_report,
 )
-from distill.report.grids import grid, one_of_each_class, overview, pixels
+from distill.report.grids import DPI, TEXT, TEXT_LINE, fitting, grid, one_of_each_class, overview, pixels
 from distill.report.heatmaps import embedding_shares
 from distill.report.page_data import MAX_PER_ROLE
 from distill.report.plots import spectra_plot, training_plots
-from distill.report.style import sampler_colours
+from distill.report.style import new_figure, sampler_colours
 from distill.report.table import MISSING, compare, format_cell, format_number, table_rows, verdicts
 
 TEACHER, STUDENT, OTHER = "teacher, 4 steps", "student, 4 steps", "other student, 4 steps"
@@ -258,6 +258,37 @@ def test_overview_has_a_row_per_sampler_and_a_column_per_class() -> None:
     for image, block in zip(placed, blocks, strict=True):
         top, left = drawn.shape[0] - int(image.oy) - 136, int(image.ox)
         np.testing.assert_array_equal(drawn[top : top + 136, left : left + 136], block)
+
+
+PROMPT = 'a tag of $5 and $10, "quoted", on a wooden_door / a^2 + b'
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("a boat", 140, ["a boat"]),
+        (PROMPT, 2000, [PROMPT]),
+        (PROMPT, 140, ["a tag of $5", "and $10,", '"quoted", on a', "wooden_door", "/ a^2 + b"]),
+        ("x" * 60, 140, ["x" * 12] * 5),
+        ("WM " * 20, 140, ["WM WM WM"] * 5 + ["WM WM WM…"]),
+        ("", 140, [""]),
+    ],
+)
+def test_long_names_are_wrapped(name: str, width: int, lines: list[str]) -> None:
+    assert fitting(name, width) == lines
+    figure = new_figure(8, 1, dpi=DPI)
+    for line in lines:
+        text = figure.text(0, 0, line, fontsize=TEXT * 72 / DPI, parse_math=False)
+        assert text.get_window_extent().width <= width + 1
+
+
+def test_names_in_lines_take_nothing_from_the_pictures() -> None:
+    page = small_report(class_names=["bag", PROMPT, "boot"])
+    plain, wrapped = (pixels_of(overview(report)) for report in (small_report(), page))
+    taller = len(wrapped) - len(plain)
+    assert taller == 5 * TEXT_LINE
+    np.testing.assert_array_equal(wrapped[taller + 36 :], plain[36:])
+    assert (wrapped[: taller + 36] < 255).any(axis=(1, 2)).sum() > 5 * 8  # rows with ink: six lines of letters
 
 
 def test_one_of_each_class_comes_before_a_second() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from distill.report.page_data import Report
 from distill.report.style import FAINT, INK, new_figure, sampler_colours
@@ -15,6 +17,8 @@ DPI = 128  # a power of two, so that pixels / DPI * DPI is exact
 MAX_COLUMNS = 10
 GRID_PIXELS = 80_000  # image pixels per large grid before upscaling; limits the size of the page
 TEXT = 19  # pixels
+TEXT_LINE = 24
+MAX_LINES = 6  # of a name above a column: a prompt of 60 characters needs them above the smallest
 
 
 def overview(report: Report) -> Figure:
@@ -32,16 +36,19 @@ def overview(report: Report) -> Figure:
         for sampler in report.samplers
     ]
 
-    heading, label = 36, 40
+    names = [fitting(class_name(report, int(report.labels[index])), cell_w) for index in chosen]
+    heading, label = 12 + TEXT_LINE * max(map(len, names)), 40
     width = max(len(chosen) * (cell_w + GAP) - GAP, 720)
     height = heading + len(rows) * (label + cell_h + GAP)
     figure = new_figure(width / DPI, height / DPI, dpi=DPI)
     points = 72 / DPI  # font size in points per pixel
     bold = {"fontsize": 21 * points, "color": INK, "fontweight": "bold", "va": "center"}
-    for column, index in enumerate(chosen):
-        name = fitting(class_name(report, int(report.labels[index])), cell_w)
+    for column, lines in enumerate(names):
         x = (column * (cell_w + GAP) + cell_w / 2) / width
-        figure.text(x, 1 - 14 / height, name, fontsize=TEXT * points, color=FAINT, ha="center", va="center")
+        for number, line in enumerate(reversed(lines)):  # the last one right above the picture
+            y = 1 - (heading - 22 - number * TEXT_LINE) / height
+            # A prompt may hold dollars, which are no formula.
+            figure.text(x, y, line, fontsize=TEXT * points, color=FAINT, ha="center", va="center", parse_math=False)
     colours = sampler_colours(report.samplers)
     for row, (name, remark, images) in enumerate(rows):
         top = heading + row * (label + cell_h + GAP)
@@ -115,10 +122,31 @@ def class_name(report: Report, label: int) -> str:
     return str(label) if report.class_names is None else report.class_names[label]
 
 
-def fitting(name: str, width: int) -> str:
-    """The name, shortened with an ellipsis if it does not fit into `width` pixels of `TEXT`."""
-    room = max(3, int(width / (0.56 * TEXT)))
-    return name if len(name) <= room else name[: room - 1].rstrip() + "…"
+def fitting(name: str, width: int) -> list[str]:
+    """The name in lines of at most `width` pixels of `TEXT`, with an ellipsis where it needs more than `MAX_LINES`.
+
+    Lines end between words, or within one that is too long for a line.
+    """
+    lines, rest = [], name.strip()
+    while rest and len(lines) < MAX_LINES:
+        end = _longest(rest, width)
+        if end < len(rest) and " " in rest[1 : end + 1]:
+            end = rest.rindex(" ", 1, end + 1)
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    if rest:
+        last = f"{lines[-1]} {rest}"
+        lines[-1] = last[: _longest(last, width - TEXT)].rstrip() + "…"
+    return lines or [""]
+
+
+def _longest(text: str, width: int) -> int:
+    """How many characters of the text fit into `width` pixels, at least one."""
+    renderer, font = RendererAgg(1, 1, DPI), FontProperties(size=TEXT * 72 / DPI)
+    fits = (
+        n for n in range(len(text), 1, -1) if renderer.get_text_width_height_descent(text[:n], font, False)[0] <= width
+    )
+    return next(fits, 1)
 
 
 def _with_note(cost: str, note: str) -> str:
