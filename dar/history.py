@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,12 @@ class SourceHistory:
             self._add(output, end_of_chunk + 1)
         else:
             self._finish(output)
+
+    def copy(self) -> SourceHistory:
+        """The history as it is now, which goes on by itself; its sources are the same."""
+        twin = copy.copy(self)
+        twin._finished, twin._own_chunk = list(self._finished), list(self._own_chunk)
+        return twin
 
     def sources(self) -> list[Source]:
         """What the next reader mixes, in the order of the plan's `sources_of`."""

@@ -52,6 +52,17 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
     return total
 
 
+def mixed(tensors: Sequence[Tensor], weights: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    """sum_i a_i v_i as `weighted_sum`, or base + sum_i (a_i - 1) v_i.
+
+    base: (B, T, d), what the tensors add up to, from who knows it better than their sum: weights of one give it back to
+        the bit.
+    """
+    if base is None:
+        return weighted_sum(tensors, weights)
+    return weighted_sum(tensors, [a - 1 for a in weights]).add_(base)
+
+
 def _finished(total: Tensor, dtype: torch.dtype) -> Tensor:
     """A sum as what a node returns, in `dtype`."""
     # Compiled by torch 2.11, a node whose result was written to in place hands back gradients of zero
@@ -63,9 +74,9 @@ class _Mix(torch.autograd.Function):
     """h = sum_i a_i v_i;  da_i = <dh, v_i>,  dv_i = a_i dh."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, base: Tensor | None, *sources: Tensor) -> Tensor:
         ctx.save_for_backward(weights, *sources)
-        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype)
+        return _finished(mixed(sources, weights.unsqueeze(-1).unbind(), base), sources[0].dtype)
 
     @staticmethod
     @once_differentiable
@@ -77,16 +88,19 @@ class _Mix(torch.autograd.Function):
             d_weights = torch.stack([torch.linalg.vecdot(at_least_float32(v), d_mixture) for v in sources])
         d_sources = [
             (d_mixture * a.unsqueeze(-1)).to(v.dtype) if needed else None
-            for v, a, needed in zip(sources, weights, ctx.needs_input_grad[1:], strict=True)
+            for v, a, needed in zip(sources, weights, ctx.needs_input_grad[2:], strict=True)
         ]
-        return (d_weights, *d_sources)
+        return (d_weights, None, *d_sources)
 
 
-def mix(sources: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the sources' dtype."""
+def mix(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None = None) -> Tensor:
+    """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the sources' dtype.
+
+    base: as `mixed` takes it; a constant.
+    """
     if not _is_watched(weights, *sources):
-        return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype)
-    return _Mix.apply(weights, *sources)
+        return _finished(mixed(sources, weights.unsqueeze(-1).unbind(), base), sources[0].dtype)
+    return _Mix.apply(weights, base, *sources)
 
 
 def _is_watched(*tensors: Tensor) -> bool:
@@ -98,8 +112,10 @@ class _Route(torch.autograd.Function):
     """h (B, T, d) and a (N, B, T) for a query (1 or B, 1 or T, d), N sources and their N inverse RMS."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, scale: float, count: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        mixture, logits, weights = _routed(*_halves(tensors), query, scale, count)
+    def forward(
+        ctx: Any, query: Tensor, scale: float, count: float, base: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        mixture, logits, weights = _routed(*_halves(tensors), query, scale, count, base)
         ctx.save_for_backward(query, logits, weights, *tensors)
         ctx.scale, ctx.count = scale, count
         return mixture, weights
@@ -119,15 +135,20 @@ class _Route(torch.autograd.Function):
         d_sources: list[Tensor | None] = []
         d_query = torch.zeros_like(u)
         columns = (part.unsqueeze(-1).unbind() for part in (weights, coefficients, along))
-        for v, needed, a, c, e in zip(sources, ctx.needs_input_grad[3:], *columns, strict=False):
+        for v, needed, a, c, e in zip(sources, ctx.needs_input_grad[4:], *columns, strict=False):
             wide = at_least_float32(v)
             _add_weighted(d_query, c, wide)
             d_sources.append((dh * a).addcmul_(u, c).addcmul_(wide, e).to(v.dtype) if needed else None)
-        return (d_query.mul_(ctx.scale).to(query.dtype), None, None, *d_sources, *[None] * len(inv_rms))
+        return (d_query.mul_(ctx.scale).to(query.dtype), None, None, None, *d_sources, *[None] * len(inv_rms))
 
 
 def _routed(
-    sources: Sequence[Tensor], inv_rms: Sequence[Tensor], query: Tensor, scale: float, count: float
+    sources: Sequence[Tensor],
+    inv_rms: Sequence[Tensor],
+    query: Tensor,
+    scale: float,
+    count: float,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mixture, logits and weights."""
     with torch.autocast(sources[0].device.type, enabled=False):
@@ -135,7 +156,7 @@ def _routed(
         scores = [_inner(at_least_float32(v), u).mul_(r) for v, r in zip(sources, inv_rms, strict=True)]
     logits = torch.stack(scores)
     weights = softmax_of(logits, count)
-    return _finished(weighted_sum(sources, weights.unsqueeze(-1).unbind()), sources[0].dtype), logits, weights
+    return _finished(mixed(sources, weights.unsqueeze(-1).unbind(), base), sources[0].dtype), logits, weights
 
 
 def _halves(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -160,18 +181,24 @@ def _add_weighted(total: Tensor, c: Tensor, v: Tensor) -> None:
 
 
 def route(
-    sources: Sequence[Tensor], query: Tensor, inv_rms: Sequence[Tensor], scale: float, count: float = 1.0
+    sources: Sequence[Tensor],
+    query: Tensor,
+    inv_rms: Sequence[Tensor],
+    scale: float,
+    count: float = 1.0,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The mixture (B, T, d) in the sources' dtype, and the weights (N, B, T), which add up to `count`.
 
     Args:
         sources: N tensors (B, T, d). query: (d), (B, d) or (B, T, d). inv_rms: of each source (`inverse_rms`).
+        base: as `mixed` takes it; a constant, for the gradient is that of the mixture.
     """
     query = query_per_token(query, sources[0])
     if not _is_watched(query, *sources):
-        mixture, _, weights = _routed(sources, inv_rms, query, scale, count)
+        mixture, _, weights = _routed(sources, inv_rms, query, scale, count, base)
         return mixture, weights
-    return _Route.apply(query, scale, count, *sources, *inv_rms)
+    return _Route.apply(query, scale, count, base, *sources, *inv_rms)
 
 
 @overload

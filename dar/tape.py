@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dar.route import at_least_float32, inverse_rms, softmax_of, weighted_sum
+from dar.route import at_least_float32, inverse_rms, mixed, softmax_of
 
 
 @dataclass
@@ -69,13 +69,13 @@ class TorchTape:
             self.entries.append(entry)
         return entry
 
-    def read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
+    def read(self, reader: int, entries: Sequence[Entry], count: float, base: Tensor | None = None) -> Tensor:
         weights = softmax_of(torch.stack([entry.logit(reader) for entry in entries]), count)
         self.counts[reader], self._weights[reader] = count, weights
         columns = weights.unsqueeze(-1).unbind()
         for entry, column in zip(entries, columns, strict=True):
             entry.weights[reader] = column
-        return weighted_sum([entry.value for entry in entries], columns).to(entries[0].value.dtype)
+        return mixed([entry.value for entry in entries], columns, base).to(entries[0].value.dtype)
 
     def weights(self, reader: int) -> Tensor:
         return self._weights[reader]

@@ -32,8 +32,8 @@ class Tape(Protocol):
         """The entry of a source that `readers` will read, all or the first of them."""
         ...
 
-    def read(self, reader: int, entries: Sequence[Any], count: float) -> Tensor:
-        """h (B, T, d) of `reader` with weights that add up to `count`."""
+    def read(self, reader: int, entries: Sequence[Any], count: float, base: Tensor | None = None) -> Tensor:
+        """h (B, T, d) of `reader` with weights that add up to `count`; `base` as in `dar.route.mixed`."""
         ...
 
     def weights(self, reader: int) -> Tensor:
@@ -75,9 +75,19 @@ class RoutedTrunk:
         entry = self._tape.enter(value.detach(), readers)
         return _Source.apply(value, self._queries, self._backward, entry), entry
 
-    def read(self, reader: int, values: Sequence[Tensor], entries: Sequence[Any], count: float) -> Tensor:
-        """h (B, T, d) of `reader` over sources that were entered; weights add up to `count`."""
-        return _Reader.apply(self._tape, self._backward, reader, entries, count, self._queries, *values)
+    def read(
+        self,
+        reader: int,
+        values: Sequence[Tensor],
+        entries: Sequence[Any],
+        count: float,
+        base: Tensor | None = None,
+    ) -> Tensor:
+        """h (B, T, d) of `reader` over sources that were entered; weights add up to `count`.
+
+        base: as in `dar.route.mixed`, a constant: the gradient is that of the mixture.
+        """
+        return _Reader.apply(self._tape, self._backward, (reader, entries, count, base), self._queries, *values)
 
     def weights(self, reader: int) -> Tensor:
         """(N, B, T), without gradient."""
@@ -136,10 +146,10 @@ class _Source(torch.autograd.Function):
 
 class _Reader(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tape: Tape, backward: _Backward, reader: int, entries: Any, count: float, *_: Any) -> Tensor:
-        ctx.pass_of, ctx.reader, ctx.num_inputs = backward, reader, 5 + len(_)
+    def forward(ctx: Any, tape: Tape, backward: _Backward, read: tuple[Any, ...], *_: Any) -> Tensor:
+        ctx.pass_of, ctx.reader, ctx.num_inputs = backward, read[0], 3 + len(_)
         ctx.set_materialize_grads(False)
-        mixture = tape.read(reader, entries, count)
+        mixture = tape.read(*read)
         # Not on the tape: here it is freed as soon as this node is done, and an output cannot keep the node alive.
         ctx.save_for_backward(mixture)
         return mixture

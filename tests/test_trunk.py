@@ -69,7 +69,7 @@ def results(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
 def reader_by_reader() -> Iterator[None]:
     """Without a tape: every reader by itself, and autograd adds up."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dar.routing.depth.mixer_for", lambda weigher, *_: TorchMixer(weigher))
+        patch.setattr("dar.routing.depth.mixer_for", lambda weigher, *_, **__: TorchMixer(weigher))
         yield
 
 

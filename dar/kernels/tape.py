@@ -89,6 +89,7 @@ class Tape:
         self.scale, self.eps = scale, eps
         self.counts: dict[int, float] = {}  # by reader: what its weights add up to
         self.queries = self.slots.spread(queries.detach().movedim(-2, 0))  # (slots, d) or (slots, B, d)
+        self._is_zero = (self.queries == 0).flatten(1).all(1)  # of every slot
         self.entries: list[Entry] = []
         self._keeps = keeps
         self._lse: Tensor | None = None
@@ -110,9 +111,11 @@ class Tape:
             self.entries.append(entry)
         return entry
 
-    def read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
+    def read(self, reader: int, entries: Sequence[Entry], count: float, base: Tensor | None = None) -> Tensor:
         with torch.cuda.device_of(entries[0].value):  # Triton launches on the current device
-            return self._read(reader, entries, count)
+            mixture = self._read(reader, entries, count)
+        # The kernels know no base: where it has to be met to the bit, at a query of zeros, it takes their place.
+        return mixture if base is None else torch.where(self._is_zero[self.slots[reader]], base, mixture)
 
     def _read(self, reader: int, entries: Sequence[Entry], count: float) -> Tensor:
         self.counts[reader] = count

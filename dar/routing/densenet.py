@@ -19,9 +19,11 @@ class FixedWeigher:
     def __init__(self, by_reader: Sequence[Tensor]) -> None:
         self._by_reader = by_reader
 
-    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def mixed(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         weights = self._by_reader[reader - 1][:, None, None].expand(-1, *previous.shape[:2])
-        return mix([source.value for source in sources], weights), weights
+        return mix([source.value for source in sources], weights, base), weights
 
 
 @register("densenet")

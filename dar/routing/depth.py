@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -32,14 +33,21 @@ class DepthStream:
         """What each reader so far gave its sources, (N, B, T) each."""
         return self._mixer.weights()
 
-    def read(self) -> Tensor:
+    def read(self, base: Tensor | None = None) -> Tensor:
+        """base: the plain residual stream, if the caller holds it: what starts as that stream then gives it exactly."""
         self._reader += 1
         if self._reader > self._num_readers:
             return self._plain_sum
-        return self._mix(self._history.sources())
+        return self._mix(self._history.sources(), base)
 
-    def _mix(self, sources: Sequence[Source]) -> Tensor:
-        return self._mixer.mixture(sources, self._reader, self._history.previous)
+    def _mix(self, sources: Sequence[Source], base: Tensor | None) -> Tensor:
+        return self._mixer.mixture(sources, self._reader, self._history.previous, base)
+
+    def copy(self) -> DepthStream:
+        """The stream as it is now, which goes on by itself."""
+        twin = copy.copy(self)
+        twin._history = self._history.copy()
+        return twin
 
     def write(self, output: Tensor) -> None:
         self._history.append(output)
@@ -55,9 +63,14 @@ class AnchoredStream(DepthStream):
         embedding = self._history.sources()[0].value
         return [embedding.new_zeros(0, *embedding.shape[:2]), *super().weights][: self._reader]
 
-    def _mix(self, sources: Sequence[Source]) -> Tensor:
+    def _mix(self, sources: Sequence[Source], base: Tensor | None) -> Tensor:
         embedding, *others = sources
-        return embedding.value + super()._mix(others) if others else embedding.value
+        if not others:
+            return embedding.value
+        if base is None:
+            return embedding.value + super()._mix(others, None)
+        # The base holds the embedding already, but not its gradient.
+        return super()._mix(others, base) + (embedding.value - embedding.value.detach())
 
 
 class DepthRouting(Routing):
@@ -86,11 +99,12 @@ class DepthRouting(Routing):
         # The last chunk is never summarised.
         return self.config.summary == "sum" or max(self.plan.lengths[:-1], default=1) == 1
 
-    def open(self, embedding: Tensor, t_embedding: Tensor) -> DepthStream:
+    def open(self, embedding: Tensor, t_embedding: Tensor, *, taped: bool = True) -> DepthStream:
+        """taped: whether the pass may be held on one tape (`dar.trunk`): not where parts of it are computed twice."""
         fold = next((fold for fold in self.folds if fold.matches(t_embedding)), None)
         # At a folded timestep all samples share e(t), and the queries with it.
         weigher = self.weigher(t_embedding if fold is None else fold.embedding.to(t_embedding))
-        mixer = mixer_for(weigher, embedding, self.blocks, self.backend, fold)
+        mixer = mixer_for(weigher, embedding, self.blocks, self.backend, fold, taped=taped)
         stream_type = AnchoredStream if self.anchored else DepthStream
         return stream_type(self, self.history(embedding), mixer)
 

@@ -25,8 +25,13 @@ from dar.trunk import RoutedTrunk
 class Mixer(Protocol):
     """One forward pass."""
 
-    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        """What `reader` (from 1) reads, (B, T, d); `previous` is what its predecessor wrote."""
+    def mixture(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        """What `reader` (from 1) reads, (B, T, d); `previous` is what its predecessor wrote.
+
+        base: as in `dar.route.mixed`; a mixer that has no use for it passes it by.
+        """
         ...
 
     def weights(self) -> list[Tensor]:
@@ -41,8 +46,10 @@ class TorchMixer:
         self._weigher = weigher
         self._weights: list[Tensor] = []
 
-    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
-        mixture, weights = self._weigher.mixed(sources, reader, previous)
+    def mixture(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        mixture, weights = self._weigher.mixed(sources, reader, previous, base)
         self._weights.append(weights)
         return mixture
 
@@ -58,7 +65,9 @@ class OperatorMixer:
         self._logits: list[Tensor] = []
         self._counts: list[float] = []
 
-    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+    def mixture(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> Tensor:
         from dar.kernels.op import route
 
         scorer, count = self._weigher.scorer, self._weigher.count(len(sources))
@@ -84,9 +93,11 @@ class TapeMixer:
         self._readers: list[int] = []
         self._alone: dict[int, Tensor] = {}  # by reader: its only source
 
-    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+    def mixture(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> Tensor:
         self._readers.append(reader)
-        if len(sources) == 1:  # whatever the query is, which then gets no gradient to the bit
+        if len(sources) == 1 and base is None:  # whatever the query is, which then gets no gradient to the bit
             return self._alone.setdefault(reader, sources[0].value)
         for source in sources:
             if source.entry is None:
@@ -94,7 +105,7 @@ class TapeMixer:
                 source.value, source.entry = self._trunk.source(source.value, readers)
         entries = [source.entry for source in sources if source.entry is not None]
         values = [source.value for source in sources]
-        return self._trunk.read(reader, values, entries, self._count(len(sources)))
+        return self._trunk.read(reader, values, entries, self._count(len(sources)), base)
 
     def weights(self) -> list[Tensor]:
         """Without gradient."""
@@ -140,11 +151,13 @@ class FoldedMixer:
         self._unfolded = unfolded
         self._weights: list[Tensor | None] = []  # None where they are the other mixer's
 
-    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor) -> Tensor:
+    def mixture(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> Tensor:
         constant = self._fold.weights[reader - 1]
         if constant is None:
             self._weights.append(None)
-            return self._unfolded.mixture(sources, reader, previous)
+            return self._unfolded.mixture(sources, reader, previous, base)
         weights = constant.to(previous.device).expand(-1, len(previous), -1)
         self._weights.append(weights)
         return mix([source.value for source in sources], weights)
@@ -170,9 +183,18 @@ def torch_trunk(queries: KnownQueries, batch: int) -> RoutedTrunk:
 
 
 def mixer_for(
-    weigher: Weigher, embedding: Tensor, blocks: Sequence[range], backend: str, fold: Fold | None = None
+    weigher: Weigher,
+    embedding: Tensor,
+    blocks: Sequence[range],
+    backend: str,
+    fold: Fold | None = None,
+    *,
+    taped: bool = True,
 ) -> Mixer:
-    """The fastest mixer that can run here, of the backend that is asked for (`dar.route.depth_route`)."""
+    """The fastest mixer that can run here, of the backend that is asked for (`dar.route.depth_route`).
+
+    taped: whether a tape may serve.
+    """
     if fold is not None:
         # A tape's backward pass does not know of readers that are passed over.
         unfolded = TorchMixer(weigher) if torch.is_grad_enabled() else mixer_for(weigher, embedding, blocks, backend)
@@ -180,7 +202,7 @@ def mixer_for(
     fused = choose_backend(backend, [embedding]) == "triton"
     if not isinstance(weigher, SoftmaxWeigher):
         return TorchMixer(weigher)
-    if isinstance(weigher.scorer, KnownQueries) and not torch.compiler.is_compiling():
+    if taped and isinstance(weigher.scorer, KnownQueries) and not torch.compiler.is_compiling():
         trunk = fused_trunk(weigher.scorer, blocks) if fused else torch_trunk(weigher.scorer, len(embedding))
         return TapeMixer(weigher, trunk, num_readers=blocks[-1][-1])
     return OperatorMixer(weigher) if fused else TorchMixer(weigher)

@@ -15,10 +15,12 @@ from dar.routing.queries import Scorer
 class Weigher(Protocol):
     """The rule of one forward pass by which sources get their weights."""
 
-    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def mixed(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The mixture (B, T, d) and the weights (N, B, T) of N sources.
 
-        `reader` counts from 1, `previous` is what its predecessor wrote.
+        `reader` counts from 1, `previous` is what its predecessor wrote; `base` as in `dar.route.mixed`.
         """
         ...
 
@@ -33,10 +35,12 @@ class SoftmaxWeigher:
         """What the weights add up to."""
         return 1.0
 
-    def mixed(self, sources: Sequence[Source], reader: int, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def mixed(
+        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         query, count = self.scorer.query(reader, previous), self.count(len(sources))
         values = [source.value for source in sources]
-        return route(values, query, [source.inv_rms for source in sources], self.scorer.scale, count)
+        return route(values, query, [source.inv_rms for source in sources], self.scorer.scale, count, base)
 
 
 class CountWeigher(SoftmaxWeigher):

@@ -1,0 +1,24 @@
+"""Flux.1: image and text side by side in double blocks, then joint in single ones."""
+
+from typing import Any
+
+from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register
+
+
+@register("FluxTransformer2DModel")
+def flux(model: Any) -> Architecture:
+    """The joint stream begins with what the double blocks made of both; the head reads its image tokens."""
+    double, single = "transformer_blocks", "single_transformer_blocks"
+    num_double, num_single = len(model.transformer_blocks), len(model.single_transformer_blocks)
+    return Architecture(
+        streams={
+            "image": StreamNorms(norms_of(double, num_double, "norm1", "norm2")),
+            "text": StreamNorms(norms_of(double, num_double, "norm1_context", "norm2_context")),
+            "joint": StreamNorms(norms_of(single, num_single, "norm"), head="norm_out"),
+        },
+        timestep="time_text_embed.timestep_embedder",
+        blocks={
+            **all_carry(double, num_double, ("encoder_hidden_states", "text"), ("hidden_states", "image")),
+            **all_carry(single, num_single, ("encoder_hidden_states", "joint"), ("hidden_states", "joint")),
+        },
+    )
