@@ -8,12 +8,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from dar.checksums import check_checksums
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
 def check_folder(folder: Path, config_type: type) -> None:
-    """Refuse a folder that is missing, incomplete, damaged, or written by a newer version.
+    """Refuse a folder that is missing, incomplete, damaged, changed by hand, or written by a newer version.
 
     Raises: FileNotFoundError or ValueError, each naming the file and what is wrong with it.
     """
@@ -22,9 +24,10 @@ def check_folder(folder: Path, config_type: type) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}")
+    check_checksums(folder)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-    except ValueError as error:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG_FILE} must hold an object of fields; it holds a {type(config).__name__}")

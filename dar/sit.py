@@ -12,6 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dar.checksums import CHECKSUMS_FILE
 from dar.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
 from dar.folder import check_folder
 from dar.layers import Block, FinalLayer
@@ -243,6 +244,11 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
         grid = size // p
         image = patches.view(-1, grid, grid, p, p, channels).permute(0, 5, 1, 3, 2, 4)
         return image.reshape(-1, channels, size, size)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write config.json and model.safetensors; what a folder says of earlier ones' checksums is removed first."""
+        (Path(save_directory) / CHECKSUMS_FILE).unlink(missing_ok=True)
+        return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SiT":

@@ -1,5 +1,8 @@
 """Errors with a message for the person at the command line."""
 
+SAID_BY_MAIN = "the main process says so"
+"""A note on what is raised in all processes because of the main one, which alone prints it."""
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one clear line, exit code 2."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather, gather_object, parse_flag_from_env
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import SAID_BY_MAIN, UserError
 
 T = TypeVar("T")
 
@@ -47,6 +48,33 @@ class Processes:
         assert isinstance(gathered, Tensor)
         return gathered
 
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the main process, to all of them; what it raises there is raised in all."""
+        if self.number == 1:
+            return make()
+        made: tuple[T | None, Exception | None] = None, None
+        if self.is_main:
+            try:
+                made = make(), None
+            except Exception as error:  # whatever it is, the others must not wait for a result
+                made = None, error
+        value, error = self.agreed(made)
+        if error is not None:
+            if not self.is_main:
+                error.add_note(SAID_BY_MAIN)
+            raise error
+        return cast(T, value)
+
+    def main_alone(self, make: Callable[[], T]) -> T | None:
+        """What `make` returns, which stays in the main process; None in others. What it raises is raised in all."""
+        made: list[T] = []
+        self.from_main(lambda: made.append(make()))
+        return made[0] if made else None
+
+    def from_all(self, value: T) -> list[T]:
+        """The values of all processes, in each of them."""
+        return [value] if self.number == 1 else gather_object([value])
+
     def agreed(self, value: T) -> T:
         """The main process's `value`."""
         return value if self.number == 1 else broadcast_object_list([value])[0]
@@ -64,6 +92,14 @@ def default_device() -> torch.device:
     device = _state().device
     assert device is not None
     return device
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an operation of all processes failed because one of them, or the way to it, is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    # gloo's errors have no type of their own.
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/", "NCCL", "ProcessGroup"))
 
 
 def leave_others() -> None:

@@ -22,7 +22,7 @@ from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
 from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
-from distill.files import write_folder, write_text
+from distill.files import replace_folder, write_text
 from distill.metrics import MEASURES, Interval
 from distill.sampling.samplers import teacher_sampler
 from distill.training.run_log import read_log
@@ -116,7 +116,7 @@ def main() -> None:
         text = card(config, model, measured, read_log(args.run)[-1]["elapsed_s"], args.trained_on)
         write_text(folder / "README.md", text)
 
-    write_folder(args.assets / "teacher", fill)
+    replace_folder(args.assets / "teacher", fill)
     print(args.assets / "teacher")
 
 

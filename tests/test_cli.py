@@ -158,7 +158,7 @@ def test_teacher_missing_or_damaged(tmp_path: Path, capsys: pytest.CaptureFixtur
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     line = refused(capsys, "run", run_config(tmp_path, f"teacher: {{path: {broken}}}"))
-    assert "model.safetensors is damaged" in line
+    assert "model.safetensors is not as it was written" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -494,14 +494,12 @@ def test_a_comparison_from_the_first_job_to_the_report(settings):
 def assert_a_full_disk_spares_the_pictures(comparison: Comparison, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
-    def half(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def full(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    with patch.object(Path, "write_bytes", half), pytest.raises(OSError, match="no space"):
+    with patch("os.fsync", full), pytest.raises(OSError, match="no space"):
         write_report(comparison)
-    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_trained_job_is_measured_anew_with_other_settings_and_refused_with_another_training(settings):

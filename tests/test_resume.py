@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dar import SiT
+from dar.checksums import CHECKSUMS_FILE
 from distill.conditions import ClassLabels
 from distill.config import DataConfig, FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
 from distill.data.base import Dataset, Noise
@@ -25,7 +29,7 @@ from distill.objectives.teacher import TeacherTask
 from distill.training import checkpoint
 from distill.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from distill.training.loop import TimeEstimate, run_loop
-from distill.training.run_folder import CONFIG_FILE, claim_folder, open_run
+from distill.training.run_folder import CONFIG_FILE, claim_folder, opened_run
 from distill.training.run_log import read_log
 from tests.conftest import build_roles, critic, models_of, tiny_config
 
@@ -240,6 +244,7 @@ def test_a_checkpoint_of_another_version_is_told_from_a_damaged_one(
     task, accelerator = distillation_task(run_config, tiny_model)
     run_loop(task, replace(run_config.train, steps=1), accelerator, tmp_path)
     (checkpoints(tmp_path)[0] / "custom_checkpoint_1.pkl").unlink()
+    (checkpoints(tmp_path)[0] / CHECKSUMS_FILE).unlink()
     task, accelerator = distillation_task(run_config, tiny_model)
     with pytest.raises(UserError, match=r"holds 3 states .*, this version keeps 4: another version wrote it"):
         run_loop(task, run_config.train, accelerator, tmp_path, resume=True)
@@ -268,14 +273,17 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
 
 
-def test_a_folder_with_another_run_is_refused(tmp_path: Path, run_config: RunConfig) -> None:
+def test_a_folder_with_another_run_is_refused(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator) -> None:
     folder = tmp_path / "run"
     claim_folder(folder, run_config, resume=False)
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
     with pytest.raises(UserError, match="is not empty"):
         claim_folder(folder, run_config, resume=False)
-    with pytest.raises(UserError, match="holds no run"):
-        claim_folder(tmp_path / "none", run_config, resume=True)
-    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="holds no run"),
+        opened_run(replace(run_config, output=str(tmp_path / "none")), accelerator, resume=True),
+    ):
+        pass
     claim_folder(folder, run_config, resume=True)
     changed = replace(run_config, student=replace(run_config.student, steps=8))
     with pytest.raises(UserError, match=r"differs from .*config\.yaml: student\.steps is 2 there, 8 here$"):
@@ -305,23 +313,28 @@ def test_other_data_are_noticed(tmp_path: Path, run_config: RunConfig, accelerat
     def data(labels: list[int]) -> NpzDataset:
         return NpzDataset(np.zeros((len(labels), 8, 8), np.uint8), np.array(labels))
 
-    folder = open_run(run_config, accelerator, resume=False, data=data([0, 1, 2]))
+    def opened(labels: list[int], resume: bool = True) -> Path:
+        with opened_run(run_config, accelerator, resume=resume, data=data(labels)) as run:
+            return run.folder
+
+    folder = opened([0, 1, 2], resume=False)
     (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
-    open_run(run_config, accelerator, resume=True, data=data([0, 1, 2]))
+    opened([0, 1, 2])
     with pytest.raises(UserError, match="data have changed since the run began: num_samples was 3, is 4"):
-        open_run(run_config, accelerator, resume=True, data=data([0, 1, 2, 2]))
+        opened([0, 1, 2, 2])
     with pytest.raises(UserError, match="data have changed since the run began: labels_sha256"):
-        open_run(run_config, accelerator, resume=True, data=data([0, 2, 1]))
+        opened([0, 2, 1])
 
 
 def test_output_inside_what_is_read_is_refused(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator) -> None:
     teacher = replace(run_config.teacher, path=str(tmp_path / "teacher"))
     config = replace(run_config, teacher=teacher, output=str(tmp_path / "teacher" / "run"))
     with pytest.raises(UserError, match=r"output = .* lies inside teacher\.path"):
-        open_run(config, accelerator, resume=False)
+        opened_run(config, accelerator, resume=False).__enter__()
     data = DataConfig("npz", str(tmp_path / "data"))
     with pytest.raises(UserError, match=r"output = .* lies inside data\.path"):
-        open_run(replace(run_config, data=data, output=str(tmp_path / "data" / "x")), accelerator, resume=False)
+        inside = replace(run_config, data=data, output=str(tmp_path / "data" / "x"))
+        opened_run(inside, accelerator, resume=False).__enter__()
 
 
 def test_a_look_that_fails_does_not_lose_the_updates(tmp_path: Path) -> None:
@@ -338,15 +351,69 @@ def test_a_look_that_fails_does_not_lose_the_updates(tmp_path: Path) -> None:
 
 def test_an_output_at_home(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = open_run(replace(run_config, output="~/x"), accelerator, resume=False)
+    with opened_run(replace(run_config, output="~/x"), accelerator, resume=False) as run:
+        folder = run.folder
     assert folder == tmp_path / "home" / "x" and (folder / CONFIG_FILE).is_file()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
-    task, accelerator, loop = teacher_task(tmp_path, 2)
-    run_loop(task, loop, accelerator, tmp_path)
-    path = checkpoints(tmp_path)[-1] / name
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"step_00000002 is damaged: .*; remove it to go on from the one before"):
-        resumed(tmp_path)
+@pytest.fixture(scope="module")
+def twice_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints after its updates 1 and 2."""
+    folder = tmp_path_factory.mktemp("twice")
+    task, accelerator, loop = teacher_task(folder, 2)
+    run_loop(task, replace(loop, save_every=1), accelerator, folder)
+    return folder
+
+
+def flip(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) * 2 // 3] ^= 1
+    path.write_bytes(whole)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"]
+)
+def test_a_damaged_checkpoint_is_named(
+    twice_saved: Path, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    """And the whole one before it is offered, not taken."""
+    folder = shutil.copytree(twice_saved, tmp_path / "run")
+    damage(checkpoints(folder)[-1] / name)
+    offered = r".*; step_00000001 before it is whole, go on from it with --from 1$"
+    with pytest.raises(
+        UserError, match=rf"step_00000002/{re.escape(name)} is (missing|damaged|not as it was)" + offered
+    ):
+        resumed(folder)
+    assert [path.name for path in checkpoints(folder)] == ["step_00000001", "step_00000002"]
+    task, accelerator, loop = teacher_task(folder, 2)
+    run_loop(task, loop, accelerator, folder, from_step=1)
+    flip(checkpoints(folder)[0] / name)
+    damage(checkpoints(folder)[-1] / name)
+    with pytest.raises(UserError, match=r"; none before it is whole$"):
+        resumed(folder)
+
+
+def test_a_checkpoint_without_checksums_is_taken_and_said(twice_saved: Path, tmp_path: Path, caplog) -> None:
+    folder = shutil.copytree(twice_saved, tmp_path / "run")
+    (checkpoints(folder)[-1] / CHECKSUMS_FILE).unlink()
+    with caplog.at_level("INFO", logger="distill"):
+        resumed(folder)
+    assert f"step_00000002 has no {CHECKSUMS_FILE}, as an earlier version wrote it: its files are not checked" in caplog.text
+
+
+@pytest.mark.parametrize("state", [{"step": -5}, {"step": 10**9}, {"step": 2.0}, {"elapsed_s": float("nan")}, {"x": 1}])
+def test_a_counter_that_cannot_be_is_refused(twice_saved: Path, tmp_path: Path, state: dict[str, float]) -> None:
+    folder = shutil.copytree(twice_saved, tmp_path / "run")
+    checkpoint = checkpoints(folder)[-1]
+    torch.save(
+        {"step": 2, "elapsed_s": 1.0, **state} if "x" not in state else state, checkpoint / "custom_checkpoint_1.pkl"
+    )
+    (checkpoint / CHECKSUMS_FILE).unlink()
+    with pytest.raises(UserError, match=r"step_00000002.*(step|elapsed_s)"):
+        resumed(folder)

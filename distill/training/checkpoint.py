@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,13 +20,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import SAFE_MODEL_NAME
 from accelerate.utils.constants import FSDP_MODEL_NAME
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dar.checkpoints.pickles import check_pickles, only_allowed, refusal
+from dar.checksums import CHECKSUMS_FILE, check_checksums, checksums, files_below
 from distill.errors import NonFiniteError, UserError
+from distill.files import seal_folder, temporary_name
+from distill.files.whole import put_in_place, synchronise
 from distill.models.parameters import frozen_parameters, trainable_parameters
 from distill.models.sharding import local_shard
+from distill.processes import Processes, is_lost_process
+from distill.progress import logger
 
 FOLDER = "checkpoints"
 
@@ -39,6 +45,11 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return sorted((run_folder / FOLDER).glob("step_????????"))
 
 
+def number_of(checkpoint: Path) -> int:
+    """The number of the update after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def has_checkpoint(run_folder: Path, step: int) -> bool:
     return checkpoint_path(run_folder, step).is_dir()
 
@@ -49,21 +60,18 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
     Raises: NonFiniteError if a trainable parameter is not finite; UserError if the checkpoint cannot be written.
     """
     _check_finite(accelerator, step)
+    processes = Processes.all()
     final = checkpoint_path(run_folder, step)
-    partial = final.with_name(f".{final.name}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    fresh = processes.from_main(lambda: _fresh(final))
     hook = accelerator.register_save_state_pre_hook(_drop_frozen)
     try:
-        accelerator.save_state(str(partial))
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        _sharded_checkpoint_error(),
-    ) as error:  # a full disk
-        shutil.rmtree(partial, ignore_errors=True)
+        accelerator.save_state(str(fresh))
+        accelerator.wait_for_everyone()
+        _seal(fresh, processes)
+    except (Exception, _sharded_checkpoint_error()) as error:  # each library has its own for a full disk
+        shutil.rmtree(fresh, ignore_errors=True)
+        if is_lost_process(_reason(error)):
+            raise
         intact = next(reversed(checkpoints(run_folder)), None)
         raise UserError(
             f"the checkpoint of step {step} could not be written: {_reason(error)}; "
@@ -71,15 +79,31 @@ def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep:
         ) from error
     finally:
         hook.remove()
-    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        put_in_place(fresh, final)
         for old in checkpoints(run_folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _fresh(final: Path) -> Path:
+    """A new name for what becomes `final`. What processes that were killed had begun beside it is removed."""
+    for left in final.parent.glob(".step_????????*.partial"):
+        shutil.rmtree(left)
+    return temporary_name(final)
+
+
+def _seal(folder: Path, processes: Processes) -> None:
+    """Checksums of all files, to which every process has read its share, and all of it on the disk."""
+    mine = files_below(folder)[processes.index :: processes.number]
+    sums = checksums(folder, mine)
+    for name in mine:
+        synchronise(folder / name)
+    shares = processes.from_all(sums)
+    if processes.is_main:
+        seal_folder(folder, {name: value for share in shares for name, value in share.items()})
+    processes.from_main(lambda: None)  # all go on when it is done
 
 
 def _check_finite(accelerator: Accelerator, step: int) -> None:
@@ -112,13 +136,15 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
     sharded = any(path.glob(f"{FSDP_MODEL_NAME}*"))
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
+    if not (path / CHECKSUMS_FILE).is_file():
+        logger.info(f"{path} has no {CHECKSUMS_FILE}, as an earlier version wrote it: its files are not checked")
+    _check_whole(path, found, Processes.all())
     states = sorted(path.glob("custom_checkpoint_*.pkl"))
     if len(states) != len(accelerator._custom_objects):
         raise UserError(
             f"--resume: {path} holds {len(states)} states beside models and optimizers, this version keeps "
             f"{len(accelerator._custom_objects)}: another version wrote it, and can go on from it"
         )
-    check_pickles(path)
     hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
         with only_allowed():
@@ -128,8 +154,13 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
         if isinstance(reason, UnpicklingError):
             raise UserError(f"--resume: {refusal(path, reason)}") from error
         raise UserError(f"--resume: {path} does not fit this run: {reason}") from error
-    except (SafetensorError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise UserError(f"--resume: {path} is damaged: {error}; remove it to go on from the one before") from error
+    except UserError:
+        raise
+    except Exception as error:  # torch and safetensors meet arbitrary bytes with arbitrary exceptions
+        if is_lost_process(error):
+            raise
+        reason = f"{path} is damaged or of another model: {error}{_way_out(path, found)}"
+        raise UserError(f"--resume: {reason}") from error
     finally:
         hook.remove()
     accelerator.wait_for_everyone()
@@ -137,6 +168,37 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
         for later in found[found.index(path) + 1 :]:
             shutil.rmtree(later)
     return path
+
+
+def _check_whole(path: Path, found: Sequence[Path], processes: Processes) -> None:
+    """See that no file of a checkpoint is damaged or asks to run code; all processes look at a share each."""
+    problem = _problem(path, (processes.index, processes.number))
+    problems = [said for said in processes.from_all(problem) if said]
+    if problems:
+        processes.from_main(partial(_refuse, path, found, problems[0]))
+
+
+def _refuse(path: Path, found: Sequence[Path], problem: str) -> None:
+    raise UserError(f"--resume: {problem}{_way_out(path, found)}")
+
+
+def _problem(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    try:
+        check_pickles(path)
+        check_checksums(path, share)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _way_out(path: Path, found: Sequence[Path]) -> str:
+    """The newest checkpoint before `path` that is whole, and how to go on from it."""
+    before = [other for other in found if other < path]
+    whole = next((other for other in reversed(before) if _problem(other) is None), None)
+    if whole is None:
+        return f"; {'none before it is whole' if before else 'there is none before it'}"
+    return f"; {whole.name} before it is whole, go on from it with --from {number_of(whole)}"
 
 
 def _sharded_checkpoint_error() -> type[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.config import LoopConfig
+from distill.errors import UserError
 from distill.progress import logger, on_terminal, progress_bar
-from distill.training.checkpoint import load_checkpoint, save_checkpoint
+from distill.training.checkpoint import load_checkpoint, number_of, save_checkpoint
 from distill.training.run_log import RunLog
 
 COLUMNS = (
@@ -64,7 +66,12 @@ class Counter:
         return {"step": self.step, "elapsed_s": self.elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        step, elapsed_s = state.get("step"), state.get("elapsed_s")
+        if type(step) is not int or step < 0:
+            raise ValueError(f"its step must be a whole number from 0; it is {step!r}")
+        if not isinstance(elapsed_s, float) or not 0 <= elapsed_s < math.inf:
+            raise ValueError(f"its elapsed_s must be finite and at least 0; it is {elapsed_s!r}")
+        self.step, self.elapsed_s = step, elapsed_s
 
 
 class TimeEstimate:
@@ -107,8 +114,10 @@ def run_loop(
     """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint or `from_step`'s."""
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
-    if resume:
-        load_checkpoint(accelerator, folder, from_step)
+    if resume or from_step is not None:
+        path = load_checkpoint(accelerator, folder, from_step)
+        if counter.step != number_of(path):
+            raise UserError(f"--resume: {path} says that it is of step {counter.step}; it is damaged or was renamed")
     log = RunLog(folder, accelerator, counter.step)
     is_main = accelerator.is_main_process
     lines = not on_terminal()

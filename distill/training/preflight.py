@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from distill.conditions import condition_of, to_device
+from distill.conditions import Prompts, condition_of, to_device
 from distill.config import TeacherConfig
 from distill.conformance.conventions import convention_of
+from distill.data.checking import check_prompts
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 from distill.sampling import draw_images, teacher_sampler
@@ -21,13 +22,17 @@ NUM_STEPS = 10
 
 @torch.no_grad()
 def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: TeacherConfig) -> float:
-    """Raise UserError if the teacher or a trainable copy of it does not meet the assumptions of distillation.
+    """Raise UserError if the teacher or a trainable copy of it does not meet the assumptions of distillation, or its
+    prompts are damaged.
 
     Args:
         copies: models that must compute the same as the teacher before the first update, by role.
 
     Returns: standard deviation of the teacher's samples, the reference for the student's drift.
     """
+    condition = condition_of(teacher)
+    if isinstance(condition, Prompts):
+        check_prompts(condition)
     complaint = convention_of(teacher).complaint
     if complaint:
         raise UserError(f"preflight: teacher: {complaint}")
@@ -35,7 +40,7 @@ def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: Teacher
     generator = generator_for(0, "preflight")
     x_t = torch.randn(NUM_SAMPLES, *teacher.sample_shape, generator=generator).to(device)
     t = torch.rand(NUM_SAMPLES, generator=generator).clamp(*teacher.t_range).to(device)
-    conditions = condition_of(teacher).balanced(NUM_SAMPLES)
+    conditions = condition.balanced(NUM_SAMPLES)
     y = to_device(conditions, device)
     expected = teacher(x_t, t, y)
     for role, model in copies.items():

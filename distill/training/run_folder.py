@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +16,52 @@ from distill.assets import EMBEDDED
 from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
 from distill.data.base import Dataset
 from distill.errors import UserError
-from distill.files import read_json, write_text
+from distill.files import locked, read_json, resolved, write_text
+from distill.files.folders import contents
+from distill.processes import Processes
+from distill.progress import logger
 from distill.training.checkpoint import checkpoints
 from distill.training.devices import start_trackers
 
 DATA_FILE = "data.json"
 
 
-def open_run(
-    config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool, data: Dataset | None = None
-) -> Path:
-    """Claim the folder `config.output` for all processes and start the trackers.
+@dataclass(frozen=True)
+class RunFolder:
+    """folder: of which this process is the one writer. resumes: whether it holds a checkpoint to go on from."""
 
-    Raises: UserError as `claim_folder`; if the folder lies inside the data or the teacher; and if a resumed run would
-        go on with other data.
+    folder: Path
+    resumes: bool
+
+
+@contextmanager
+def opened_run(
+    config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool, data: Dataset | None = None
+) -> Iterator[RunFolder]:
+    """Claim the folder `config.output` for all processes, until the end of the context, and start the trackers.
+
+    Raises: UserError, in all processes, as `locked` and `claim_folder`; if the folder lies inside the data or the
+        teacher; and if a resumed run would go on with other data.
     """
-    folder = Path(config.output).expanduser()
+    folder = resolved(config.output)
     _check_outside(folder, config)
-    if accelerator.is_main_process:
-        now = None if data is None else _fingerprint(data)
-        if resume and now:
-            _check_data(folder / DATA_FILE, now)
-        claim_folder(folder, config, resume=resume)
-        if now:
-            write_text(folder / DATA_FILE, json.dumps(now) + "\n")
-    accelerator.wait_for_everyone()
-    start_trackers(accelerator, config)
-    return folder
+    with ExitStack() as stack:
+
+        def claim() -> bool:
+            if resume and not folder.is_dir():
+                raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
+            stack.enter_context(locked(folder))
+            resumes = claim_folder(folder, config, resume=resume)
+            if data is not None:
+                now = _fingerprint(data)
+                if resumes:
+                    _check_data(folder / DATA_FILE, now)
+                write_text(folder / DATA_FILE, json.dumps(now) + "\n")
+            return resumes
+
+        run = RunFolder(folder, Processes.all().from_main(claim))
+        start_trackers(accelerator, config)
+        yield run
 
 
 def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:
@@ -49,7 +71,7 @@ def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:
     else:
         sources["start.path"] = None if config.start.path == EMBEDDED else config.start.path
     for name, path in sources.items():
-        if path and folder.resolve().is_relative_to(Path(path).expanduser().resolve()):
+        if path and folder.is_relative_to(Path(path).expanduser().resolve()):
             raise UserError(f"output = {folder} lies inside {name} = {path}; choose a folder outside of it")
 
 
@@ -68,30 +90,47 @@ def _check_data(file: Path, now: dict[str, Any]) -> None:
         raise UserError(f"--resume: the data have changed since the run began: {'; '.join(different)}")
 
 
-def claim_folder(folder: Path, config: Any, *, resume: bool) -> None:
+def claim_folder(folder: Path, config: Any, *, resume: bool) -> bool:
     """Save the resolved configuration into a new folder, or check that a resumed run has the same configuration.
 
     Between parts of a run the settings under `evaluate` may change, `output` (the folder was moved or copied), and
-    `train.steps` may grow.
+    `train.steps` may grow. A run that was stopped before its first checkpoint begins anew, whether `resume` says so or
+    not: what starts it again may always be the same command.
 
+    Returns: whether there is a checkpoint to go on from.
     Raises: UserError if the folder holds another run, or if `resume` finds no run or a different configuration.
     """
     saved = folder / CONFIG_FILE
-    if resume:
-        if not saved.is_file():
-            raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
-        # A setting that did not exist when the run started had its default value.
-        then = build_config(type(config), read_values(saved))
-        different = _differences(flat_values(then), flat_values(config))
-        if different:
-            raise UserError(f"--resume: the configuration differs from {saved}: {'; '.join(different[:3])}")
-        if not checkpoints(folder):
-            raise UserError(f"--resume: {folder} holds no checkpoint yet; remove it and start anew")
-    elif folder.exists() and any(folder.iterdir()):
+    found = contents(folder)
+    has_checkpoint = bool(checkpoints(folder))
+    if found and resume and not saved.is_file():
+        raise UserError(f"--resume: {folder} holds no run (no {CONFIG_FILE})")
+    if found and not resume and (has_checkpoint or not _is_begun(saved, config)):
         raise UserError(
             f"output = {folder} is not empty; choose another, remove it, or continue the run in it with --resume"
         )
+    if found and resume:
+        different = _differences(flat_values(_then(saved, config)), flat_values(config))
+        if different:
+            raise UserError(f"--resume: the configuration differs from {saved}: {'; '.join(different[:3])}")
+    if found and not has_checkpoint:
+        logger.info(f"{folder}: its run was stopped before the first checkpoint, and begins anew")
     write_text(saved, config_to_yaml(config))
+    return has_checkpoint
+
+
+def _then(saved: Path, config: Any) -> Any:
+    """The configuration of a run; a setting that did not exist when it was started had its default value."""
+    return build_config(type(config), read_values(saved))
+
+
+def _is_begun(saved: Path, config: Any) -> bool:
+    """Whether the folder is that of a run of this configuration, as it was written here and not by someone's hand."""
+    if not saved.is_file():
+        return False
+    then = _then(saved, config)
+    written = saved.read_bytes() == config_to_yaml(then).encode()
+    return written and not _differences(flat_values(then), flat_values(config))
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

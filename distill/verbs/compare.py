@@ -20,13 +20,13 @@ from distill.evaluation.drawing import DRAWN
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.evaluation.references import class_balanced, read_images
-from distill.files import new_folder
 from distill.latents.decoding import decoder_for
 from distill.processes import Processes, default_device, leave_others
 from distill.report import check_columns, write_report
 from distill.sampling import in_precision
 from distill.sampling.samplers import Sampler, load_sampler, num_in_grid
 from distill.verbs.load import placed, vae_of
+from distill.verbs.output import claimed_output
 
 GRID_ROWS = 8
 MIN_PICTURES = 4
@@ -81,11 +81,12 @@ def compare(
     members |= {name: list(map(str, runs)) for name, runs in (groups or {}).items()}
     if empty := [name for name, runs in members.items() if not runs]:
         raise UserError(f"--group {empty[0]} names no run")
-    folder = new_folder(str(output), begun=DRAWN)
     settings = teacher if isinstance(teacher, TeacherConfig) else TeacherConfig(path=str(teacher))
-    if members:
-        return _of_students(members, images or {}, settings, config, folder)
-    return _of_pictures(images or {}, config, folder)
+    with claimed_output(output, begun=DRAWN) as folder:
+        assert folder is not None
+        if members:
+            return _of_students(members, images or {}, settings, config, folder)
+        return _of_pictures(images or {}, config, folder)
 
 
 def _short(paths: Sequence[str]) -> list[str]:
@@ -131,10 +132,13 @@ def _of_students(
         raise UserError(f"--images {short[0]}: {count} pictures; students draw --num-images {config.num_images}")
     students = [sampler for arm in arms.values() for sampler in arm]
     drawn = [in_precision(sampler, config.mixed_precision) for sampler in (reference, *others, *students)]
-    evaluator = None
-    if Processes.all().is_main:
+
+    def made() -> Evaluator:
         evaluator = Evaluator(config, device, shape, settings.path, decoder)
         evaluator.use_teacher_reference(drawn[0], settings.path)
+        return evaluator
+
+    evaluator = Processes.all().main_alone(made)
     drawings = results.draw_for_report(evaluator, drawn, config, decoder, GRID_ROWS, folder / DRAWN)
     leave_others()
     if evaluator is None:

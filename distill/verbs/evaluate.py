@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from distill.evaluation.drawing import DRAWN, draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.evaluation.references import class_balanced, read_images
-from distill.files import new_folder
+from distill.files import claimed
 from distill.latents.decoding import decoder_for
 from distill.metrics import ReferenceStatistics, reference_from_images
 from distill.processes import Processes, default_device, leave_others
 from distill.sampling import Sampler, in_precision
 from distill.sampling.samplers import teacher_of
 from distill.verbs.load import load, vae_of
+from distill.verbs.output import claimed_output
 
 NUM_IMAGES = 5000
 
@@ -51,16 +53,23 @@ def evaluate(
     Returns: None on all processes but the main one.
     """
     config = config or EvalConfig(num_images=NUM_IMAGES)
-    folder = None if output is None else new_folder(str(output), begun=DRAWN)
+    with claimed_output(output, begun=DRAWN) as folder:
+        return _evaluated(model, config, folder)
+
+
+def _evaluated(model: str | Path | Sampler, config: EvalConfig, folder: Path | None) -> Evaluation | None:
     sampler = in_precision(model if isinstance(model, Sampler) else load(model), config.mixed_precision)
     config = replace(config, vae=vae_of(config.vae, [sampler.path]))
     teacher_path = teacher_of(sampler.path)
     device, shape = default_device(), sampler.model.sample_shape
     decoder = decoder_for(config.vae, shape, device)
-    evaluator = None
-    if Processes.all().is_main:
+
+    def made() -> Evaluator:
         evaluator = Evaluator(config, device, shape, teacher_path, decoder)
         evaluator.use_teacher_statistics(teacher_path)
+        return evaluator
+
+    evaluator = Processes.all().main_alone(made)
     (drawing,) = draw([(sampler, config.num_images)], config, decoder, folder and folder / DRAWN)
     leave_others()
     if evaluator is None:
@@ -89,7 +98,11 @@ def evaluate_images(
     if not Processes.all().is_main:
         return None
     config = config or EvalConfig(num_images=NUM_IMAGES)
-    folder = None if output is None else new_folder(str(output))
+    with nullcontext() if output is None else claimed(output) as folder:
+        return _images_evaluated(images, config, folder)
+
+
+def _images_evaluated(images: str | Path, config: EvalConfig, folder: Path | None) -> Evaluation:
     if config.data is None and config.reference in (None, "auto"):
         raise UserError("pictures are measured against others: give --data, a folder or .npz file, or --reference")
     data = load_dataset("pictures", images)

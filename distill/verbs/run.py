@@ -23,7 +23,7 @@ from distill.evaluation import results
 from distill.evaluation.drawing import DRAWN, Drawing
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
-from distill.files import write_folder
+from distill.files import replace_folder, resolved
 from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone, load_model
 from distill.models.frozen import frozen_in
@@ -33,6 +33,7 @@ from distill.objectives.mixture import needing_data, title_of
 from distill.objectives.task import DistillationTask, build_models
 from distill.objectives.watch import Watch
 from distill.objectives.watching import GRID_ROWS
+from distill.processes import Processes
 from distill.progress import logger
 from distill.report import write_report
 from distill.report.training import TrainingPage, looks_table
@@ -42,7 +43,7 @@ from distill.training.checkpoint import has_checkpoint
 from distill.training.devices import let_go, make_accelerator
 from distill.training.loop import run_loop
 from distill.training.preflight import preflight
-from distill.training.run_folder import open_run
+from distill.training.run_folder import opened_run
 from distill.training.run_log import read_log
 from distill.verbs.configs import ConfigLike, config_of
 
@@ -87,48 +88,54 @@ def run(
     # What the report needs is looked for now: an hour of training must not end in a missing file.
     evaluator = None
     decoder = decoder_for(config.evaluate.vae, models.teacher.sample_shape, accelerator.device)
-    if config.evaluate.num_images and accelerator.is_main_process:  # the only one that measures
-        evaluator = load_evaluator(config, models.teacher, accelerator.device, decoder)
+    if config.evaluate.num_images:
+        load = partial(load_evaluator, config, models.teacher, accelerator.device, decoder)
+        evaluator = Processes.all().main_alone(load)  # the only one that measures
     teacher_std = preflight(models.teacher, models.copies, config.teacher)
-    folder = Path(config.output).expanduser()
+    folder = resolved(config.output)
     page = TrainingPage(folder, f"{title_of(config)}: {folder.name}")
     values = evaluator.values_to_watch() if evaluator else {}
     task = DistillationTask(config, models, accelerator, teacher_std, decoder, data, values, page.on_look)
-    open_run(config, accelerator, resume=resume, data=data)
-    if accelerator.is_main_process and (from_step is not None or not has_checkpoint(folder, config.train.steps)):
-        shutil.rmtree(folder / DRAWN, ignore_errors=True)  # of a student that will be trained on
-    if evaluator:
-        for note in evaluator.notes:
-            logger.info(note)
-    # Sharded weights are computed in the precision that FSDP was given.
-    precision = "no" if accelerator.is_fsdp2 else accelerator.mixed_precision
-    with frozen_in(precision, cast(nn.Module, models.teacher)):
-        run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
-    if accelerator.is_main_process:
-        page.finish(task.watcher.watch, has_report=config.evaluate.num_images > 0)
-    averaged, t_list, watch, best = task.averaged_student, task.t_list, task.watcher.watch, task.watcher.best_student()
-    del task, models  # their memory is for drawing
-    let_go(accelerator)
-    is_main = accelerator.is_main_process
-    chosen = averaged if best is None else best
-    student = plain_model(chosen)
-    if is_main:
-        student = write_student(chosen, t_list, folder, config.student.ode_steps)
-        shutil.rmtree(folder / "student_last", ignore_errors=True)  # of a run that was ended before
-        if best is not None:
-            plain = plain_model(averaged)
-            save = partial(save_student, plain, t_list, ode_steps=config.student.ode_steps)
-            write_folder(folder / "student_last", lambda path: save(folder=path))
-    drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
-    # Processes that would wait for the report would be ended by the time limit of their group.
-    accelerator.end_training()
-    if not is_main:
-        return None
-    if evaluator is None:
-        return Distilled(folder, folder / "student", None, {})
-    report, measured = write_run_report(config, folder, drawings, evaluator, watch)
-    shutil.rmtree(folder / DRAWN)
-    return Distilled(folder, folder / "student", report, measured)
+    with opened_run(config, accelerator, resume=resume, data=data) as opened:
+        if accelerator.is_main_process and (from_step is not None or not has_checkpoint(folder, config.train.steps)):
+            shutil.rmtree(folder / DRAWN, ignore_errors=True)  # of a student that will be trained on
+        if evaluator:
+            for note in evaluator.notes:
+                logger.info(note)
+        # Sharded weights are computed in the precision that FSDP was given.
+        precision = "no" if accelerator.is_fsdp2 else accelerator.mixed_precision
+        with frozen_in(precision, cast(nn.Module, models.teacher)):
+            run_loop(task, config.train, accelerator, folder, resume=opened.resumes, from_step=from_step)
+        if accelerator.is_main_process:
+            page.finish(task.watcher.watch, has_report=config.evaluate.num_images > 0)
+        averaged, t_list, watch, best = (
+            task.averaged_student,
+            task.t_list,
+            task.watcher.watch,
+            task.watcher.best_student(),
+        )
+        del task, models  # their memory is for drawing
+        let_go(accelerator)
+        is_main = accelerator.is_main_process
+        chosen = averaged if best is None else best
+        student = plain_model(chosen)
+        if is_main:
+            student = write_student(chosen, t_list, folder, config.student.ode_steps)
+            shutil.rmtree(folder / "student_last", ignore_errors=True)  # of a run that was ended before
+            if best is not None:
+                plain = plain_model(averaged)
+                save = partial(save_student, plain, t_list, ode_steps=config.student.ode_steps)
+                replace_folder(folder / "student_last", lambda path: save(folder=path))
+        drawings = draw_run(config, _placed(student, accelerator.device), t_list, folder, evaluator, decoder)
+        # Processes that would wait for the report would be ended by the time limit of their group.
+        accelerator.end_training()
+        if not is_main:
+            return None
+        if evaluator is None:
+            return Distilled(folder, folder / "student", None, {})
+        report, measured = write_run_report(config, folder, drawings, evaluator, watch)
+        shutil.rmtree(folder / DRAWN)
+        return Distilled(folder, folder / "student", report, measured)
 
 
 def load_evaluator(config: RunConfig, teacher: Backbone, device: torch.device, decoder: Decoder) -> Evaluator:
@@ -159,9 +166,9 @@ def load_data(config: RunConfig) -> Dataset | None:
 def write_student(student: Backbone, t_list: Tensor, folder: Path, ode_steps: int = 0) -> Backbone:
     """Write `folder/student`, a plain model with its t list; adapters to `folder/adapter`. Returns: the plain model."""
     if has_adapters(student):
-        write_folder(folder / "adapter", lambda path: save_adapters(student, path))
+        replace_folder(folder / "adapter", lambda path: save_adapters(student, path))
     plain = plain_model(student)
-    write_folder(folder / "student", lambda path: save_student(plain, t_list, path, ode_steps))
+    replace_folder(folder / "student", lambda path: save_student(plain, t_list, path, ode_steps))
     return plain
 
 

@@ -13,14 +13,14 @@ from distill.config import TrainConfig
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
 from distill.data.checking import check_fits, check_samples
-from distill.files import write_folder
+from distill.files import replace_folder
 from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
 from distill.objectives.teacher import TeacherTask
 from distill.progress import logger
 from distill.training.devices import let_go, make_accelerator
 from distill.training.loop import run_loop
-from distill.training.run_folder import open_run
+from distill.training.run_folder import opened_run
 from distill.training.start import starting_model
 from distill.verbs.configs import ConfigLike, config_of
 
@@ -56,19 +56,20 @@ def train(
     accelerator = make_accelerator(config)
     check_samples(data, config.data)
     task = TeacherTask(config, model, data, accelerator)
-    folder = open_run(config, accelerator, resume=resume, data=data)
-    if accelerator.is_main_process and task.decoder.note:
-        logger.info(f"grids: {task.decoder.note}")
-    run_loop(task, config.train, accelerator, folder, resume=resume, from_step=from_step)
-    averaged = task.averaged_model
-    del task
-    let_go(accelerator)
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return None
-    plain = plain_model(averaged)
-    write_folder(folder / "teacher", lambda path: save_model(plain, path))
-    return Trained(folder, folder / "teacher")
+    with opened_run(config, accelerator, resume=resume, data=data) as opened:
+        if accelerator.is_main_process and task.decoder.note:
+            logger.info(f"grids: {task.decoder.note}")
+        run_loop(task, config.train, accelerator, opened.folder, resume=opened.resumes, from_step=from_step)
+        averaged = task.averaged_model
+        del task
+        let_go(accelerator)
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return None
+        teacher = opened.folder / "teacher"
+        plain = plain_model(averaged)
+        replace_folder(teacher, lambda path: save_model(plain, path))
+        return Trained(opened.folder, teacher)
 
 
 def check_data(data: Dataset, model: Backbone, path: str) -> None:

@@ -1,0 +1,119 @@
+"""Files and folders that are there whole or not at all, also after a power cut.
+
+They are written under a name that nobody else has, synchronised to the disk, and then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from distill.errors import UserError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises: UserError where it is damaged; FileNotFoundError where it is missing."""
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nothing has: a hidden one, so that it is seen to be unfinished."""
+    return path.with_name(f".{path.name}-{secrets.token_hex(6)}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write under a temporary name, then rename. sync: not to be waited for where the caller syncs many at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_name(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if sync:
+        synchronise(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill(temporary)` write a folder, then call it `folder`, which is new or empty.
+
+    Raises: UserError where something is there by then; what `fill` raises. Nothing is left in either case.
+    """
+    with _filled(folder, fill) as partial:
+        try:
+            partial.rename(folder)  # which the system refuses where there is something
+        except OSError as error:
+            raise UserError(f"{folder} is not empty: another call wrote into it meanwhile") from error
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """As `write_folder`, in the place of what an earlier call made within a folder that this process has claimed."""
+    with _filled(folder, fill) as partial:
+        put_in_place(partial, folder)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Give a sealed folder its name, in the place of an earlier one."""
+    before = temporary_name(folder)
+    if folder.exists():
+        folder.rename(before)
+    partial.rename(folder)
+    synchronise(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def seal_folder(folder: Path, sums: dict[str, str] | None = None) -> None:
+    """Write checksums of a folder's files, where `sums` are not known, and see that all of it is on the disk."""
+    from dar.checksums import CHECKSUMS_FILE, write_checksums  # which takes torch along
+
+    write_checksums(folder, sums)
+    for path in [folder / CHECKSUMS_FILE, folder] if sums is not None else [*folder.rglob("*"), folder]:
+        synchronise(path)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Some file systems know no such thing of folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _filled(folder: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
+    """A sealed folder beside `folder`; removed where it does not get its name."""
+    partial = temporary_name(folder)
+    partial.mkdir(parents=True)
+    try:
+        fill(partial)
+        seal_folder(partial)
+        yield partial
+        synchronise(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # what a full disk is to it
+            raise UserError(f"{folder} could not be written: {error}") from error
+        raise
