@@ -40,8 +40,7 @@ def encode(args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             advance=lambda number: progress.advance(bar, number),
         )
-    told = ", ".join(f"{name} {list(kind.shape)}" for name, kind in made.index.tensors.items())
-    print(f"{folder}: {made}, L = {made.index.length}: {told}")
+    print(f"{folder}: {made} of L = {made.index.length}: {made.tensors}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -267,7 +267,7 @@ def test_the_script_says_what_it_made(pixart: Path, tmp_path: Path, capsys: pyte
     arguments = (tmp_path / "prompts.txt", pixart, tmp_path / "out", "--negative", "bad", "--max-length", 8)
     assert call(*arguments, "--device", "cpu") == 0
     assert (
-        "out: 2 prompts, L = 8: encoder_attention_mask ['L'], encoder_hidden_states ['L', 16]"
+        "out: 2 prompts of L = 8: encoder_attention_mask (L) in I64, encoder_hidden_states (L, 16) in BF16\n"
         in capsys.readouterr().out
     )
     prompts = Prompts.load(tmp_path / "out")

@@ -77,8 +77,13 @@ def positive(text: str) -> int:
 
 
 def name_list(text: str) -> list[str]:
-    """ "0,cat" to ["0", "cat"]."""
-    return [part.strip() for part in text.split(",")]
+    """ "0,cat" to ["0", "cat"]; in double quotes a name may have commas of its own."""
+    import csv
+
+    try:
+        return [part.strip() for part in next(csv.reader([text], skipinitialspace=True))] or [""]
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"must be names with commas between them; got {text!r}") from error
 
 
 def print_dry_run(config_type: type, args: argparse.Namespace) -> None:

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-images", type=int, metavar="N", help="how many (80; 50000 into an .npz file)")
     parser.add_argument(
-        "--classes", type=name_list, help="names or numbers, such as 0,3,9; all in turn where not given"
+        "--classes",
+        type=name_list,
+        help="names or numbers, such as 0,3,9 or '\"a fox, asleep\",3'; all in turn where not given",
     )
     add_sampler_arguments(parser)
 

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.files import read_json, write_bytes, write_text
+from distill.files import new_folder, read_json, write_bytes, write_text
 
 INDEX_FILE = "prompts.json"
 NULL = -1  # the number of the null prompt
@@ -89,11 +89,12 @@ def begin_prompts(folder: Path, made_by: Mapping[str, Any], prompts: Sequence[st
     index = PromptIndex(dict(made_by), null, tuple(prompts))
     if not prompts:
         raise UserError("there are no prompts to encode")
-    begun = read_index(folder) if (folder / INDEX_FILE).is_file() else None
-    if begun is not None:
+    begun = None
+    if (folder / INDEX_FILE).is_file():
+        begun = read_index(folder)
         _check_same(folder, begun, index)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty and holds no {INDEX_FILE}; choose another folder or remove it")
+    else:
+        new_folder(folder, "the folder of prompts")
     if begun is None or begun.prompts != index.prompts:
         _write_index(folder, index)
     return [number for number in index.numbers if not prompt_file(folder, number).is_file()]

@@ -68,6 +68,12 @@ class Prompts:
     def num_distinct(self) -> int:
         return len(self.prompts)
 
+    @property
+    def tensors(self) -> str:
+        """What a model is told of each, for people: `encoder_hidden_states (L, 64) in BF16`, .."""
+        kinds = self.index.tensors.items()
+        return ", ".join(f"{name} ({', '.join(map(str, kind.shape))}) in {kind.dtype}" for name, kind in kinds)
+
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
         """The prompts of `numbers` (B), one row each. Raises: UserError where a file is damaged."""
         distinct, places = numbers.unique(return_inverse=True)

@@ -57,6 +57,8 @@ class DataConfig:
     flip: mirror images at random, left to right.
     vae: the autoencoder that latents were made with, a folder or a hub name in the local cache, for the sample grids;
         without it they show the latents' first three channels. null for pixels.
+    prompts: a folder of encoded prompts that samples have in the place of classes: `captions.json` in `path` is a list
+        of their texts, one a sample; without it the labels are numbers of prompts.
     """
 
     name: str = "idx"
@@ -64,6 +66,7 @@ class DataConfig:
     size: int | None = None
     flip: bool = False
     vae: str | None = None
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:

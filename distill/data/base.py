@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill.conditions import Condition, ConditionBatch
+from distill.conditions import Condition, ConditionBatch, Prompts
 from distill.config import DataConfig
+from distill.data.captions import Captioned
 from distill.errors import UserError
 from distill.seeds import generator_for
 
@@ -89,8 +90,10 @@ def load_dataset(name: str, path: str | Path, split: str = "train", size: int | 
 
 
 def configured_dataset(config: DataConfig, split: str = "train") -> Dataset:
-    """The data set of a section `data`. Raises: as `load_dataset`."""
+    """The data set of a section `data`. Raises: as `load_dataset`, `Prompts.load` and `Captioned`."""
     dataset = load_dataset(config.name, config.path, split, config.size)
+    if config.prompts is not None:
+        dataset = Captioned(dataset, Prompts.load(config.prompts), Path(config.path).expanduser())
     return Flipped(dataset) if config.flip and split == "train" else dataset
 
 

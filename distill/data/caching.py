@@ -9,8 +9,10 @@ File i is image i. With mirrored images, file N + i is the mirror image of image
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,10 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dar.checksums import checksums, write_checksums
 from distill.data.base import Dataset
 from distill.data.latents import FOLDER, LABELS_FILE, listing
 from distill.errors import UserError
 from distill.files import write_bytes, write_text
+from distill.files.folders import contents
 from distill.latents.vae import Vae
 
 SETTINGS_FILE = "cache.json"
@@ -111,7 +115,7 @@ def claim(cache: Cache) -> list[int]:
                 f"{cache.folder} was begun with {key} = {begun[key]}; now it is {settings[key]}. "
                 "Choose another folder or remove it"
             )
-    elif cache.folder.exists() and any(cache.folder.iterdir()):
+    elif contents(cache.folder):
         raise UserError(f"{cache.folder} is not empty and holds no {SETTINGS_FILE}; choose another folder or remove it")
     else:
         write_text(path, json.dumps(settings, indent=1) + "\n")
@@ -121,7 +125,7 @@ def claim(cache: Cache) -> list[int]:
 def write_latents(
     cache: Cache, missing: Sequence[int], batch_size: int, workers: int, advance: Callable[[int], object]
 ) -> None:
-    """Encode and write the `missing` files, each atomically, then dataset.json.
+    """Encode and write the `missing` files, each atomically, then checksums of all, then dataset.json.
 
     Args:
         workers: threads that read images.
@@ -129,13 +133,21 @@ def write_latents(
 
     Raises: UserError or ValueError as the images and `Vae.moments`; files already written stay.
     """
+    sums: dict[str, str] = {}
     batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
     for indices, images in zip(batches, _read_ahead(cache.image, batches, workers), strict=True):
         moments = cache.vae.moments(torch.stack(images)).cpu().numpy()
         for index, array in zip(indices, moments, strict=True):
-            write_bytes(cache.folder / file_name(index), npy_bytes(array))
+            content = npy_bytes(array)
+            write_bytes(
+                cache.folder / file_name(index), content, sync=False
+            )  # one by one that takes longer than all else
+            sums[file_name(index)] = hashlib.sha256(content).hexdigest()
         advance(len(indices))
     labels = cache.images.labels.tolist() * (2 if cache.flip else 1)
+    os.sync()
+    earlier = [name for index in range(cache.num_files) if (name := file_name(index)) not in sums]
+    write_checksums(cache.folder, sums | checksums(cache.folder, earlier))
     labelled = [(file_name(index), label) for index, label in enumerate(labels)]
     classes = getattr(cache.images.condition, "class_names", None)
     write_text(cache.folder / LABELS_FILE, listing(labelled, cache.vae.space, classes))

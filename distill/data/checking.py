@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.conditions import Condition
+from distill.conditions import Condition, Prompts
 from distill.config import DataConfig
 from distill.data.base import Dataset
 from distill.errors import UserError
@@ -33,10 +33,10 @@ def check_fits(data: Dataset, sample_shape: tuple[int, ...], condition: Conditio
     if tuple(data.sample_shape) != tuple(sample_shape):
         raise UserError(f"{path} has samples of shape {data.sample_shape}; the model takes {sample_shape}")
     if not condition.includes(data.condition):
-        raise UserError(
-            f"{path} has {data.condition}; the model is conditioned on {condition} (start.classes of `train` gives a "
-            "pretrained model others)"
-        )
+        how = "start.classes of `train` gives a pretrained model others"
+        if isinstance(condition, Prompts):
+            how = "both have to be of one encoder, and of one length"
+        raise UserError(f"{path} has {data.condition}; the model is conditioned on {condition} ({how})")
 
 
 def check_samples(data: Dataset, config: DataConfig) -> float:
@@ -60,6 +60,17 @@ def check_samples(data: Dataset, config: DataConfig) -> float:
             _keep(verdict, {"path": config.path, "num_samples": len(data), "std": std})
     logger.info(f"{config.path}: {len(data):,} samples, std {std:.2f}")
     return std
+
+
+def check_prompts(prompts: Prompts) -> None:
+    """Read all prompts once. All processes share the work. Raises: UserError, which names a file that is damaged."""
+    processes = Processes.all()
+    mine = prompts.index.numbers[processes.index :: processes.number]
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool, progress_bar(main_process=processes.is_main) as progress:
+        bar = progress.add_task("checking prompts", total=len(mine))
+        for _ in pool.map(prompts.check, mine):
+            progress.advance(bar)
 
 
 def fingerprint(path: Path) -> str:

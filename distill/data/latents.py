@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dar.checksums import CHECKSUMS_FILE, read_checksums
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 from distill.latents.vae import LatentSpace
@@ -41,35 +44,39 @@ class LatentDataset:
             raise ValueError(f"{where} names {len(classes)} classes; labels go to {num_classes - 1}")
         class_names = None if classes is None else tuple(classes[:num_classes])
         self.condition = ClassLabels(num_classes, class_names=class_names)
+        self._sums = files.sums(self._names)
         self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
         if self._names:
-            _, height, width = self._moments(self._names[0]).shape
+            _, height, width = self._moments(0).shape
             self.sample_shape = (self.space.channels, height, width)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def batch(self, indices: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        moments = torch.stack([self._checked(self._names[i]) for i in indices.tolist()])
+        moments = torch.stack([self._checked(i) for i in indices.tolist()])
         mean, std = moments.chunk(2, dim=1)
         return self.space.latents(mean + std * noise(mean.shape)), self.labels[indices]
 
-    def _checked(self, name: str) -> Tensor:
-        moments = self._moments(name)
+    def _checked(self, index: int) -> Tensor:
+        moments = self._moments(index)
         if moments.shape[1:] != self.sample_shape[1:]:
             raise ValueError(
-                f"{self._files.describe(name)} has shape {tuple(moments.shape)}; "
+                f"{self._files.describe(self._names[index])} has shape {tuple(moments.shape)}; "
                 f"{self._names[0]} has {(2 * self.space.channels, *self.sample_shape[1:])}, and all must be alike"
             )
         return moments
 
-    def _moments(self, name: str) -> Tensor:
+    def _moments(self, index: int) -> Tensor:
         """Mean and standard deviation, (2 channels, h, w) in float32."""
-        where, rows = self._files.describe(name), 2 * self.space.channels
+        where, rows = self._files.describe(self._names[index]), 2 * self.space.channels
         try:
-            array = np.lib.format.read_array(io.BytesIO(self._files.read(name)), allow_pickle=False)
+            content = self._files.read(self._names[index])
+            array = array_of(content)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{where} is no whole npy file: {error}") from error
+        if self._sums is not None and _start_of(hashlib.sha256(content).hexdigest()) != self._sums[index]:
+            raise ValueError(f"{where} is not as it was written: it is damaged, or was edited; cache it again")
         if array.ndim == 4 and array.shape[0] == 1:
             array = array[0]
         if array.ndim != 3 or array.shape[0] != rows or array.dtype.kind != "f":
@@ -109,6 +116,16 @@ class _Files:
         if not found:
             raise FileNotFoundError(f"data.path = {path} holds neither {LABELS_FILE} nor {FOLDER}/{LABELS_FILE}")
 
+    def sums(self, names: Sequence[str]) -> np.ndarray | None:
+        """How the checksum of each file begins; None where there are none, and in a zip, which has its own."""
+        sums = None if self._zip is not None else read_checksums(self._root)
+        if sums is None:
+            return None
+        missing = next((name for name in names if name not in sums), None)
+        if missing is not None:
+            raise ValueError(f"{self._root / CHECKSUMS_FILE} does not name {missing}, which {LABELS_FILE} does")
+        return np.fromiter((_start_of(sums[name]) for name in names), np.uint64, len(names))
+
     def describe(self, name: str) -> str:
         return str(self._root / name)
 
@@ -120,6 +137,24 @@ class _Files:
             return self._zip.read(self._prefix + name)
         except KeyError as error:
             raise FileNotFoundError(f"the zip file has no {self._prefix}{name}") from error
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """The array in the bytes of a npy file, which hold as much as they say. Raises: ValueError."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    declared = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and declared != len(content) - file.tell():
+        raise ValueError(f"it declares {shape} of {dtype}, {declared:,} bytes, and has {len(content) - file.tell():,}")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _start_of(checksum: str) -> int:
+    """Eight bytes of it: they take no memory worth speaking of for millions of files."""
+    return int(checksum[:16], 16)
 
 
 def listing(labelled: list[tuple[str, int]], space: LatentSpace, classes: Sequence[str] | None = None) -> str:
@@ -135,7 +170,7 @@ def _read_listing(files: _Files) -> tuple[list[str], Tensor, LatentSpace, list[s
         read = json.loads(files.read(LABELS_FILE))
         pairs = read["labels"]
         names, labels = [str(name) for name, _ in pairs or []], [label for _, label in pairs or []]
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f'{where} is not {{"labels": [[file, label], ...]}}: {error!r}') from error
     if pairs is None or None in labels:
         raise ValueError(f"{where} has files without a label; labels are needed (convert a set that has classes)")

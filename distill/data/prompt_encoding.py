@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.conditions import Prompts, begin_prompts, finish_prompts, write_prompt
 from distill.conditions.prompt_files import NULL, shortened
 from distill.errors import UserError
+from distill.files import locked
 
 BATCH = 8
 LOCAL = {"local_files_only": True}
@@ -193,6 +194,20 @@ def encode_prompts(
 
     Raises: UserError as `TextEncoders.encode`; where the folder holds anything else; where an embedding is not finite.
     """
+    with locked(folder):
+        _encode_missing(prompts, encoders, folder, null, batch_size, advance)
+        finish_prompts(folder)
+    return Prompts.load(folder)
+
+
+def _encode_missing(
+    prompts: Sequence[str],
+    encoders: TextEncoders,
+    folder: Path,
+    null: str,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> None:
     missing = begin_prompts(folder, encoders.made_by, prompts, null)
     advance(len(prompts) + 1 - len(missing))
     if NULL in missing:
@@ -204,8 +219,6 @@ def encode_prompts(
         for number, tensors in zip(numbers, told, strict=True):
             _write(folder, number, prompts[number], tensors)
         advance(len(numbers))
-    finish_prompts(folder)
-    return Prompts.load(folder)
 
 
 def _write(folder: Path, number: int, text: str, tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from dar import SiT
 from distill.assets import resolve
-from distill.conditions import ClassLabels, condition_of
+from distill.conditions import ClassLabels, Prompts, condition_of
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 
@@ -68,9 +68,10 @@ def load_model(path: str | Path) -> Backbone:
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
     model = family.load(folder)
     check_finite(model, str(path))
-    condition = condition_of(model)
-    if isinstance(condition, ClassLabels):
-        set_classes(model, ClassLabels.load(folder, condition.num_classes))
+    if hasattr(model, "null_label") or hasattr(model, "condition"):  # not a model of prompts that was given none yet
+        condition = condition_of(model)
+        if isinstance(condition, ClassLabels):
+            set_classes(model, ClassLabels.load(folder, condition.num_classes))
     return model
 
 
@@ -80,10 +81,10 @@ def set_classes(model: Backbone, classes: ClassLabels) -> None:
 
 
 def save_model(model: Backbone, folder: Path) -> None:
-    """Write a folder that `load_model` reads, with the names of its classes."""
+    """Write a folder that `load_model` reads, with the names of its classes, or where its prompts are."""
     model.save_pretrained(folder)
     condition = condition_of(model)
-    if isinstance(condition, ClassLabels):
+    if isinstance(condition, (ClassLabels, Prompts)):
         condition.save(folder)
 
 

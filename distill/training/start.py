@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dar import SiT
-from distill.conditions import ClassLabels, Condition, condition_of
+from distill.conditions import ClassLabels, Condition, Prompts, condition_of
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
 from distill.models import Backbone, load_model, set_classes
@@ -42,12 +42,13 @@ def starting_model(config: TrainConfig, data: Condition) -> Backbone:
     """A new model of `config.model`, or the one in `config.start.path` with `config.start.trainable` applied.
 
     With `lora`, the linear layers get adapters that have no effect yet. A model with classes says in its condition
-    which of them were trained so far: of a new one, none.
+    which of them were trained so far: of a new one, none. A model that is told prompts gets those of the data in the
+    place of its own.
 
     Args:
-        data: the condition of the data, for `config.start.classes`.
+        data: the condition of the data.
 
-    Raises: UserError if there is nothing to train, peft is not installed, or the classes cannot be replaced.
+    Raises: UserError if there is nothing to train, peft is not installed, or classes or prompts cannot be replaced.
     """
     if config.start.path is None:
         assert config.model is not None
@@ -55,10 +56,24 @@ def starting_model(config: TrainConfig, data: Condition) -> Backbone:
         set_classes(model, ClassLabels(model.null_label, ()))
         return model
     model = load_model(config.start.path)
+    if isinstance(data, Prompts):
+        _give(model, data, config.start.path)
     if config.start.classes is not None:
         model = _with_classes(model, data, config.start.classes)
     TRAINABLE[config.start.trainable](model, config.start)
     return model
+
+
+def _give(model: Any, prompts: Prompts, path: str) -> None:
+    """Let `prompts` be what the model is told, unless it is told classes, of which `check_data` speaks."""
+    own = getattr(model, "condition", None)
+    if isinstance(own, Prompts) and own.index.tensors != prompts.index.tensors:
+        raise UserError(
+            f"data.prompts = {prompts.folder} holds {prompts.tensors}; {path} is told {own.tensors}: both have to be "
+            "of one encoder"
+        )
+    if isinstance(own, Prompts) or not hasattr(model, "null_label"):
+        model.condition = prompts
 
 
 def _with_classes(model: Backbone, data: Condition, setting: str) -> Backbone:

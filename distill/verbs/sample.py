@@ -49,7 +49,7 @@ class Samples:
 
         def fill(path: Path) -> None:
             for i, (image, name) in enumerate(zip(self.images, self.names, strict=True)):
-                save_image(image, path / f"{i:06d}_{re.sub(r'[^A-Za-z0-9_-]+', '', name)[:60]}.png")
+                save_image(image, path / file_name(i, name))
             if len(self.images) >= self.num_columns:
                 save_grid(*self._columns(GRID_ROWS), path / "grid.png")
 
@@ -62,6 +62,12 @@ class Samples:
             raise ValueError(f"{len(self.images)} images make no row of {self.num_columns}")
         by_row = self.images[: rows * self.num_columns].view(rows, self.num_columns, *self.images.shape[1:])
         return by_row.transpose(0, 1).flatten(0, 1), rows
+
+
+def file_name(number: int, name: str) -> str:
+    """Of an image: its number and, of the name of its condition, what every file system takes."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "", name)[:60]
+    return f"{number:06d}_{plain}.png" if plain else f"{number:06d}.png"
 
 
 def conditions_for(condition: Condition, num_images: int, classes: Sequence[int | str] | None) -> ConditionBatch:
