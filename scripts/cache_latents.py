@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from distill.data import load_dataset
 from distill.data.caching import Cache, claim, write_latents
 from distill.data.checking import fingerprint
+from distill.files import locked
 from distill.latents.vae import load_vae
 from distill.processes import default_device
 
@@ -58,16 +59,17 @@ def cache_latents(args: argparse.Namespace) -> None:
     made_from = " ".join(map(str, (fingerprint(source), args.split, *([args.size] if args.size else []))))
     cache = Cache(target, images, vae, made_from, args.dtype, args.flip)
     shape = vae.latent_shape(images.sample_shape)
-    missing = claim(cache)
-    there = cache.num_files - len(missing)
-    print(f"{cache.num_files:,} latents of {shape} from {images.sample_shape}, {there:,} of them there already")
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=cache.num_files, completed=there)
-        speech = Speech(console, len(missing))
-        advance = (lambda n: progress.advance(bar, n)) if console.is_terminal else speech.advance
-        write_latents(cache, missing, args.batch_size, args.workers, advance)
+    with locked(cache.folder):
+        missing = claim(cache)
+        there = cache.num_files - len(missing)
+        print(f"{cache.num_files:,} latents of {shape} from {images.sample_shape}, {there:,} of them there already")
+        console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("", total=cache.num_files, completed=there)
+            speech = Speech(console, len(missing))
+            advance = (lambda n: progress.advance(bar, n)) if console.is_terminal else speech.advance
+            write_latents(cache, missing, args.batch_size, args.workers, advance)
     print(f"{cache.folder}: data.name=latents data.path={target} data.vae={args.vae}")
 
 

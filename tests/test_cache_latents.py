@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dar.checksums import CHECKSUMS_FILE, check_checksums
 from distill.data import load_dataset
 from distill.data.base import noise_of
-from distill.data.caching import Cache, claim, write_latents
+from distill.data.caching import Cache, claim, file_name, write_latents
 from distill.data.checking import fingerprint
 from distill.errors import UserError
 from distill.latents.vae import Vae
@@ -61,6 +62,8 @@ def assert_same(folder: Path, before: dict[str, bytes]) -> None:
         if name.endswith(".npy"):
             arrays = [np.load(io.BytesIO(each)) for each in (after[name], data)]
             np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-5)
+        elif name == CHECKSUMS_FILE:
+            check_checksums(folder)
         else:
             assert after[name] == data
 
@@ -97,7 +100,7 @@ def test_the_layout_is_repas(tmp_path: Path, photos: Path) -> None:
     write(cache)
     names = [f"00000/img-mean-std-{i:08d}.npy" for i in range(5)]
     folder = tmp_path / "out" / "vae-sd"
-    assert sorted(contents(folder)) == [*names, "cache.json", "dataset.json"]
+    assert sorted(contents(folder)) == [*names, "cache.json", CHECKSUMS_FILE, "dataset.json"]
     listed = json.loads((folder / "dataset.json").read_text())
     assert listed["labels"] == [[name, label] for name, label in zip(names, LABELS, strict=True)]
     images, _ = cache.images.batch(torch.tensor([3]), torch.randn)
@@ -187,6 +190,23 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path, photos: Path) -> N
     (cache.folder / "cache.json").write_text("{")
     with pytest.raises(UserError, match=r"cache\.json is damaged"):
         claim(cache)
+
+
+def test_a_latent_that_was_damaged_is_named(tmp_path: Path, photos: Path) -> None:
+    """One flipped bit gives another number, which no other check would find."""
+    cache = make_cache(tmp_path / "out", photos)
+    write(cache)
+    path = cache.folder / file_name(3)
+    whole = bytearray(path.read_bytes())
+    whole[-2] ^= 1
+    path.write_bytes(bytes(whole))
+    data = load_dataset("latents", tmp_path / "out")
+    data.batch(torch.tensor([0, 4]), torch.zeros)
+    with pytest.raises(ValueError, match=r"img-mean-std-00000003\.npy is not as it was written"):
+        data.batch(torch.tensor([2, 3]), torch.zeros)
+    assert write(make_cache(tmp_path / "out", photos)) == 0  # which does not make it right
+    with pytest.raises(ValueError, match=r"img-mean-std-00000003\.npy is not as it was written"):
+        load_dataset("latents", tmp_path / "out").batch(torch.tensor([3]), torch.zeros)
 
 
 def test_an_unreadable_image_is_named_and_the_rest_stays(tmp_path: Path, photos: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dar.checksums import checksums, write_checksums
+from dar.checksums import checksums, read_checksums, write_checksums
 from distill.data.base import Dataset
 from distill.data.latents import FOLDER, LABELS_FILE, listing
 from distill.errors import UserError
@@ -133,7 +133,7 @@ def write_latents(
 
     Raises: UserError or ValueError as the images and `Vae.moments`; files already written stay.
     """
-    sums: dict[str, str] = {}
+    sums = dict(read_checksums(cache.folder) or {})
     batches = [missing[first : first + batch_size] for first in range(0, len(missing), batch_size)]
     for indices, images in zip(batches, _read_ahead(cache.image, batches, workers), strict=True):
         moments = cache.vae.moments(torch.stack(images)).cpu().numpy()
@@ -146,7 +146,7 @@ def write_latents(
         advance(len(indices))
     labels = cache.images.labels.tolist() * (2 if cache.flip else 1)
     os.sync()
-    earlier = [name for index in range(cache.num_files) if (name := file_name(index)) not in sums]
+    earlier = [name for index in range(cache.num_files) if (name := file_name(index)) not in sums]  # of a stopped call
     write_checksums(cache.folder, sums | checksums(cache.folder, earlier))
     labelled = [(file_name(index), label) for index, label in enumerate(labels)]
     classes = getattr(cache.images.condition, "class_names", None)
