@@ -1,7 +1,7 @@
 """What a model is conditioned on: class labels, prompts, or anything else with the interface `Condition`.
 
 Batches of conditions (`y` everywhere) are made here, and cut, joined and moved by the functions of `batches`.
-May import files and errors.
+May import dar.checksums, files and errors.
 """
 
 from distill.conditions.base import Condition, condition_of

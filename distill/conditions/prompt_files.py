@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dar.checksums import checksum, checksums
 from distill.errors import UserError
 from distill.files import new_folder, read_json, write_bytes, write_text
 
@@ -112,7 +113,7 @@ def finish_prompts(folder: Path) -> None:
     tensors = {name: _kind(dtype, shape) for name, (dtype, shape) in headers[0].items()}
     shapes = [(name, shape) for header in headers.values() for name, (_, shape) in header.items() if shape]
     length = max((shape[0] for name, shape in shapes if name in tensors and tensors[name].has_length), default=0)
-    sha256 = {prompt_file(folder, number).name: sha256_of(prompt_file(folder, number)) for number in begun.numbers}
+    sha256 = checksums(folder, [prompt_file(folder, number).name for number in begun.numbers])
     _write_index(folder, PromptIndex(begun.made_by, begun.null, begun.prompts, length, tensors, sha256))
 
 
@@ -203,7 +204,7 @@ def _check_header(path: Path, header: dict[str, Any], index: PromptIndex, is_mas
 def check_content(path: Path, index: PromptIndex) -> None:
     """See that a file is the one that was written, and of use. Raises: UserError."""
     tensors = read_prompt(path)
-    if sha256_of(path) != index.sha256[path.name]:
+    if checksum(path) != index.sha256[path.name]:
         raise UserError(f"{path} is not the file that was written (its sha256 differs): remove it and encode it again")
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -219,11 +220,6 @@ def read_prompt(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(path: Path) -> dict[str, tuple[str, list[int]]]:
