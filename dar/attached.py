@@ -60,6 +60,10 @@ class AttachedRouting(nn.Module):
             self.kept_weights = {name: stream.weights for name, stream in self._streams().items()}
         self._passes = self._t_embedding = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name; from behind an adapter's wrapper, those that it learns."""
+        return {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+
     def at(self, stream: str) -> StreamPass:
         return self._streams()[stream]
 

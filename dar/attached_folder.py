@@ -27,8 +27,7 @@ def save_routing(model: Any, folder: str | Path) -> None:
     """
     routing = routing_of(model)
     config = {"architecture": type(model).__name__, "routing": asdict(routing.config), "sources": routing.sources}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in routing.state_dict().items()}
-    save_file(tensors, Path(folder) / WEIGHTS)
+    save_file(routing.tensors(), Path(folder) / WEIGHTS)
     (Path(folder) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -41,6 +41,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mixed-precision", choices=("no", "bf16"), default="no", help="bf16: networks draw in bf16 autocast (no)"
     )
+    parser.add_argument("--prompts", metavar="FOLDER", help="of encoded prompts (those that the model's folder names)")
     parser.add_argument(
         "--vae", help="decodes latents: a folder, or a hub name in the local cache (what the run's configuration says)"
     )
@@ -105,6 +106,7 @@ def teacher_config(args: argparse.Namespace, path: str) -> TeacherConfig:
         cfg_scale=args.cfg_scale,
         cfg_channels=args.cfg_channels,
         cfg_rescale=args.cfg_rescale,
+        prompts=args.prompts,
         steps=args.steps,
         solver=args.solver,
     )

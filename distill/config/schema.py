@@ -196,6 +196,8 @@ class TeacherConfig:
         cfg_scale (arXiv:2305.08891).
     steps: of the reference sampler. solver: of it: `euler`, `heun`, or `sde`, Euler-Maruyama as in SiT's paper, whose
         published figures without guidance take 250 of these steps.
+    prompts: a folder of encoded prompts (`scripts/encode_prompts.py`) for a text-to-image model, in place of those that
+        its folder names.
     """
 
     path: str = "embedded"
@@ -205,6 +207,7 @@ class TeacherConfig:
     cfg_rescale: float = 0.0
     steps: int = 50
     solver: str = "euler"
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         at_least(self, "teacher", 0, "cfg_scale")

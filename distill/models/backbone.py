@@ -74,5 +74,5 @@ def without(model: object, what: str, needed_by: str) -> str:
 
 
 def patch_size_of(model: Any) -> int:
-    """Patch size of a transformer, in pixels of a sample along a side; 1 if the config has none."""
-    return getattr(getattr(model, "config", None), "patch_size", 1)
+    """Patch size of a transformer, in pixels of a sample along a side; 1 if it has none."""
+    return getattr(model, "patch_size", getattr(getattr(model, "config", None), "patch_size", 1))

@@ -15,8 +15,11 @@ from torch import nn
 from dar import SiT
 from distill.assets import resolve
 from distill.conditions import ClassLabels, Prompts, condition_of
+from distill.conditions.prompts import REFERENCE_FILE
 from distill.errors import UserError
 from distill.models.backbone import Backbone
+from distill.models.stock.backbone import StockBackbone
+from distill.models.stock.folders import is_stock, load_stock
 
 Loader = Callable[[Path], Backbone]
 
@@ -50,6 +53,12 @@ def load_sit(folder: Path) -> SiT:
     return SiT.from_pretrained(folder)
 
 
+@register("stock", reads=is_stock)
+def load_stock_folder(folder: Path) -> StockBackbone:
+    """Load a transformer of diffusers: its own folder, a pipeline's, or one with routing, adapters, prompts beside."""
+    return load_stock(folder)
+
+
 def model_folder(path: str) -> Path:
     """The model folder that `path` names: the folder itself, or the student of a run, the teacher of a training run, or
     the shipped teacher for `embedded`.
@@ -58,8 +67,10 @@ def model_folder(path: str) -> Path:
     return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
 
 
-def load_model(path: str | Path) -> Backbone:
+def load_model(path: str | Path, prompts: str | None = None) -> Backbone:
     """Load the model that `path` names, as in `model_folder`.
+
+    prompts: a folder of encoded prompts, in place of those that the model's folder names.
 
     Raises: FileNotFoundError or ValueError, which names the file and what is wrong with it, such as weights that are
         not finite.
@@ -68,11 +79,22 @@ def load_model(path: str | Path) -> Backbone:
     family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
     model = family.load(folder)
     check_finite(model, str(path))
-    if hasattr(model, "null_label") or hasattr(model, "condition"):  # not a model of prompts that was given none yet
+    if prompts is not None:
+        set_prompts(model, Prompts.load(prompts))
+    elif (folder / REFERENCE_FILE).is_file():
+        set_prompts(model, Prompts.of_model_folder(folder))
+    elif hasattr(model, "null_label") or hasattr(model, "condition"):  # not a model of prompts that was given none yet
         condition = condition_of(model)
         if isinstance(condition, ClassLabels):
             set_classes(model, ClassLabels.load(folder, condition.num_classes))
     return model
+
+
+def set_prompts(model: Any, prompts: Prompts) -> None:
+    """Let `condition_of(model)` be `prompts`. Raises: UserError for a model that is told something else."""
+    if not hasattr(model, "set_prompts"):
+        raise UserError(f"{prompts.folder}: this model takes {condition_of(model)}, not prompts")
+    model.set_prompts(prompts)
 
 
 def set_classes(model: Backbone, classes: ClassLabels) -> None:

@@ -1,4 +1,4 @@
-"""LoRA, arXiv:2106.09685, with peft: adapters on the linear layers of all blocks; the routing is trained in full.
+"""LoRA, arXiv:2106.09685, with peft: adapters on the linear layers of all blocks; a routing is trained in full.
 
 peft gives an adapted model its own copy of the routing (`modules_to_save`) and saves it with the adapters. The
 original routing stays in the model unchanged.
@@ -10,7 +10,7 @@ import copy
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distill.errors import UserError
@@ -18,8 +18,9 @@ from distill.errors import UserError
 M = TypeVar("M")
 
 LAYERS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+"""Of a SiT; other models say theirs as `adapted_layers`."""
 NAME = "default"
-WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 CARD = """---
 library_name: peft
 ---
@@ -49,11 +50,14 @@ def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=LAYERS,
-        modules_to_save=["routing"],
+        target_modules=getattr(model, "adapted_layers", LAYERS),
+        modules_to_save=["routing"] if getattr(model, "routing", None) is not None else None,
         base_model_name_or_path=base,
     )
     inject_adapter_in_model(config, model, NAME)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # peft makes them of the type of what they adapt; an update needs more digits
+            parameter.data = parameter.data.float()
 
 
 def has_adapters(model: Any) -> bool:
@@ -72,9 +76,29 @@ def save_adapters(model: Any, folder: Path) -> None:
     (folder / "README.md").write_text(CARD.format(rank=config.r, base=config.base_model_name_or_path))
 
 
+def load_adapters(model: Any, folder: Path) -> None:
+    """Put on `model`, in place, the adapters that `save_adapters` wrote. Raises: UserError where they do not fit."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise UserError(f"{folder} holds adapters and needs peft: pip install 'dar-distill[lora]'") from error
+    config = LoraConfig.from_pretrained(str(folder))
+    inject_adapter_in_model(config, model, NAME)
+    tensors = {name.removeprefix("base_model.model."): t for name, t in load_file(folder / WEIGHTS_FILE).items()}
+    try:
+        found = set_peft_model_state_dict(model, tensors, adapter_name=NAME)
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit its model: {str(error).splitlines()[-1]}") from error
+    missing = [name for name in found.missing_keys if f".{NAME}." in name]
+    if found.unexpected_keys or missing:
+        name = (found.unexpected_keys or missing)[0]
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit its model: {name}")
+
+
 def plain_model(model: M) -> M:
-    """A model without adapters that computes the same: a copy with merged adapters, or `model` if it has none."""
-    if not has_adapters(model):
+    """A model without adapters that computes the same: a copy with merged adapters, or `model` if it has none, or saves
+    its adapters itself."""
+    if not has_adapters(model) or getattr(model, "saves_adapters", False):
         return model
     from peft.tuners.lora import LoraLayer
 

@@ -20,7 +20,7 @@ from distill.models.parameters import copy_sharing
 
 def load_teacher(teacher: TeacherConfig) -> Backbone:
     """Load the model of `teacher.path`. It is not frozen yet."""
-    return load_model(teacher.path)
+    return load_model(teacher.path, teacher.prompts)
 
 
 def trainable_copy(model: Backbone, teacher: TeacherConfig, roles: RolesConfig) -> Backbone:
@@ -38,8 +38,9 @@ def _full_copy(model: Backbone, teacher: TeacherConfig, roles: RolesConfig) -> B
 
 
 def _lora_copy(model: Any, teacher: TeacherConfig, roles: RolesConfig) -> Backbone:
-    if not hasattr(model, "blocks") or not hasattr(model, "routing"):
-        raise UserError(f"roles.trainable = lora needs a SiT; {teacher.path} holds a {type(model).__name__}, take all")
+    if not hasattr(model, "routing"):
+        what = f"{teacher.path} holds a {type(model).__name__}"
+        raise UserError(f"roles.trainable = lora needs a SiT or a stock transformer; {what}, take all")
     role = copy_sharing(model, model.parameters())
     add_adapters(role, roles.lora_rank, base=teacher.path, field="roles.trainable")
     return role

@@ -64,22 +64,25 @@ def build_models(config: RunConfig) -> Models:
 
     Raises: UserError where peft is needed and missing.
     """
-    return models_from(load_teacher(config.teacher), config)
+    teacher = load_teacher(config.teacher)
+    if config.roles.trainable == "all":  # what learns, and what it begins as, is held in full precision
+        cast(nn.Module, teacher).float()
+    return models_from(teacher, config)
 
 
 def models_from(teacher: Backbone, config: RunConfig) -> Models:
     """As `build_models`, of a teacher that is loaded; it is frozen."""
     start = config.student.start
-    origin = teacher if start is None else started(start, teacher)
+    origin = teacher if start is None else started(start, teacher, config.teacher.prompts)
     student = trainable_copy(origin, config.teacher, config.roles)
     networks = networks_of(config, teacher)
     cast(nn.Module, teacher).eval().requires_grad_(False)
     return Models(teacher, student, networks, begins_alike=start is None)
 
 
-def started(path: str, teacher: Backbone) -> Backbone:
+def started(path: str, teacher: Backbone, prompts: str | None) -> Backbone:
     """The model that the student begins as. Raises: UserError where it is not of the teacher's kind."""
-    model = load_model(path)
+    model = load_model(path, prompts)
     for what, there, here in (
         ("samples", model.sample_shape, teacher.sample_shape),
         ("conditions", condition_of(model), condition_of(teacher)),

@@ -139,7 +139,7 @@ def load_sampler(path: str, teacher: TeacherConfig) -> Sampler[Backbone]:
     path: as in `model_folder`.
     """
     folder = model_folder(path)
-    model = load_model(folder)
+    model = load_model(folder, teacher.prompts)
     if not (folder / SAMPLER_FILE).is_file():
         sampler = teacher_sampler(f"teacher, {teacher.steps} steps", model, teacher, teacher.steps)
     else:

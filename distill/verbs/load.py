@@ -19,6 +19,7 @@ def load(
     cfg_rescale: float = 0.0,
     steps: int = 50,
     solver: str = "euler",
+    prompts: str | None = None,
 ) -> Sampler:
     """A model, in eval mode on the first accelerator there is, and how it draws.
 
@@ -29,6 +30,7 @@ def load(
         cfg_scale: guidance; 1.0 is none. cfg_channels: guide the first so many channels only; None is all.
         cfg_rescale: how far guided velocities get the norm of the conditional ones, from 0 to 1.
         steps: of the solver. solver: `euler`, `heun`, or `sde` (Euler-Maruyama).
+        prompts: a folder of encoded prompts, in place of those that the model's folder names.
 
     Raises: FileNotFoundError and ValueError, naming what is wrong with the folder.
     """
@@ -39,6 +41,7 @@ def load(
         cfg_rescale=cfg_rescale,
         steps=steps,
         solver=solver,
+        prompts=prompts,
     )
     return placed(load_sampler(str(path), settings))
 

@@ -25,9 +25,10 @@ from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.files import replace_folder, resolved
 from distill.latents.decoding import Decoder, decoder_for
-from distill.models import Backbone, load_model
+from distill.models import Backbone
 from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
+from distill.models.roles import load_teacher
 from distill.objectives.dmd import sample_rows
 from distill.objectives.mixture import needing_data, title_of
 from distill.objectives.task import DistillationTask, build_models
@@ -196,7 +197,7 @@ def draw_run(
         return []
     logger.info(f"{folder / 'student'} is saved; measuring it")
     device = next(student.parameters()).device
-    teacher = _placed(load_model(config.teacher.path), device)  # anew: in training it may have been cut in shards
+    teacher = _placed(load_teacher(config.teacher), device)  # anew: in training it may have been cut in shards
     reference = reference_sampler(config, teacher)
     few_step = few_step_sampler(f"student, {len(t_list)} steps", student, t_list, config.student.ode_steps)
     others = [*results.teachers_at([len(t_list)], reference, config.teacher), few_step]

@@ -1,0 +1,48 @@
+"""Folders of small stock transformers, and of prompts that they can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from distill.conditions.prompt_files import begin_prompts, finish_prompts, write_prompt
+from distill.models.stock import STOCK
+from tests.tiny_transformers import TINY
+
+PROMPTS = ("a cat", "a red kite over the sea", "two dogs")
+LENGTHS = (3, 5, 4)
+
+
+def prompts_folder(folder: Path, class_name: str, widths: dict[str, int]) -> Path:
+    """Random embeddings of `PROMPTS`, as a model of that class is told them."""
+    masks = STOCK[class_name].masks
+    begin_prompts(folder, {"model": class_name}, PROMPTS)
+    generator = torch.Generator().manual_seed(5)
+    for number in range(-1, len(PROMPTS)):
+        length = LENGTHS[number] if masks and number >= 0 else 5
+        tensors = {}
+        for name, width in widths.items():
+            shape = (length, width) if name.startswith("encoder") else (width,)
+            tensors[name] = torch.randn(shape, generator=generator)
+        for name in masks:
+            tensors[name] = torch.ones(length, dtype=torch.int64)
+        write_prompt(folder, number, tensors)
+    finish_prompts(folder)
+    return folder
+
+
+def stock_folder(name: str, folder: Path) -> tuple[Path, Path | None]:
+    """A transformer's own folder, and that of prompts; None for a model of classes."""
+    model, inputs = TINY[name]()
+    model.save_pretrained(folder / "transformer")
+    class_name = type(model).__name__
+    widths = {tensor: inputs[tensor].shape[-1] for tensor in STOCK[class_name].conditions}
+    prompts = prompts_folder(folder / "prompts", class_name, widths) if widths else None
+    return folder / "transformer", prompts
+
+
+SHAPES = {
+    "sd3": (4, 8, 8), "sd35": (4, 8, 8), "qwen_image": (4, 8, 8), "flux": (4, 8, 8), "flux2": (16, 4, 4),
+    "wan": (4, 3, 8, 8), "wan_identity": (4, 3, 8, 8), "pixart": (4, 8, 8), "dit": (4, 8, 8),
+}  # fmt: skip
