@@ -15,3 +15,11 @@ class NonFiniteError(RuntimeError):
         super().__init__(
             f"{what}. Lower the learning rate or the guidance scale and start anew; earlier checkpoints are intact"
         )
+
+
+class StoppedError(Exception):
+    """A training ended because a signal asked it to, with a checkpoint to go on from."""
+
+    def __init__(self, signal: str, step: int) -> None:
+        super().__init__(f"stopped by {signal} after update {step}, of which there is a checkpoint")
+        self.signal, self.step = signal, step

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from distill.cli import (
     compare,
@@ -25,7 +28,7 @@ from distill.cli import (
     train,
 )
 from distill.cli.allocator import keep_freed_memory
-from distill.errors import NonFiniteError
+from distill.errors import SAID_BY_MAIN, NonFiniteError, StoppedError
 
 VERBS = {
     "run": run,
@@ -42,6 +45,19 @@ VERBS = {
     "recipes": recipes,
 }
 RESUMABLE = ("run", "train")
+STOPS = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+)  # as Ctrl-C, which Python handles; updates handle all three (training/signals.py)
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of the program, with a traceback",
+    2: "a mistake that the user can mend",
+    3: "diverged: not finite",
+    4: "another process of the run was lost",
+    75: "stopped by a signal; --resume goes on (EX_TEMPFAIL of sysexits.h)",
+    130: "interrupted, in a verb that cannot be resumed",
+}
 WITH_PROGRESS = ("run", "train", "sample", "evaluate", "compare", "diagnose", "statistics")
 
 
@@ -74,11 +90,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 with one line on stderr for what the user can mend; 3 where a run diverged."""
+    """One of `EXIT_CODES`; what is not 0 comes with one line on stderr that says why."""
     args = parse_args(argv)
     keep_freed_memory()
     # Checkpoints and data are local; a library that asks a hub for news would only make people wait.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    before = {number: signal.signal(number, _stop) for number in STOPS} if args.verb in RESUMABLE else {}
     try:
         if args.verb in WITH_PROGRESS:
             from distill.progress import show_progress
@@ -86,19 +103,51 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_progress()
         VERBS[args.verb].main(args)
     except (ValueError, OSError) as error:
-        return _fail(error, 2, args.traceback)
+        return _fail(error, 2, args)
     except NonFiniteError as error:
-        return _fail(error, 3, args.traceback)
-    except KeyboardInterrupt:
-        hint = "; --resume continues from the newest checkpoint, if there is one" if args.verb in RESUMABLE else ""
-        print(f"\nstopped{hint}", file=sys.stderr)
+        return _fail(error, 3, args)
+    except StoppedError as error:
+        return _stopped(str(error), args)
+    except KeyboardInterrupt as error:
+        if args.verb in RESUMABLE:
+            return _stopped(f"stopped by {error or 'SIGINT'}", args)
+        print("\nstopped", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        from distill.processes import is_lost_process
+
+        if not is_lost_process(error):
+            raise
+        why = "another process of this run has ended, or is out of reach; where it could, it says why itself"
+        return _fail(RuntimeError(f"{why} ({_first_line(error)})"), 4, args)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
-def _fail(error: Exception, code: int, traceback: bool) -> int:
-    if traceback:
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Outside of the updates, of which each can be ended, there is nothing to be saved."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _stopped(why: str, args: argparse.Namespace) -> int:
+    """Say how to go on. `--from` is left out: from there the run has gone on."""
+    if os.environ.get("RANK", "0") == "0":
+        words = ["dar-distill", args.verb, args.config, *args.overrides, "--resume"]
+        print(f"\n{why}; go on with: {shlex.join(words)}", file=sys.stderr)
+    return 75
+
+
+def _fail(error: Exception, code: int, args: argparse.Namespace) -> int:
+    if args.traceback:
         raise error
-    message = " ".join(str(error).split())
-    print(f"dar-distill: error: {message}", file=sys.stderr)
+    if SAID_BY_MAIN not in getattr(error, "__notes__", []):
+        number = int(os.environ.get("WORLD_SIZE", "1"))
+        who = f"process {os.environ.get('RANK', '0')} of {number}: " if number > 1 else ""
+        print(f"dar-distill: error: {who}{' '.join(str(error).split())}", file=sys.stderr)
     return code
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.config import LoopConfig
-from distill.errors import UserError
+from distill.errors import StoppedError, UserError
 from distill.progress import logger, on_terminal, progress_bar
 from distill.training.checkpoint import load_checkpoint, number_of, save_checkpoint
 from distill.training.run_log import RunLog
+from distill.training.signals import Stop
 
 COLUMNS = (
     BarColumn(bar_width=24),
@@ -111,7 +112,10 @@ def run_loop(
     resume: bool = False,
     from_step: int | None = None,
 ) -> None:
-    """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint or `from_step`'s."""
+    """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint or `from_step`'s.
+
+    Raises: StoppedError where a signal asked to stop, after the update and its checkpoint; what the task raises.
+    """
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
     if resume or from_step is not None:
@@ -123,14 +127,17 @@ def run_loop(
     lines = not on_terminal()
     started = time.perf_counter() - counter.elapsed_s
     estimate = TimeEstimate(config.steps)
-    with progress_bar(COLUMNS, main_process=is_main) as progress:
+    with progress_bar(COLUMNS, main_process=is_main) as progress, Stop(accelerator.num_processes) as stop:
         bar = progress.add_task("", total=config.steps, completed=counter.step)
-        while counter.step < config.steps and not task.stopped:
+        stopping = False
+        while counter.step < config.steps and not task.stopped and not stopping:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
+            stopping = stop.agreed()
             time_text = estimate.text(counter.step, counter.elapsed_s)
-            is_probed, is_saved = task.is_probed(counter.step), is_due(counter.step, config.save_every, config)
+            is_probed = task.is_probed(counter.step)
+            is_saved = stopping or is_due(counter.step, config.save_every, config)
             logged = is_probed or is_logged(counter.step, config)
             if is_saved or logged:
                 task.check()
@@ -147,3 +154,5 @@ def run_loop(
                 progress.update(bar, description=task.headline(figures))
                 if lines and is_main:
                     logger.info(f"step {counter.step}/{config.steps}  {task.headline(figures)}  {time_text}")
+        if stopping or stop.agreed():
+            raise StoppedError(stop.name, counter.step)

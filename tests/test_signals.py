@@ -1,0 +1,144 @@
+"""A signal ends a training after its update, with a checkpoint; all processes of one together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.cli import main
+from distill.errors import StoppedError
+from distill.training.checkpoint import checkpoints
+from distill.training.loop import run_loop
+from distill.training.run_log import read_log
+from distill.training.signals import SIGNALS
+from tests.test_cli import train_config, write_idx
+from tests.test_processes import ON_CPU, ROOT, TORCHRUN
+from tests.test_resume import state_of, teacher_task, without_time
+
+LONG = ["train.steps=100000", "train.save_every=100000", "train.grid_every=100000"]
+
+
+def interrupted(task, step: int, number: int, times: int = 1) -> None:
+    """Let `task` get a signal within its update number `step` (from 1)."""
+    update = task.update
+
+    def with_signal(now: int) -> dict:
+        for _ in range(times if now + 1 == step else 0):
+            signal.raise_signal(number)
+        return update(now)
+
+    task.update = with_signal
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_update_ends_and_is_saved_and_the_rest_is_the_same(tmp_path: Path, number: int) -> None:
+    before = signal.getsignal(number)
+    folders = tmp_path / "whole", tmp_path / "parts"
+    states = []
+    for folder in folders:
+        folder.mkdir()
+        task, accelerator, loop = teacher_task(folder, 4)
+        if folder is folders[1]:
+            interrupted(task, 3, number)
+            with pytest.raises(StoppedError, match=rf"stopped by {signal.Signals(number).name} after update 3"):
+                run_loop(task, loop, accelerator, folder)
+            assert checkpoints(folder)[-1].name == "step_00000003"
+            task, accelerator, loop = teacher_task(folder, 4)
+            run_loop(task, loop, accelerator, folder, resume=True)
+        else:
+            run_loop(task, loop, accelerator, folder)
+        states.append(state_of(task.learner.module, task.ema.module))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    assert without_time(folders[0]) == without_time(folders[1])
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 4)
+    interrupted(task, 1, signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(task, loop, accelerator, tmp_path)
+    assert not checkpoints(tmp_path)
+
+
+def test_a_signal_after_the_last_update_is_not_forgotten(tmp_path: Path) -> None:
+    task, accelerator, loop = teacher_task(tmp_path, 2)
+    interrupted(task, 2, signal.SIGTERM)
+    with pytest.raises(StoppedError, match="after update 2"):
+        run_loop(task, loop, accelerator, tmp_path)
+    assert checkpoints(tmp_path)[-1].name == "step_00000002"
+
+
+def test_before_the_first_update_there_is_nothing_to_wait_for(tmp_path: Path, capsys, monkeypatch) -> None:
+    config = train_config(tmp_path, write_idx(tmp_path / "data"))
+
+    def stopped(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr("distill.verbs.train.check_samples", stopped)
+    assert main(["train", config]) == 75
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped by SIGUSR1; go on with: dar-distill train ")
+
+
+def started(*command: str) -> subprocess.Popen[str]:
+    """A command in a group of processes of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env={**os.environ, **ON_CPU},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_command_says_how_to_go_on(tmp_path: Path) -> None:
+    config = train_config(tmp_path, write_idx(tmp_path / "my data"))
+    process = started("distill", "train", config, *LONG)
+    wait_for(lambda: read_log(tmp_path / "teacher_run"))
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    (checkpoint,) = checkpoints(tmp_path / "teacher_run")
+    assert said.splitlines()[-1] == (
+        f"stopped by SIGTERM after update {int(checkpoint.name[5:])}, of which there is a checkpoint; go on with: "
+        f"dar-distill train {config} {' '.join(LONG)} --resume"
+    )
+
+
+@pytest.mark.parametrize("whom", [pytest.param("all", marks=pytest.mark.slow), "one", "killed"])
+def test_processes_stop_together(tmp_path: Path, whom: str) -> None:
+    """SIGTERM to the launcher, which hands it on; to one process alone; and SIGKILL to one."""
+    config = train_config(tmp_path, write_idx(tmp_path / "data"))
+    process = started(*TORCHRUN, "-m", "distill", "train", config, *LONG)
+    folder = tmp_path / "teacher_run"
+    wait_for(lambda: read_log(folder))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    last = int(children.read_text().split()[-1])
+    began = time.monotonic()
+    os.kill(process.pid if whom == "all" else last, signal.SIGKILL if whom == "killed" else signal.SIGTERM)
+    _, said = process.communicate(timeout=90)
+    assert time.monotonic() - began < 60 and process.returncode != 0
+    ours = [line for line in said.splitlines() if "dar-distill" in line and "Root Cause" not in line]
+    if whom == "killed":
+        assert not checkpoints(folder)
+        assert [line for line in ours if "another process of this run has ended" in line], said
+        assert said.count("Traceback") == 1, said  # torchrun's own
+    else:
+        assert len(checkpoints(folder)) == 1, said
+        assert [line for line in ours if "go on with: dar-distill train" in line], said
