@@ -14,13 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from dar.checksums import CHECKSUMS_FILE
 from dar.embeddings import LabelEmbedding, PatchEmbedding, TimestepEmbedding, sincos_positions
-from dar.folder import check_folder
+from dar.folder import CONFIG_FILE, WEIGHTS_FILE, check_folder
 from dar.layers import Block, FinalLayer
 from dar.predictions import PREDICTIONS, checked_t
 from dar.routing import DepthRouting, DepthStream, RoutingConfig, Stream, build_routing
 from dar.routing.base import routing_config_from
+from dar.values import check_between, check_types
 
 # Annotations here are real types, not strings: the Hub mixin reads them to rebuild the configuration.
+
+
+MOST_PARAMETERS = 10**12
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,12 @@ class SiTConfig:
     norm2_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_types(self, "model")
         object.__setattr__(self, "routing", routing_config_from(self.routing))
-        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1; got {getattr(self, name)}")
+        check_between(self, "model", 1, 2**16, "input_size", "patch_size", "in_channels", "hidden_size", "num_heads")
+        check_between(self, "model", 1, 2**12, "depth")
+        check_between(self, "model", 1, 2**24, "num_classes")
+        check_between(self, "model", 1 / 64, 64, "mlp_ratio")
         if self.input_size % self.patch_size:
             raise ValueError(
                 f"model.input_size must be a multiple of patch_size = {self.patch_size}; got {self.input_size}"
@@ -69,8 +75,19 @@ class SiTConfig:
             raise ValueError(f"model.prediction must be one of {', '.join(PREDICTIONS)}; got {self.prediction!r}")
         if self.frequency_shift not in (0, 1):
             raise ValueError(f"model.frequency_shift must be 0 or 1; got {self.frequency_shift}")
-        if not self.norm2_eps > 0:
-            raise ValueError(f"model.norm2_eps must be positive; got {self.norm2_eps}")
+        if not 0 < self.norm2_eps <= 1:
+            raise ValueError(f"model.norm2_eps must be above 0 and at most 1; got {self.norm2_eps:g}")
+        if self.least_parameters > MOST_PARAMETERS:
+            raise ValueError(
+                f"model.depth = {self.depth}, hidden_size = {self.hidden_size}, input_size = {self.input_size} and "
+                f"num_classes = {self.num_classes} are {self.least_parameters:.2g} parameters; at most "
+                f"{MOST_PARAMETERS:.0g} are possible"
+            )
+
+    @property
+    def least_parameters(self) -> int:
+        """How many parameters there are at least: attention, classes and positions."""
+        return self.hidden_size * (4 * self.hidden_size * self.depth + self.num_classes + self.num_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -94,6 +111,9 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
 
     Saved by `save_pretrained(folder)` as config.json and model.safetensors; loaded by `from_pretrained`.
     """
+
+    block_classes = (Block.__name__,)
+    """What a sharded model gathers by itself."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -258,7 +278,13 @@ class SiT(nn.Module, PyTorchModelHubMixin, library_name="dar-distill", model_car
             file where it is damaged or its weights and its configuration do not belong together.
         """
         folder = Path(pretrained_model_name_or_path)
-        check_folder(folder, SiTConfig)
+        config = check_folder(folder, SiTConfig)
+        size = (folder / WEIGHTS_FILE).stat().st_size
+        if config.least_parameters > size:  # found out before memory is asked for
+            raise ValueError(
+                f"{folder / CONFIG_FILE} is of a model of over {config.least_parameters:,} parameters; {WEIGHTS_FILE} "
+                f"has {size:,} bytes"
+            )
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints that it loads
                 return super().from_pretrained(folder, **{"strict": True, **kwargs})

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
+from dar import SiT
+from dar.layers import Block
 from distill.config import OptimConfig, RunConfig
 from distill.errors import UserError
 from distill.models.parameters import materialize, meta_copy
-from distill.models.sharding import sharding_plugin
+from distill.models.sharding import name_blocks, sharding_plugin
 from distill.training.checkpoint import load_checkpoint, save_checkpoint
 from distill.training.devices import make_accelerator
 from distill.training.learner import Learner
+from tests.conftest import tiny_config
 from tests.test_cli import refused, train_config, write_idx
 
 ENVIRONMENT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -33,7 +37,11 @@ def test_nothing_is_sharded_unasked() -> None:
 def test_blocks_are_groups_of_their_own_and_inputs_keep_their_type(fsdp) -> None:
     plugin = sharding_plugin("bf16")
     assert plugin is not None
-    assert plugin.transformer_cls_names_to_wrap == ["Block"]
+    model = torch.nn.Sequential(SiT(tiny_config()))  # as what a wrapper holds
+    name_blocks(model)
+    is_group = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert is_group is not None
+    assert [type(module) for module in model.modules() if is_group(module)] == [Block, Block]
     policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
     assert not policy.cast_forward_inputs

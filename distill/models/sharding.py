@@ -14,7 +14,6 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 from torch import Tensor
 
-from dar.layers import Block
 from distill.errors import UserError
 from distill.models.parameters import M
 
@@ -35,7 +34,7 @@ def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | No
 
     plugin = FullyShardedDataParallelPlugin()
     _check(plugin, mixed_precision)
-    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or [Block.__name__]
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or None  # then each model says
     plugin.cpu_ram_efficient_loading = False  # for models that transformers loads; here every process reads them
     gathered_dtype = GATHERED[mixed_precision]
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -86,12 +85,18 @@ def start_sharding(accelerator: Accelerator, plugin: FullyShardedDataParallelPlu
         accelerator.state.fsdp_plugin = plugin
 
 
+def name_blocks(model: Any) -> None:
+    """Tell accelerate what FSDP gathers by itself: the `block_classes` of whatever backbone is in the model."""
+    model._no_split_modules = sorted({name for part in model.modules() for name in getattr(part, "block_classes", ())})
+
+
 def shard_frozen(model: M, accelerator: Accelerator) -> M:
     """Shard a frozen model in place, the way `Accelerator.prepare` shards trainable ones."""
     if not accelerator.is_fsdp2:
         return model
     from torch.distributed.fsdp import register_fsdp_forward_method
 
+    name_blocks(model)
     sharded = fsdp2_prepare_model(accelerator, model)
     register_fsdp_forward_method(sharded, "features")  # it gathers what it needs, as a call does; none is none
     return cast(M, sharded)
