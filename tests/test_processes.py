@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from dar import SiT
+from dar.checksums import CHECKSUMS_FILE
 from distill.cli import main
 from distill.evaluation.measured import Measured
 from distill.metrics import sets
 from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from tests import training_jobs
+from tests.hostile.test_pickles import Harm, with_pickle
 from tests.test_cli import train_config, write_idx
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,23 @@ def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("together", ["fsdp"], indirect=True)
 def test_the_command_line_distils(together: Path) -> None:
     assert SiT.from_pretrained(together / "run" / "student").sample_shape == (1, 28, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", ["fsdp"], indirect=True)
+@pytest.mark.parametrize("place", [".metadata", "custom_checkpoint_0.pkl"])
+def test_a_sharded_run_that_asks_to_run_code_is_refused(together: Path, tmp_path: Path, place: str) -> None:
+    """In one line of the main process; what is planted is tried out in tests/hostile/test_pickles.py."""
+    folder = shutil.copytree(together / "run", tmp_path / "run")
+    (checkpoint,) = checkpoints(folder)[-1:]
+    path = next(checkpoint.rglob(place))
+    with_pickle(Harm(tmp_path / "harm"), path)
+    (checkpoint / CHECKSUMS_FILE).unlink()
+    settings = ["train.steps=2", "train.batch_size=2", "evaluate.num_images=6", f"output={folder}", "--resume"]
+    done = launch(*TORCHRUN, "-m", "distill", "run", str(together / "run.yaml"), *settings, **FSDP)
+    assert done.returncode != 0 and not (tmp_path / "harm").exists()
+    said = [line for line in done.stderr.splitlines() if "dar-distill: error" in line]
+    assert len(said) == 1 and f"{path} " in said[0], done.stderr
 
 
 def test_the_command_line_with_accelerates_file(tmp_path: Path) -> None:

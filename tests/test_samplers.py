@@ -117,7 +117,7 @@ def test_saved_student_brings_its_t_list(tmp_path: Path, tiny_model: SiT) -> Non
     images = [draw_images(s, labels, seed=1, batch_size=3)[0] for s in (sampler, expected)]
     assert torch.equal(*images)
     (tmp_path / "student" / "sampler.json").write_text(json.dumps({"kind": "few_step"}))
-    with pytest.raises(UserError, match=r"sampler.json is damaged"):
+    with pytest.raises(UserError, match=r"sampler.json: t_list must be a list of numbers; got None"):
         load_sampler(str(tmp_path), TeacherConfig())
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from dar.chunks import ChunkSize
+from dar.values import check_between, check_types
 
 _CHOICES = {
     "query": ("static", "static_t", "dynamic"),
@@ -48,25 +49,25 @@ class RoutingConfig:
     mixing: str = "free"
 
     def __post_init__(self) -> None:
+        check_types(self, "routing")
         if self.kind not in ROUTINGS:
             raise ValueError(f"routing.kind must be one of {', '.join(sorted(ROUTINGS))}; got {self.kind!r}")
         for field, allowed in _CHOICES.items():
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"routing.{field} must be one of {', '.join(allowed)}; got {value!r}")
-        if self.streams < 2:
-            raise ValueError(f"routing.streams must be at least 2; got {self.streams}")
+        check_between(self, "routing", 2, 2**10, "streams")
         self._check_chunk_size()
 
     def _check_chunk_size(self) -> None:
         size = self.chunk_size
         if isinstance(size, (list, tuple)):  # a saved config.json holds a list
             object.__setattr__(self, "chunk_size", tuple(size))
-        elif size != "auto" and not isinstance(size, int):
+        elif size != "auto" and type(size) is not int:  # True is one
             raise ValueError(f"routing.chunk_size must be a whole number, a list of them or auto; got {size!r}")
-        lengths = (size,) if isinstance(size, int) else () if size == "auto" else tuple(size)
+        lengths = (size,) if type(size) is int else () if size == "auto" else tuple(size)
         for length in lengths:
-            if not isinstance(length, int) or length < 1:
+            if type(length) is not int or length < 1:
                 raise ValueError(f"routing.chunk_size must be at least 1 (1 = dense); got {length!r}")
 
 

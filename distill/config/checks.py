@@ -8,12 +8,17 @@ from typing import Any
 
 from distill.errors import UserError
 
+MOST = 2**31 - 1
+"""Of any number that has no limit of its own: what is larger overflows somewhere, and means nothing."""
 
-def at_least(owner: Any, section: str, minimum: float, *names: str) -> None:
+
+def at_least(owner: Any, section: str, minimum: float, *names: str, most: float = MOST) -> None:
     for name in names:
         value = getattr(owner, name)
-        if not minimum <= value < math.inf:
-            limit = "finite" if value == math.inf else f"at least {minimum:g}"
+        if not minimum <= value <= most:
+            limit = (
+                "finite" if value == math.inf else f"at least {minimum:g}" if value < minimum else f"at most {most:g}"
+            )
             raise UserError(f"{f'{section}.{name}'.lstrip('.')} must be {limit}; got {value:g}")
 
 
@@ -22,6 +27,11 @@ def within(owner: Any, section: str, low: float, high: float, *names: str) -> No
         value = getattr(owner, name)
         if not low <= value <= high:
             raise UserError(f"{section}.{name} must lie in [{low:g}, {high:g}]; got {value:g}")
+
+
+def seed(owner: Any, section: str) -> None:
+    if not -(2**63) <= owner.seed < 2**63:
+        raise UserError(f"{section}.seed must lie in [-2^63, 2^63); got {owner.seed}")
 
 
 def ema_decay(owner: Any, section: str) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,9 @@ from distill.config.watch import WatchConfig
 from distill.errors import UserError
 
 MIN_IMAGES = 4  # precision and recall look at three neighbours
+
+
+MOST_BETA = 0.999999
 
 
 @dataclass
@@ -40,12 +42,18 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         one_of(self, "optim", "name", ("adamw", "adamw_8bit"))
-        at_least(self, "optim", 0, "lr", "routing_lr_factor", "weight_decay", "warmup_steps")
+        at_least(self, "optim", 0, "routing_lr_factor", "weight_decay", "warmup_steps")
+        at_least(self, "optim", 0, "lr", most=100)
         within(self, "optim", 0, 1, "decay_fraction")
         if self.clip_norm <= 0:
             raise UserError(f"optim.clip_norm must be above 0; got {self.clip_norm:g}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optim.betas must lie in [0, 1); got {list(self.betas)}")
+        if not all(0 <= beta <= MOST_BETA for beta in self.betas):  # beyond it 1 - beta is nothing in float32
+            raise UserError(f"optim.betas must lie in [0, {MOST_BETA}]; got {list(self.betas)}")
+        if self.lr * max(1, self.routing_lr_factor) * self.weight_decay > 1:
+            raise UserError(
+                f"optim.weight_decay times lr must be at most 1, or weights change their sign at every update; got "
+                f"{self.weight_decay:g} x {self.lr * max(1, self.routing_lr_factor):g}"
+            )
 
 
 @dataclass
@@ -100,6 +108,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         at_least(self, "train", 1, "steps", "batch_size", "accumulation", "log_every", "grid_every")
         at_least(self, "train", 1, "save_every", "keep")
+        checks.seed(self, "train")
         one_of(self, "train", "mixed_precision", ("no", "bf16", "fp16"))
         one_of(self, "train", "launch", ("auto", "graph", "eager"))
         if self.batch_size % self.accumulation:
@@ -245,14 +254,14 @@ class StudentConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))
 
     def __post_init__(self) -> None:
-        at_least(self, "student", 1, "steps")
+        at_least(self, "student", 1, "steps", most=1000)
         at_least(self, "student", 0, "ode_steps")
         if not all(0 <= decay < 1 for decay in self.more_ema_decays):
             raise UserError(f"student.more_ema_decays must lie in [0, 1); got {self.more_ema_decays}")
         one_of(self, "student", "rollout", ("random_step", "every_step", "shared", "last_step"))
         ema_decay(self, "student")
-        if not 0 < self.shift < math.inf:
-            raise UserError(f"student.shift must be finite and above 0; got {self.shift:g}")
+        if not 1e-3 <= self.shift <= 1e3:
+            raise UserError(f"student.shift must lie in [0.001, 1000]; got {self.shift:g}")
         if self.t_list is not None:
             self._check_t_list(self.t_list)
 
@@ -316,6 +325,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "evaluate", 0, "num_images")
+        checks.seed(self, "evaluate")
         if 0 < self.num_images < MIN_IMAGES:
             raise UserError(f"evaluate.num_images must be 0 or at least {MIN_IMAGES}; got {self.num_images}")
         at_least(self, "evaluate", 1, "batch_size", "bootstrap")

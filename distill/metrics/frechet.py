@@ -150,3 +150,19 @@ def _check_pair(features: Tensor, reference: Tensor, min_images: int) -> None:
     _check_features(reference, min_images)
     if features.shape[1] != reference.shape[1]:
         raise ValueError(f"sets of {features.shape[1]} and {reference.shape[1]} features cannot be compared")
+
+
+def check_moments(where: str, mu: np.ndarray, sigma: np.ndarray) -> None:
+    """See that a mean and a covariance can be such. Raises: ValueError, which begins with `where`."""
+    if mu.ndim != 1 or sigma.shape != mu.shape * 2:
+        raise ValueError(f"{where}: mu and sigma have shapes {mu.shape} and {sigma.shape}; (D) and (D, D) are expected")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{where}: mu or sigma holds nan or infinite values")
+    variances = np.diagonal(sigma)
+    if (variances < 0).any():
+        raise ValueError(f"{where}: sigma has a negative variance, {variances.min():.3g}, in row {variances.argmin()}")
+    largest = np.sqrt(np.outer(variances, variances))
+    if (np.abs(sigma) > largest * (1 + 1e-3) + 1e-9).any():
+        raise ValueError(f"{where}: sigma is no covariance: a value is larger than the variances of its row and column")
+    if np.abs(sigma - sigma.T).max(initial=0) > 1e-6 * variances.max(initial=0) + 1e-12:
+        raise ValueError(f"{where}: sigma is no covariance: it is not symmetric")

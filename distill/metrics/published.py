@@ -20,6 +20,7 @@ import torch
 
 from dar.checkpoints.pickles import read_pickle
 from distill.metrics.features import Extractor
+from distill.metrics.frechet import check_moments
 from distill.metrics.perceptual import PerceptualDistance
 from distill.metrics.reference import ReferenceStatistics, extractor_id, reference_from_images
 
@@ -55,8 +56,7 @@ def published_reference(
         raise ValueError(f"{path} holds no mu and sigma of features: {error}") from error
     if mu.shape != (INCEPTION_DIM,) or sigma.shape != (INCEPTION_DIM, INCEPTION_DIM):
         raise ValueError(f"{path}: mu and sigma have shapes {mu.shape}, {sigma.shape}; Inception has {INCEPTION_DIM}")
-    if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
-        raise ValueError(f"{path}: mu or sigma hold nan or infinite values")
+    check_moments(f"{path}", mu, sigma)
     comparable = extractor if extractor is not None and extractor.name == "inception" else None
     spatial = {f"spatial_{name}": entries[f"{name}_s"] for name in ("mu", "sigma") if f"{name}_s" in entries}
     moments = spatial if comparable and len(spatial) == 2 else {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.metrics.features import Extractor, Features, patch_features
-from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, frechet_statistics
+from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, check_moments, frechet_statistics
 from distill.metrics.images import by_parts, check_images
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
 from distill.metrics.tables import TABLES
@@ -136,12 +136,15 @@ class ReferenceStatistics:
         names = {field.name for field in fields(cls)}
         if set(entries) != names:
             raise ValueError(f"{path} lacks or adds: {', '.join(sorted(names ^ set(entries)))}")
-        for name in ("source", "extractor", "perceptual"):
-            entries[name] = str(entries[name])
-        for name in ("class_agreement", "diversity"):
-            entries[name] = float(entries[name])
-        entries["num_images"] = int(entries["num_images"])
-        entries["image_shape"] = tuple(int(side) for side in entries["image_shape"])
+        try:
+            for name in ("source", "extractor", "perceptual"):
+                entries[name] = str(entries[name])
+            for name in ("class_agreement", "diversity"):
+                entries[name] = float(entries[name])
+            entries["num_images"] = int(entries["num_images"])
+            entries["image_shape"] = tuple(int(side) for side in entries["image_shape"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {name} is of the wrong kind: {error}") from error
         statistics = cls(**entries)
         statistics._check(path)
         return statistics
@@ -161,6 +164,13 @@ class ReferenceStatistics:
         for name in wanted:
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{path}: {name} holds nan or infinite values")
+        check_moments(f"{path}", self.mu, self.sigma)
+        for name in {key.rpartition("_")[0] for key in self.moments}:
+            mu, sigma = (self.moments.get(f"{name}_{part}", np.zeros(0)) for part in ("mu", "sigma"))
+            check_moments(f"{path}: {name}", mu, sigma)
+        for name, table in self.tables.items():
+            if np.isinf(table).any():  # nan stands for what is not known
+                raise ValueError(f"{path}: {name} holds infinite values")
         if self.tables and set(self.tables) != set(TABLES):
             names = ", ".join(sorted(set(self.tables) ^ set(TABLES)))
             raise ValueError(

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ConditionBatch, num_rows, take_rows, to_device
+from distill.errors import UserError
 from distill.latents.decoding import PIXELS, Decoder
 from distill.models import Backbone
 from distill.processes import ALONE, Processes
 from distill.sampling.samplers import Sampler
 from distill.seeds import generator_for
+
+LARGEST = 1e4  # of an image in [-1, 1]
 
 M = TypeVar("M", bound=Backbone)
 
@@ -35,6 +38,15 @@ def in_precision(sampler: Sampler[M], precision: str) -> Sampler[M]:
 def describe(sampler: Sampler, decoder: Decoder) -> str:
     """Everything that defines the images except the weights: the sampler and the decoder of its samples."""
     return ", ".join(part for part in (sampler.description, decoder.note) if part)
+
+
+def check_drawn(images: Tensor, sampler: Sampler) -> None:
+    """See that images, not clamped, are of some use. Raises: UserError: NaN would be shown black, and 1e30 white."""
+    if not bool((images.abs() < LARGEST).all()):
+        raise UserError(
+            f"{sampler.path or sampler.name} draws values that are not finite or beyond {LARGEST:g}, where pictures "
+            "have 1: its weights, its timesteps or its guidance are of no use"
+        )
 
 
 def noise_for(indices: Sequence[int] | range, num_noises: int, shape: tuple[int, ...], seed: int) -> Tensor:

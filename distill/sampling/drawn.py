@@ -19,7 +19,7 @@ from distill.files import write_text
 from distill.latents.decoding import Decoder
 from distill.models import Backbone
 from distill.processes import Processes
-from distill.sampling.drawing import draw_batches
+from distill.sampling.drawing import check_drawn, draw_batches
 from distill.sampling.samplers import Sampler
 
 
@@ -89,6 +89,7 @@ def draw_all(
         sampler, y, seed=seed, batch_size=batch_size, decoder=decoder, start=start, processes=processes
     )
     for images, seconds in batches:
+        check_drawn(images, sampler)
         if drawn:
             drawn.append(stored_as(images).numpy(), seconds * processes.number)
         progress.advance(bar, len(images))

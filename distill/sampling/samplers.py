@@ -15,6 +15,7 @@ from distill.conditions import Condition, ConditionBatch, condition_of, take_row
 from distill.conditions import num_rows as num_rows_of
 from distill.config import CONFIG_FILE, TeacherConfig, checks, read_values
 from distill.errors import UserError
+from distill.files import read_json
 from distill.models import Backbone, load_model, model_folder, save_model
 from distill.models.families import MODEL_FOLDERS
 from distill.models.launching import CapturedModel
@@ -151,13 +152,14 @@ def load_sampler(path: str, teacher: TeacherConfig) -> Sampler[Backbone]:
 
 def read_steps(file: Path) -> tuple[Tensor, int]:
     """The list of t and the number of ODE steps that `save_student` wrote. Raises: UserError if damaged."""
-    try:
-        values = json.loads(file.read_text())
-        t_list, ode_steps = [float(t) for t in values["t_list"]], int(values.get("ode_steps", 0))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    values = read_json(file)
+    t_list, ode_steps = values.get("t_list"), values.get("ode_steps", 0)
+    if not isinstance(t_list, list) or not all(type(t) in (int, float) for t in t_list):
+        raise UserError(f"{file}: t_list must be a list of numbers; got {t_list!r}")
     checks.t_list(f"{file}: t_list", t_list)
-    return torch.tensor(t_list), ode_steps
+    if type(ode_steps) is not int or not 0 <= ode_steps <= len(t_list):
+        raise UserError(f"{file}: ode_steps must be a whole number from 0 to {len(t_list)}; got {ode_steps!r}")
+    return torch.tensor(t_list, dtype=torch.float32), ode_steps
 
 
 def check_teacher(path: str) -> None:

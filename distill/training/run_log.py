@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from distill.errors import UserError
 from distill.files import write_text
 
 FILE = "metrics.jsonl"
@@ -31,9 +32,27 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The records of a run, oldest first. An incomplete last line (from a killed process) is left out."""
+    """The records of a run, oldest first. An incomplete last line (from a killed process) is left out.
+
+    Raises: UserError, which names the line, where one is no record.
+    """
     path = folder / FILE
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [_record(path, i, line) for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, float]:
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise ValueError("it holds no step, a whole number")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, line {number} is damaged: {error}; remove the line") from error
+    wrong = [name for name, value in record.items() if type(value) not in (int, float)]
+    if wrong:
+        raise UserError(
+            f"{path}, line {number}: {wrong[0]} must be a number; got {record[wrong[0]]!r}; remove the line"
+        )
+    return record

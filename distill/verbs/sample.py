@@ -19,6 +19,7 @@ from distill.processes import Processes
 from distill.progress import progress_bar
 from distill.render import clamp_images, grid_image, save_grid, save_image
 from distill.sampling import Sampler, describe, draw_images, in_precision
+from distill.sampling.drawing import check_drawn
 from distill.verbs.load import load, vae_of
 
 GRID_ROWS = 8
@@ -122,6 +123,7 @@ def sample(
             advance=lambda n: progress.advance(bar, n),
             processes=processes,
         )
+    check_drawn(images, sampler)
     samples = Samples(
         images=clamp_images(images),
         y=y,
