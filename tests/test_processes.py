@@ -93,6 +93,18 @@ def test_two_processes_resume_bit_exactly(together: Path) -> None:
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize("together", ["ddp"], indirect=True)
+def test_one_process_goes_on_where_two_stopped(alone: Path, together: Path, tmp_path: Path) -> None:
+    """In another place, too."""
+    shutil.copytree(alone / training_jobs.BASE, tmp_path / training_jobs.BASE)
+    folder = shutil.copytree(together / "all", tmp_path / "all")
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(checkpoints(folder)[-1])
+    training_jobs.JOBS["all"](folder, resume=True)
+    assert_same_logs(alone / "all", folder, STUDENT)
+    assert_same_models(alone / "all" / "model", folder / "model")
+
+
 def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Odd numbers, so that one process has less to draw."""
     monkeypatch.setattr(sets, "MOST_FEATURES", 10_000)  # as in the other processes

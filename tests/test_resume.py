@@ -50,8 +50,8 @@ class Blobs:
         return images + 0.1 * noise(images.shape), self.labels[indices]
 
 
-def teacher_task(folder: Path, steps: int) -> tuple[TeacherTask, Accelerator, LoopConfig]:
-    loop = LoopConfig(steps=steps, batch_size=4, log_every=1, grid_every=2, save_every=2)
+def teacher_task(folder: Path, steps: int, accumulation: int = 1) -> tuple[TeacherTask, Accelerator, LoopConfig]:
+    loop = LoopConfig(steps=steps, batch_size=4, accumulation=accumulation, log_every=1, grid_every=2, save_every=2)
     config = TrainConfig(
         str(folder), tiny_config(), flow_matching=FlowMatchingConfig(ema_decay=0.9), train=loop, grid_steps=2
     )
@@ -307,6 +307,27 @@ def test_a_folder_that_was_moved_or_is_to_be_extended_is_resumed(tmp_path: Path,
     claim_folder(moved, config, resume=True)
     with pytest.raises(UserError, match=r"train\.steps is 9 there, 4 here"):
         claim_folder(moved, run_config, resume=True)
+
+
+def test_a_batch_cut_up_otherwise_gives_the_same(tmp_path: Path, run_config: RunConfig) -> None:
+    """A run that goes on elsewhere, in smaller pieces, and from a folder that was moved."""
+    for name, second in (("whole", 1), ("parts", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        task, accelerator, loop = teacher_task(folder, 4)
+        run_loop(task, replace(loop, steps=2), accelerator, folder)
+        if second == 2:
+            (tmp_path / "elsewhere").mkdir()
+            folder = folder.rename(tmp_path / "elsewhere" / name)
+        task, accelerator, loop = teacher_task(folder, 4, accumulation=second)
+        run_loop(task, loop, accelerator, folder, resume=True)
+    whole, parts = without_time(tmp_path / "whole"), without_time(tmp_path / "elsewhere" / "parts")
+    assert len(whole) == 4 and whole == [pytest.approx(record, rel=1e-6) for record in parts]
+    claim_folder(tmp_path / "run", run_config, resume=False)
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    claim_folder(tmp_path / "run", replace(run_config, train=replace(run_config.train, accumulation=2)), resume=True)
+    with pytest.raises(UserError, match=r"train\.batch_size is 4 there, 8 here"):
+        claim_folder(tmp_path / "run", replace(run_config, train=replace(run_config.train, batch_size=8)), resume=True)
 
 
 def test_other_data_are_noticed(tmp_path: Path, run_config: RunConfig, accelerator: Accelerator) -> None:

@@ -24,6 +24,8 @@ from distill.training.checkpoint import checkpoints
 from distill.training.devices import start_trackers
 
 DATA_FILE = "data.json"
+MAY_CHANGE = ("output", "train.accumulation")
+"""Settings that do not change what a run computes: where its folder is, and how its batch is cut up."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def _check_data(file: Path, now: dict[str, Any]) -> None:
 def claim_folder(folder: Path, config: Any, *, resume: bool) -> bool:
     """Save the resolved configuration into a new folder, or check that a resumed run has the same configuration.
 
-    Between parts of a run the settings under `evaluate` may change, `output` (the folder was moved or copied), and
-    `train.steps` may grow. A run that was stopped before its first checkpoint begins anew, whether `resume` says so or
-    not: what starts it again may always be the same command.
+    Between parts of a run the settings under `evaluate` may change, those in `MAY_CHANGE` (the folder was moved, or
+    there are other devices), and `train.steps` may grow. A run that was stopped before its first checkpoint begins
+    anew, whether `resume` says so or not: what starts it again may always be the same command.
 
     Returns: whether there is a checkpoint to go on from.
     Raises: UserError if the folder holds another run, or if `resume` finds no run or a different configuration.
@@ -134,7 +136,7 @@ def _is_begun(saved: Path, config: Any) -> bool:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    names = [name for name in {**there, **here} if name != "output" and not name.startswith("evaluate.")]
+    names = [name for name in {**there, **here} if name not in MAY_CHANGE and not name.startswith("evaluate.")]
     pairs = [(name, there.get(name, "not set"), here.get(name, "not set")) for name in names]
     return [
         f"{name} is {old} there, {new} here" for name, old, new in pairs if old != new and not _extends(name, old, new)
