@@ -57,12 +57,16 @@ class TimestepEmbedding(nn.Module):
         self.mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1])
 
     def forward(self, t: Tensor) -> Tensor:
-        # The sinusoid stays in float32 or better: neighbouring timesteps fall together in bf16.
+        return self.mlp(self.sinusoid(t).to(next(self.mlp.parameters()).dtype))
+
+    def sinusoid(self, t: Tensor) -> Tensor:
+        """Cosines, then sines, of t at all frequencies, (B, 256)."""
+        # In float32 or better: neighbouring timesteps fall together in bf16.
         t = self.prediction.embedded_time(t.to(torch.promote_types(t.dtype, torch.float32)))
         index = torch.arange(self.num_frequencies, device=t.device, dtype=t.dtype)
         last = self.num_frequencies - self.frequency_shift
         angles = t[:, None] * torch.exp(-math.log(self.max_period) * index / last)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class LabelEmbedding(nn.Module):

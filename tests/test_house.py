@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("verbs",),
-    ("planning", "comparison"),
+    ("planning", "comparison", "export"),
     ("evaluation",),
     ("report",),
     ("diagnosis",),

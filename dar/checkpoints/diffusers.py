@@ -185,4 +185,26 @@ def _by_our_names(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return result
 
 
+
+def by_diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The other way round: a plain SiT's tensors as those of a DiTTransformer2DModel, whose positions are no weights."""
+    result: dict[str, Tensor] = {}
+    outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (_OUTER, _INNER))
+    embedders = {ours: theirs for theirs, ours in _EMBEDDERS.items()}
+    blocks = sorted({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        number, _, of_block = layer.removeprefix("blocks.").partition(".")
+        if layer in embedders:
+            result |= {f"{_BLOCKS}{i}.{embedders[layer]}.{kind}": tensor.clone() for i in blocks}
+        elif of_block == "attn.qkv":
+            parts = zip(_QKV, tensor.chunk(3), strict=True)
+            result |= {f"{_BLOCKS}{number}.{theirs}.{kind}": part.clone() for theirs, part in parts}
+        elif layer.startswith("blocks."):
+            result[f"{_BLOCKS}{number}.{inner[of_block]}.{kind}"] = tensor
+        elif name != "pos_embed":
+            result[f"{outer[layer]}.{kind}"] = tensor
+    return result
+
+
 register(Format("diffusers", "diffusers DiTTransformer2DModel", True, _matches, _config, _load))

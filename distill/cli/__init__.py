@@ -18,6 +18,7 @@ from distill.cli import (
     convert,
     diagnose,
     evaluate,
+    export,
     inspect,
     plan,
     recipes,
@@ -42,6 +43,7 @@ VERBS = {
     "retrofit": retrofit,
     "convert": convert,
     "inspect": inspect,
+    "export": export,
     "recipes": recipes,
 }
 RESUMABLE = ("run", "train")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dar.checkpoints.pickles import read_pickle
-from distill.errors import UserError
+from distill.errors import UserError, reading
 
 CONFIG_FILE = "config.json"
 CLASS_NAME = "AutoencoderKL"
@@ -126,6 +126,10 @@ class Vae:
             )
         return self.space.channels, height // self.factor, width // self.factor
 
+    def save(self, folder: Path) -> None:
+        """Write a folder that diffusers and `load_vae` read."""
+        self._model.save_pretrained(folder)
+
     def fingerprint(self) -> str:
         """A hash of the weights: equal weights give an equal hash, whatever the file is called."""
         digest = hashlib.sha256()
@@ -201,9 +205,7 @@ def find_vae(name: str) -> Path:
 def _check_class(folder: Path) -> None:
     """Check the class name, because diffusers would build an autoencoder from any config."""
     path = folder / CONFIG_FILE
-    try:
-        class_name = json.loads(path.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no config of an autoencoder: {error}") from error
+    with reading(path, "is no config of an autoencoder"):
+        class_name = json.loads(path.read_bytes()).get("_class_name")
     if class_name != CLASS_NAME:
         raise UserError(f"{path} is of {class_name or 'no class'}; an {CLASS_NAME} is read")

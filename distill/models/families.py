@@ -67,6 +67,11 @@ def model_folder(path: str) -> Path:
     return next((folder / name for name in MODEL_FOLDERS if (folder / name).is_dir()), folder)
 
 
+def family_of(folder: Path) -> str:
+    """The name of the family that a model folder belongs to."""
+    return next(name for name, family in reversed(FAMILIES.items()) if family.reads(folder))
+
+
 def load_model(path: str | Path, prompts: str | None = None) -> Backbone:
     """Load the model that `path` names, as in `model_folder`.
 
@@ -76,8 +81,7 @@ def load_model(path: str | Path, prompts: str | None = None) -> Backbone:
         not finite.
     """
     folder = model_folder(str(path))
-    family = next(family for family in reversed(FAMILIES.values()) if family.reads(folder))
-    model = family.load(folder)
+    model = FAMILIES[family_of(folder)].load(folder)
     check_finite(model, str(path))
     if prompts is not None:
         set_prompts(model, Prompts.load(prompts))
