@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from distill.conditions import ClassLabels, Condition
+    from distill.conditions import ClassLabels, Condition, Prompts
     from distill.config import DataConfig, EvalConfig, RoutingConfig, RunConfig, TeacherConfig, TrainConfig
     from distill.conformance import check_backbone
     from distill.data import DATASETS
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from distill.verbs.convert import convert
     from distill.verbs.diagnose import diagnose
     from distill.verbs.evaluate import evaluate, evaluate_images
+    from distill.verbs.export import export
     from distill.verbs.inspect import inspect
     from distill.verbs.load import load
     from distill.verbs.plan import plan
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from distill.verbs.train import train
 
 _HOMES = {
-    "conditions": ("ClassLabels", "Condition"),
+    "conditions": ("ClassLabels", "Condition", "Prompts"),
     "config": ("DataConfig", "EvalConfig", "RoutingConfig", "RunConfig", "TeacherConfig", "TrainConfig"),
     "conformance": ("check_backbone",),
     "data": ("DATASETS",),
@@ -56,6 +57,7 @@ _HOMES = {
     "verbs.convert": ("convert",),
     "verbs.diagnose": ("diagnose",),
     "verbs.evaluate": ("evaluate", "evaluate_images"),
+    "verbs.export": ("export",),
     "verbs.inspect": ("inspect",),
     "verbs.load": ("load",),
     "verbs.plan": ("plan",),
@@ -78,6 +80,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "NonFiniteError",
+    "Prompts",
     "RoutingConfig",
     "RunConfig",
     "Sampler",
@@ -90,6 +93,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "evaluate_images",
+    "export",
     "inspect",
     "load",
     "load_model",

@@ -80,6 +80,8 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def desk(small_teacher: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reader: pictures by class, their statistics, tiny public checkpoints, two finished runs."""
+    from tests.text_pipelines import save_pipeline  # transformers take seconds
+
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "configs", folder / "configs")
     rng = np.random.default_rng(0)
@@ -99,6 +101,8 @@ def desk(small_teacher: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         photo = Image.fromarray(pixels).resize((400, 310), Image.Resampling.BICUBIC)
         photo.save(folder / "backgrounds" / "nature" / f"{name}.jpg")
     save_vae(folder / "vae", levels=4, scaling_factor=4.0)
+    save_pipeline(folder / "sd3", "StableDiffusion3Pipeline")
+    (folder / "prompts.txt").write_text("# animals\na red fox in the snow\ntwo owls\n")
     plain = SiT(tiny_config(input_size=28, patch_size=7, num_classes=10, routing=RoutingConfig(kind="residual")))
     perturbed(plain).save_pretrained(folder / "plain")
     for name in ("quickstart", "b"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,8 +63,16 @@ def assert_told(y: dict[str, torch.Tensor], heard: dict[str, torch.Tensor]) -> N
         assert ours.sum() == theirs.sum()
         row["encoder_hidden_states"] = row["encoder_hidden_states"][ours]
         heard = heard | {"encoder_hidden_states": heard["encoder_hidden_states"][theirs]}
-    for name, tensor in row.items():
-        torch.testing.assert_close(tensor, heard[name])
+    for name, tensor in row.items():  # rounding, which depends on the size of a batch, grows over 27 layers
+        torch.testing.assert_close(tensor, heard[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_names_are_arguments_of_the_transformer(name: str) -> None:
+    hint = get_type_hints(getattr(diffusers, name).__init__)["transformer"]
+    transformer = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+    told = TOLD[name]
+    assert {*told.prompt, *told.null} <= set(inspect.signature(transformer.forward).parameters)
 
 
 def test_every_pipeline_is_tried_but_one() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dar import SiT
-from distill.conditions import ClassLabels, Condition, Prompts, condition_of
+from distill.conditions import ClassLabels, Condition, condition_of
 from distill.config import StartConfig, TrainConfig
 from distill.errors import UserError
 from distill.models import Backbone, load_model, set_classes
@@ -46,7 +46,7 @@ def starting_model(config: TrainConfig, data: Condition) -> Backbone:
     place of its own.
 
     Args:
-        data: the condition of the data.
+        data: the condition of the data, for `config.start.classes`.
 
     Raises: UserError if there is nothing to train, peft is not installed, or classes or prompts cannot be replaced.
     """
@@ -55,25 +55,11 @@ def starting_model(config: TrainConfig, data: Condition) -> Backbone:
         model = SiT(config.model)
         set_classes(model, ClassLabels(model.null_label, ()))
         return model
-    model = load_model(config.start.path)
-    if isinstance(data, Prompts):
-        _give(model, data, config.start.path)
+    model = load_model(config.start.path, config.data.prompts)
     if config.start.classes is not None:
         model = _with_classes(model, data, config.start.classes)
     TRAINABLE[config.start.trainable](model, config.start)
     return model
-
-
-def _give(model: Any, prompts: Prompts, path: str) -> None:
-    """Let `prompts` be what the model is told, unless it is told classes, of which `check_data` speaks."""
-    own = getattr(model, "condition", None)
-    if isinstance(own, Prompts) and own.index.tensors != prompts.index.tensors:
-        raise UserError(
-            f"data.prompts = {prompts.folder} holds {prompts.tensors}; {path} is told {own.tensors}: both have to be "
-            "of one encoder"
-        )
-    if isinstance(own, Prompts) or not hasattr(model, "null_label"):
-        model.condition = prompts
 
 
 def _with_classes(model: Backbone, data: Condition, setting: str) -> Backbone:
