@@ -171,6 +171,7 @@ def test_a_model_of_prompts_is_distilled_measured_and_drawn(
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [
         "000000_adog.png",
         "000001_adog.png",
+        "checksums.json",
         "grid.png",
     ]
 
