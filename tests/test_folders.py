@@ -138,8 +138,9 @@ def test_names_that_others_might_have_are_not_taken(tmp_path: Path) -> None:
     theirs.mkdir()
     (theirs / "notes").write_text("mine")
     write_folder(tmp_path / "student", lambda folder: (folder / "a").write_text("a"))
-    replace_folder(tmp_path / "student", lambda folder: (folder / "b").write_text("b"))
-    assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["b", CHECKSUMS_FILE]
+    replace_folder(tmp_path / "student", lambda folder: (folder / "b.safetensors").write_text("b"))
+    left = sorted(path.name for path in (tmp_path / "student").iterdir())
+    assert left == ["b.safetensors", CHECKSUMS_FILE]
     (tmp_path / ".a.partial").write_text("mine")
     write_bytes(tmp_path / "a", b"a")
     assert (theirs / "notes").read_text() == (tmp_path / ".a.partial").read_text() == "mine"
@@ -167,9 +168,9 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", lambda path, to: done.append(f"{path.name} is {to.name}"))
-    write_folder(tmp_path / "out", lambda folder: (folder / "a").write_text("a"))
+    write_folder(tmp_path / "out", lambda folder: (folder / "a.safetensors").write_text("a"))
     named = next(i for i, what in enumerate(done) if what.endswith(" is out"))
-    assert {"a", CHECKSUMS_FILE} <= set(done[:named]) and done[named + 1 :] == [tmp_path.name]
+    assert {"a.safetensors", CHECKSUMS_FILE} <= set(done[:named]) and done[named + 1 :] == [tmp_path.name]
     assert any(what.startswith(".out-") for what in done[:named])
 
 

@@ -121,8 +121,8 @@ class ClassLabels:
         if not file.is_file():
             return cls(num_classes)
         try:
-            names = json.loads(file.read_text())
-        except ValueError as error:
+            names = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
         if not isinstance(names, list) or not all(name is None or isinstance(name, str) for name in names):
             raise UserError(f"{file} must hold a list of names, one per class, null for a class without training")

@@ -107,7 +107,7 @@ def claim(cache: Cache) -> list[int]:
         try:
             begun = json.loads(path.read_text())
             different = [key for key in settings if begun[key] != settings[key]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged: {error!r}; remove {cache.folder}") from error
         if different:
             key = different[0]

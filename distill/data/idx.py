@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
+from distill.errors import reading
+from distill.files.bounded import unpacked_gzip
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
@@ -23,10 +24,10 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises: ValueError, which names the file, if it is not such a file or is truncated.
     """
     path = Path(path)
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked: {error}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    with reading(path, "cannot be unpacked"):
+        data = unpacked_gzip(path) if path.suffix == ".gz" else path.read_bytes()
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is no idx file of unsigned bytes (it begins {data[:4].hex() or 'empty'})")
     num_axes = data[3]
@@ -34,8 +35,8 @@ def read_idx(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is cut short within its header")
     shape = struct.unpack(f">{num_axes}I", data[4 : 4 + 4 * num_axes])
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * num_axes)
-    if values.size != np.prod(shape):
-        raise ValueError(f"{path} should hold {shape} = {np.prod(shape)} bytes and holds {values.size}")
+    if values.size != math.prod(shape):
+        raise ValueError(f"{path} should hold {shape} = {math.prod(shape)} bytes and holds {values.size}")
     return values.reshape(shape)
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
+from distill.errors import reading
 from distill.progress import logger
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+MOST_PIXELS, MOST_LONGER = 200_000_000, 50  # beyond, an image cut to a square takes all memory, or shows nothing
 LAYOUT = "lay the images out as FOLDER/CLASS/IMAGE.png, one subfolder per class"
 
 
@@ -68,14 +70,11 @@ class ImageFiles:
         return images.float().div_(127.5).sub_(1), self.labels[indices]
 
     def _pixels(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert(self._mode)
-                if self._size is not None:
-                    upright = resize_and_crop(upright, self._size)
-                pixels = torch.from_numpy(np.array(upright))  # (H, W) or (H, W, 3)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
-            raise ValueError(f"{path} is damaged: {error}") from error
+        with reading(path), Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert(self._mode)
+            if self._size is not None:
+                upright = resize_and_crop(upright, self._size)
+            pixels = torch.from_numpy(np.array(upright))  # (H, W) or (H, W, 3)
         pixels = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
         if pixels.shape != self.sample_shape:
             _, height, width = pixels.shape
@@ -171,14 +170,15 @@ def _is_image(path: Path, others: Counter[str]) -> bool:
 
 def _header(path: Path) -> tuple[int, int, str]:
     """Width, height and Pillow mode of an image."""
-    try:
-        with Image.open(path) as image:
-            width, height, mode = image.width, image.height, image.mode
-            # Of a PNG this would read all pixels.
-            if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
-                width, height = height, width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no image that can be read: {error}") from error
+    with reading(path, "is no image that can be read"), Image.open(path) as image:
+        width, height, mode = image.width, image.height, image.mode
+        # Of a PNG this would read all pixels.
+        if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
+            width, height = height, width
+        if width * height > MOST_PIXELS or max(width, height) > MOST_LONGER * min(width, height):
+            raise ValueError(
+                f"it is {width} x {height}; at most {MOST_PIXELS:,} pixels, and {MOST_LONGER} times as long as wide"
+            )
     if mode not in GREY_MODES + COLOUR_MODES:
         # Pillow would silently clip 16-bit values to 255.
         raise ValueError(f"{path} has pixels of kind {mode}; only images of 8 bits per channel are read")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,8 @@ from torch import Tensor
 
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
+from distill.errors import reading
+from distill.files.bounded import npz_arrays, npz_names
 
 NAMES = (("images", "labels"), ("arr_0", "arr_1"))
 
@@ -51,17 +51,13 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"data.path = {path} is not a file")
-    try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array")
-        with opened as file:
-            names = next((pair for pair in NAMES if pair[0] in file.files), None)
-            if names is None:
-                raise ValueError(f"it holds {', '.join(file.files) or 'nothing'}; expected images and labels")
-            return file[names[0]], file[names[1]] if names[1] in file.files else None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with reading(path, "cannot be read"):
+        there = npz_names(path)
+        names = next((pair for pair in NAMES if pair[0] in there), None)
+        if names is None:
+            raise ValueError(f"it holds {', '.join(there) or 'nothing'}; expected images and labels")
+        arrays = npz_arrays(path, names)
+        return arrays[names[0]], arrays.get(names[1])
 
 
 def npz_dataset(path: Path, images: np.ndarray, labels: np.ndarray) -> NpzDataset:

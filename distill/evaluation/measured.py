@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
+from distill.errors import reading
 from distill.files import write_text
 from distill.metrics import Interval
 
@@ -31,9 +31,7 @@ class Measured:
     @classmethod
     def load(cls, path: Path) -> Measured:
         """Raises: UserError if the file is damaged."""
-        try:
-            values: dict[str, Any] = json.loads(path.read_text())
+        with reading(path, "is no file of measured values"):
+            values: dict[str, Any] = json.loads(path.read_bytes())
             values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
             return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no file of measured values: {error}") from error

@@ -16,15 +16,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from distill.errors import UserError
+from distill.errors import UserError, reading
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises: UserError where it is damaged; FileNotFoundError where it is missing."""
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    content = file.read_bytes()
+    with reading(file):
+        read = json.loads(content)
+        if not isinstance(read, dict):
+            raise TypeError(f"it must hold a mapping of names to values; it holds a {type(read).__name__}")
+        return read
 
 
 def temporary_name(path: Path) -> Path:
@@ -84,10 +86,14 @@ def put_in_place(partial: Path, folder: Path) -> None:
 
 
 def seal_folder(folder: Path, sums: dict[str, str] | None = None) -> None:
-    """Write checksums of a folder's files, where `sums` are not known, and see that all of it is on the disk."""
+    """Write checksums of a folder's files, where `sums` are not known, and see that all of it is on the disk.
+
+    Only folders with weights get them: pictures and pages are for people, and nothing rests on them.
+    """
     from dar.checksums import CHECKSUMS_FILE, write_checksums  # which takes torch along
 
-    write_checksums(folder, sums)
+    if sums is not None or any(folder.rglob("*.safetensors")):
+        write_checksums(folder, sums)
     for path in [folder / CHECKSUMS_FILE, folder] if sums is not None else [*folder.rglob("*"), folder]:
         synchronise(path)
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 from dar.checkpoints.pickles import read_pickle
+from distill.errors import reading
+from distill.files.bounded import npz_arrays, npz_names
 from distill.metrics.features import Extractor
 from distill.metrics.frechet import check_moments
 from distill.metrics.perceptual import PerceptualDistance
@@ -33,13 +35,10 @@ def is_published(path: Path) -> bool:
     if path.suffix == ".pt":
         return True
     try:
-        file = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):  # `ReferenceStatistics.load` says what is wrong
+        names = set(npz_names(path))
+    except (OSError, ValueError, zipfile.BadZipFile):  # `ReferenceStatistics.load` says what is wrong
         return False
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        return False
-    with file:
-        return {"mu", "sigma"} <= set(file.files) and "format" not in file.files
+    return {"mu", "sigma"} <= names and "format" not in names
 
 
 def published_reference(
@@ -49,11 +48,9 @@ def published_reference(
 
     Raises: ValueError where the file is damaged.
     """
-    try:
+    with reading(path, "holds no mu and sigma of features"):
         entries: dict[str, Any] = _read(path)
         mu, sigma = (np.asarray(entries[name], dtype=np.float64) for name in ("mu", "sigma"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no mu and sigma of features: {error}") from error
     if mu.shape != (INCEPTION_DIM,) or sigma.shape != (INCEPTION_DIM, INCEPTION_DIM):
         raise ValueError(f"{path}: mu and sigma have shapes {mu.shape}, {sigma.shape}; Inception has {INCEPTION_DIM}")
     check_moments(f"{path}", mu, sigma)
@@ -73,8 +70,7 @@ def published_reference(
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".pt":
         return read_pickle(path)
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "arr_0") if name in file.files}
+    return npz_arrays(path, ("mu", "sigma", "mu_s", "sigma_s", "arr_0"))
 
 
 def _without_images(source: str, mu: np.ndarray, sigma: np.ndarray, extractor: Extractor | None) -> ReferenceStatistics:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.errors import reading
+from distill.files.bounded import npz_arrays
 from distill.metrics.features import Extractor, Features, patch_features
 from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, check_moments, frechet_statistics
 from distill.metrics.images import by_parts, check_images
@@ -117,11 +118,8 @@ class ReferenceStatistics:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"reference statistics {path} do not exist")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                entries = {name: file[name] for name in file.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged or not a file of reference statistics: {error}") from error
+        with reading(path, "is damaged or not a file of reference statistics"):
+            entries: dict[str, Any] = {**npz_arrays(path)}
         found = entries.pop("format", None)
         if found is None or found.shape != () or int(found) != FORMAT:
             raise ValueError(

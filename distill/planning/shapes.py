@@ -23,14 +23,14 @@ def shape_in(path: str, field: str) -> SiTConfig:
     """
     folder = resolve(path, "teacher")
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
+        values = json.loads((folder / CONFIG_FILE).read_bytes())
         return SiTConfig(**values)
     except FileNotFoundError as error:
         raise UserError(
             f"{field} = {path} holds no {CONFIG_FILE}; make the folder (dar-distill convert, retrofit or train), or "
             "let `dar-distill plan` go by a named shape: --model SiT-XL/2"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{Path(path) / CONFIG_FILE} is no valid SiTConfig: {error}") from error
 
 

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch, num_rows
-from distill.errors import UserError
+from distill.errors import UserError, reading
 from distill.files import write_text
 from distill.latents.decoding import Decoder
 from distill.models import Backbone
@@ -107,11 +107,9 @@ def _progress(file: Path, made_of: dict[str, Any]) -> tuple[int, float]:
     """Images and seconds that a state file speaks of; none without a file."""
     if not file.is_file():
         return 0, 0.0
-    try:
-        state = json.loads(file.read_text())
+    with reading(file, "is damaged, remove it to start anew"):
+        state = json.loads(file.read_bytes())
         done, seconds = int(state.pop("done")), float(state.pop("seconds"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}; remove it to start anew") from error
     different = [name for name, value in made_of.items() if state.get(name) != value]
     if different:
         name = different[0]

@@ -40,7 +40,7 @@ def _read_map(file: Path, old: ClassLabels, new: ClassLabels) -> dict[int, int]:
     field = f"start.classes = {file}"
     try:
         read = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{field} is neither {REINITIALISE} nor a JSON file that can be read: {error}") from error
     if not isinstance(read, Mapping):
         raise UserError(f'{field} must hold {{"new class": "old class", ..}}, numbers or names')

@@ -68,7 +68,7 @@ def classes_beside(source: Path, num_classes: int) -> ClassLabels:
         return ClassLabels.load(source, num_classes)
     try:
         names = {int(label): str(name) for label, name in json.loads(index.read_text()).get("id2label", {}).items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is damaged: {error}") from error
     if not names:
         return ClassLabels(num_classes)
