@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -207,10 +208,17 @@ def check_content(path: Path, index: PromptIndex) -> None:
     if checksum(path) != index.sha256[path.name]:
         raise UserError(f"{path} is not the file that was written (its sha256 differs): remove it and encode it again")
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if index.tensors[name].is_mask:
+            if not bool(((tensor == 0) | (tensor == 1)).all() & tensor.any()):
+                found = tensor.unique().tolist()
+                raise UserError(f"{path}: {name} is a mask, of 0 and 1 and not of 0 alone; got {found}")
+        elif not is_finite(tensor):
             raise UserError(f"{path}: {name} holds values that are not finite")
-        if index.tensors[name].is_mask and not (bool(((tensor == 0) | (tensor == 1)).all()) and bool(tensor.any())):
-            raise UserError(f"{path}: {name} is a mask, of 0 and 1 and not of 0 alone; got {tensor.unique().tolist()}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; what is none goes into both ends, which are found without a copy."""
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def read_prompt(path: Path) -> dict[str, Tensor]:

@@ -76,10 +76,19 @@ class Prompts:
 
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
         """The prompts of `numbers` (B), one row each. Raises: UserError where a file is damaged."""
-        distinct, places = numbers.unique(return_inverse=True)
-        read = [self._read(number) for number in distinct.tolist()]
-        batch = {name: torch.stack([tensors[name] for tensors in read])[places] for name in self.index.tensors}
+        told = {number: self._read(number) for number in set(numbers.tolist())}  # in memory mapped, and not yet read
+        batch = {name: self._stacked(name, [told[number][name] for number in numbers.tolist()])
+                 for name in self.index.tensors}  # fmt: skip
         return {**batch, INDEX: numbers}
+
+    def _stacked(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """The tensors of one name as (B, ..), padded to the longest of the folder."""
+        if not self.index.tensors[name].has_length:
+            return torch.stack(tensors)
+        batch = tensors[0].new_zeros(len(tensors), self.index.length, *tensors[0].shape[1:])
+        for row, tensor in zip(batch, tensors, strict=True):
+            row[: len(tensor)] = tensor
+        return batch
 
     def check(self, number: int) -> None:
         """Read one prompt and see that it is of use. Raises: UserError, which names its file."""
@@ -88,16 +97,8 @@ class Prompts:
             self._sound.add(number)
 
     def _read(self, number: int) -> dict[str, Tensor]:
-        """The tensors of one prompt, padded to the longest."""
         self.check(number)
-        tensors = read_prompt(prompt_file(self.folder, number))
-        return {name: self._padded(tensors[name]) if kind.has_length else tensors[name]
-                for name, kind in self.index.tensors.items()}  # fmt: skip
-
-    def _padded(self, tensor: Tensor) -> Tensor:
-        whole = tensor.new_zeros(self.index.length, *tensor.shape[1:])
-        whole[: len(tensor)] = tensor
-        return whole
+        return read_prompt(prompt_file(self.folder, number))
 
     def random(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         return self.rows(torch.randint(self.num_distinct, (num,), generator=generator))

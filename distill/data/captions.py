@@ -58,7 +58,7 @@ def _numbers(file: Path, num_samples: int, prompts: Prompts) -> Tensor:
         raise UserError(f"{file} must be a list of texts, one a sample")
     if len(captions) != num_samples:
         raise UserError(f"{file} has {len(captions)} captions; there are {num_samples} samples")
-    numbers = {text: number for number, text in enumerate(prompts.prompts)}
+    numbers = {text.strip(): number for number, text in enumerate(prompts.prompts)}
     unknown = next((text for text in captions if text.strip() not in numbers), None)
     if unknown is not None:
         raise UserError(f"{file}: {shortened(unknown)!r} is not among the {prompts} of data.prompts = {prompts.folder}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.conditions import Prompts, begin_prompts, finish_prompts, write_prompt
-from distill.conditions.prompt_files import NULL, shortened
+from distill.conditions.prompt_files import NULL, is_finite, shortened
 from distill.errors import UserError
 from distill.files import locked
 
@@ -144,8 +144,9 @@ class TextEncoders:
     def _pipeline(self) -> Any:
         encoders = {part: self._encoder(part, kind) for part, kind in self._encoders.items()}
         parts = encoders | dict.fromkeys(self._others)
-        load = lambda diffusers, _: diffusers.DiffusionPipeline.from_pretrained(self.model, **parts, **LOCAL)  # noqa: E731
-        pipeline = _from_libraries(self.model, load)
+        pipeline = _from_libraries(
+            self.model, lambda diffusers, _: diffusers.DiffusionPipeline.from_pretrained(self.model, **parts, **LOCAL)
+        )
         pipeline.enable_model_cpu_offload(device=self.device)
         return pipeline
 
@@ -223,7 +224,7 @@ def _encode_missing(
 
 def _write(folder: Path, number: int, text: str, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not is_finite(tensor):
             hint = "; bfloat16 and float32 have the wider range" if tensor.dtype == torch.float16 else ""
             raise UserError(f"prompt {shortened(text)!r}: {name} is not finite in {tensor.dtype}{hint}")
     write_prompt(folder, number, tensors)
