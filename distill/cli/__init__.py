@@ -51,6 +51,7 @@ STOPS = (
     signal.SIGTERM,
     signal.SIGUSR1,
 )  # as Ctrl-C, which Python handles; updates handle all three (training/signals.py)
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # in torch's words, on a CPU and on a GPU
 EXIT_CODES = {
     0: "done",
     1: "a fault of the program, with a traceback",
@@ -115,9 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _stopped(f"stopped by {error or 'SIGINT'}", args)
         print("\nstopped", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        return _fail(ValueError(f"there is not enough memory: {_first_line(error)}"), 2, args)
     except RuntimeError as error:
         from distill.processes import is_lost_process
 
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            return _fail(ValueError(f"there is not enough memory: {_first_line(error)}"), 2, args)
         if not is_lost_process(error):
             raise
         why = "another process of this run has ended, or is out of reach; where it could, it says why itself"

@@ -9,10 +9,11 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distill.errors import UserError
+from distill.errors import UserError, reading
 from distill.progress import logger
 
 CONFIG_FILE = "config.yaml"
@@ -28,6 +29,9 @@ MOVED = {
     "flow_matching.t_sampler": "flow_matching.t.sampler",
 }
 """Names of earlier configurations, in this order, and what they are called now."""
+
+MOST_NODES = 10_000
+"""Of a configuration; a real one has 200."""
 
 T = TypeVar("T")
 
@@ -59,14 +63,29 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, An
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no configuration file {path}")
-    try:
+    with reading(path, "is not YAML"):
+        _check_size(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
         given = OmegaConf.load(path)
-    except Exception as error:  # yaml raises a family of its own
-        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(given, DictConfig):
         raise UserError(f"{path} must hold a mapping of sections; it holds a list")
     current = _with_current_names(OmegaConf.to_container(given))
     return _overridden(OmegaConf.create(current), overrides, f"{path}: ")
+
+
+def _check_size(node: Any) -> None:
+    """See that a document stays small when its aliases are written out. Raises: ValueError."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_NODES  # of one that is a part of itself
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            flat = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(size, flat))
+        return sizes[id(node)]
+
+    if node is not None and size(node) > MOST_NODES:
+        raise ValueError(f"it has more than {MOST_NODES:,} values when its aliases are written out")
 
 
 def override_values(values: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
@@ -196,7 +215,7 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
         section = _section_type(hints[name], field, value, f"{prefix}{name}")
         if section is not None and value is not None:
             if not isinstance(value, dict):
-                raise UserError(f"{prefix}{name} is a section with keys of its own; got {value!r}")
+                raise UserError(f"{prefix}{name} is a section with keys of its own; got {_short(value)}")
             # A partial section keeps this field's own defaults, which may differ from its type's.
             if field.default_factory is not MISSING and isinstance(default := field.default_factory(), section):
                 value = merge_values(plain_values(default), value)
@@ -212,12 +231,12 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
 def _build_sections(types: dict[str, type], value: Any, path: str) -> dict[str, Any]:
     """Sections by name, each of the type that goes by it."""
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path} is a section with sections of its own; got {value!r}")
+        raise UserError(f"{path} is a section with sections of its own; got {_short(value)}")
     for name, section in (value or {}).items():
         if name not in types:
             raise UserError(f"{path}.{name} is not known; {path} takes {', '.join(types)}")
         if section is not None and not isinstance(section, dict):
-            raise UserError(f"{path}.{name} is a section with keys of its own; got {section!r}")
+            raise UserError(f"{path}.{name} is a section with keys of its own; got {_short(section)}")
     built = {}
     for name, section in (value or {}).items():
         try:
@@ -232,7 +251,7 @@ def _section_type(hint: Any, field: Field, value: Any, path: str) -> type | None
     if "variants" in field.metadata:
         variants = field.metadata["variants"]()
         name = value.get("name", next(iter(variants))) if isinstance(value, dict) else None
-        if name is not None and name not in variants:
+        if name is not None and (not isinstance(name, str) or name not in variants):
             raise UserError(f"{path}.name must be one of {', '.join(variants)}; got {name!r}")
         return variants[name] if name else next(iter(variants.values()))
     kinds = getattr(hint, "__args__", (hint,))
@@ -253,11 +272,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if origin is tuple and hint.__args__[-1] is not ...:
         length = len(hint.__args__)
         if not isinstance(value, (list, tuple)) or len(value) != length:
-            raise UserError(f"{name} must be a list of {length} numbers; got {value!r}")
+            raise UserError(f"{name} must be a list of {length} numbers; got {_short(value)}")
         return tuple(_convert(kind, item, name) for kind, item in zip(hint.__args__, value, strict=True))
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{name} must be a list; got {value!r}")
+            raise UserError(f"{name} must be a list; got {_short(value)}")
         return origin(_convert(hint.__args__[0], item, name) for item in value)
     kinds = getattr(hint, "__args__", (hint,))
     if value is None and type(None) in kinds:
@@ -268,20 +287,27 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return _convert(lists[0], value, name)
     scalars = [kind for kind in kinds if kind in _ARTICLES]
     if not scalars:
-        raise UserError(f"{name} is a section with keys of its own; got {value!r}")
+        raise UserError(f"{name} is a section with keys of its own; got {_short(value)}")
     kind = next((kind for kind in scalars if type(value) is kind), scalars[0])
     if kind is str and value is False:
         value = "no"  # which YAML reads as false, and train.mixed_precision as a word
     acceptable = {bool: (bool,), int: (int,), float: (int, float, str), str: (str,)}[kind]
     if not isinstance(value, acceptable) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {_short(value)}")
     try:
         converted = kind(value)
-    except ValueError as error:
-        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}") from error
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {_short(value)}") from error
+    if kind is int and not -(2**63) <= converted < 2**63:
+        raise UserError(f"{name} must lie in [-2^63, 2^63); got {_short(value)}")
     if converted != converted:  # NaN would pass every check of a limit
-        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {value!r}")
+        raise UserError(f"{name} must be {_ARTICLES[kind]}; got {_short(value)}")
     return converted
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:50]}.. ({len(shown)} characters)"
 
 
 _ARTICLES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

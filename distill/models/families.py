@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from dar import SiT
+from dar.checksums import check_checksums
 from distill.assets import resolve
 from distill.conditions import ClassLabels, Prompts, condition_of
 from distill.conditions.prompts import REFERENCE_FILE
@@ -81,6 +82,7 @@ def load_model(path: str | Path, prompts: str | None = None) -> Backbone:
         not finite.
     """
     folder = model_folder(str(path))
+    check_checksums(folder)
     model = FAMILIES[family_of(folder)].load(folder)
     check_finite(model, str(path))
     if prompts is not None:
