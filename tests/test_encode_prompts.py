@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from distill.conditions import Prompts, slice_rows
 from distill.data.prompt_encoding import TOLD, TextEncoders, encode_prompts, read_prompts
 from distill.errors import UserError
+from distill.files import locked
 from tests.text_pipelines import CLIP_LENGTH, PIPELINES, make_pipeline, save_pipeline, what_is_told
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "encode_prompts.py"
@@ -171,6 +172,12 @@ def test_another_model_is_refused(pixart: Path, tmp_path: Path) -> None:
     other = save_pipeline(tmp_path / "other", "PixArtSigmaPipeline", seed=1)
     with pytest.raises(UserError, match=f"begun with model = '{pixart}'; now it is '{other}'"):
         encoded(other, tmp_path / "prompts")
+
+
+def test_a_folder_has_one_writer(pixart: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "prompts"), pytest.raises(UserError, match="prompts is being written by"):
+        encoded(pixart, tmp_path / "prompts")
+    assert encoded(pixart, tmp_path / "prompts").num_distinct == 3
 
 
 # --- files of prompts --------------------------------------------------------------------------------------------

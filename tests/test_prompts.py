@@ -279,7 +279,7 @@ def test_without_a_mask_all_must_have_one_length(tmp_path: Path) -> None:
         ("encoder_hidden_states", EMBEDDING * float("nan"), "encoder_hidden_states holds values that are not finite"),
         (
             "pooled_projections",
-            torch.full((4,), float("inf")).bfloat16(),
+            torch.tensor([0, float("inf"), 1, 2]).bfloat16(),
             "pooled_projections holds values that are not",
         ),
         ("encoder_attention_mask", torch.tensor([1, 2]), r"is a mask, of 0 and 1 and not of 0 alone; got \[1, 2\]"),
