@@ -19,7 +19,10 @@ from distill.conditions import Prompts, slice_rows
 from distill.data.prompt_encoding import TOLD, TextEncoders, encode_prompts, read_prompts
 from distill.errors import UserError
 from distill.files import locked
-from tests.text_pipelines import CLIP_LENGTH, PIPELINES, make_pipeline, save_pipeline, what_is_told
+from distill.models import load_model
+from distill.models.stock import STOCK
+from tests.text_pipelines import CLIP_LENGTH, PIPELINES, WIDTH, make_pipeline, save_pipeline, what_is_told
+from tests.tiny_transformers import randomised
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "encode_prompts.py"
 PROMPTS = ["a fox", "two owls in a tree at night", "a boat"]
@@ -74,6 +77,30 @@ def test_names_are_arguments_of_the_transformer(name: str) -> None:
     transformer = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
     told = TOLD[name]
     assert {*told.prompt, *told.null} <= set(inspect.signature(transformer.forward).parameters)
+    if transformer.__name__ in STOCK:  # and what the family of stock transformers asks for
+        stock = STOCK[transformer.__name__]
+        assert set(told.prompt) == {*stock.conditions, *stock.masks}
+
+
+def test_a_stock_model_is_told_what_its_pipeline_tells_it(tmp_path: Path) -> None:
+    folder = save_pipeline(tmp_path / "sd3", "StableDiffusion3Pipeline")
+    prompts = encoded(folder, tmp_path / "prompts")
+    sizes = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16}
+    transformer = randomised(
+        diffusers.SD3Transformer2DModel(
+            sample_size=4, patch_size=2, in_channels=4, out_channels=4, joint_attention_dim=2 * WIDTH,
+            pooled_projection_dim=2 * WIDTH, pos_embed_max_size=4, **sizes,
+        )
+    )  # fmt: skip
+    transformer.save_pretrained(folder / "transformer")
+    model, x_t, t = load_model(folder, str(tmp_path / "prompts")), torch.randn(2, 4, 4, 4), torch.tensor([0.3, 0.8])
+    told = [what_is_told(make_pipeline("StableDiffusion3Pipeline"), text, "")[1] for text in PROMPTS[:2]]
+    told = {
+        name: torch.stack([each[name] for each in told]) for name in ("encoder_hidden_states", "pooled_projections")
+    }
+    expected = transformer(hidden_states=x_t, timestep=1000 * t, return_dict=False, **told)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model(x_t, t, prompts.balanced(2)), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_pipeline_is_tried_but_one() -> None:
