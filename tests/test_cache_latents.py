@@ -22,7 +22,7 @@ from distill.data.checking import fingerprint
 from distill.errors import UserError
 from distill.latents.vae import Vae
 from distill.seeds import generator_for
-from tests.vae_files import make_vae, save_vae
+from tests.vae_files import make_flux2_vae, make_vae, save_vae
 
 ROOT = Path(__file__).parents[1]
 LABELS = [0, 0, 1, 1, 1]
@@ -110,6 +110,18 @@ def test_the_layout_is_repas(tmp_path: Path, photos: Path) -> None:
     assert stored.dtype == np.float32 and stored.shape == (8, 4, 4)
     expected = torch.cat([posterior.mean, posterior.std], dim=1)[0]
     torch.testing.assert_close(torch.from_numpy(stored), expected)
+
+
+def test_a_cache_of_channels_each_with_its_own_scale_goes_on(tmp_path: Path, photos: Path) -> None:
+    vae = Vae(make_flux2_vae(), "tiny")
+    cache = Cache(tmp_path / "out", load_dataset("images", photos), vae, fingerprint(photos), "float32", False)
+    assert write(cache) == 5 and claim(cache) == []
+    dataset = load_dataset("latents", tmp_path / "out")
+    z, _ = dataset.batch(torch.arange(5), torch.zeros)
+    images, _ = cache.images.batch(torch.arange(5), torch.randn)
+    mean = vae.moments(images)[:, :16]
+    assert dataset.space == vae.space and dataset.sample_shape == (16, 2, 2)
+    torch.testing.assert_close(z, vae.space.latents(mean))
 
 
 def test_the_thousandth_file_begins_a_new_folder() -> None:

@@ -20,7 +20,7 @@ from distill.data.base import Flipped, configured_dataset
 from distill.data.checking import check_prompts
 from distill.data.latents import listing
 from distill.errors import UserError
-from distill.latents.vae import LatentSpace
+from distill.latents.space import LatentSpace
 from distill.models import load_model, save_model
 from distill.models.families import FAMILIES, register
 from distill.sampling import t_like

@@ -14,7 +14,7 @@ from PIL import Image
 
 from distill.data import DATASETS, load_dataset, read_idx, register
 from distill.data.base import noise_of, shuffled_indices
-from distill.latents.vae import LatentSpace
+from distill.latents.space import LatentSpace
 from distill.seeds import generator_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 4), dtype=np.uint8)

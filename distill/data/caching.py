@@ -102,7 +102,8 @@ def claim(cache: Cache) -> list[int]:
 
     Raises: UserError if the folder holds another cache; it names what differs.
     """
-    settings, path = cache.settings(), cache.folder / SETTINGS_FILE
+    settings = json.loads(json.dumps(cache.settings()))  # as the file has them: lists, no tuples
+    path = cache.folder / SETTINGS_FILE
     if path.is_file():
         try:
             begun = json.loads(path.read_text())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +17,9 @@ from torch import Tensor
 from dar.checksums import CHECKSUMS_FILE, read_checksums
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
-from distill.latents.vae import LatentSpace
+from distill.errors import reading
+from distill.files.bounded import check_ratio, npy_from_bytes
+from distill.latents.space import LatentSpace
 
 FOLDER = "vae-sd"
 LABELS_FILE = "dataset.json"
@@ -70,11 +70,9 @@ class LatentDataset:
     def _moments(self, index: int) -> Tensor:
         """Mean and standard deviation, (2 channels, h, w) in float32."""
         where, rows = self._files.describe(self._names[index]), 2 * self.space.channels
-        try:
+        with reading(Path(where), "is no whole npy file"):
             content = self._files.read(self._names[index])
-            array = array_of(content)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{where} is no whole npy file: {error}") from error
+            array = npy_from_bytes(content)
         if self._sums is not None and _start_of(hashlib.sha256(content).hexdigest()) != self._sums[index]:
             raise ValueError(f"{where} is not as it was written: it is damaged, or was edited; cache it again")
         if array.ndim == 4 and array.shape[0] == 1:
@@ -134,22 +132,11 @@ class _Files:
         if self._zip is None:
             return (self._root / name).read_bytes()
         try:
-            return self._zip.read(self._prefix + name)
+            info = self._zip.getinfo(self._prefix + name)
         except KeyError as error:
-            raise FileNotFoundError(f"the zip file has no {self._prefix}{name}") from error
-
-
-def array_of(content: bytes) -> np.ndarray:
-    """The array in the bytes of a npy file, which hold as much as they say. Raises: ValueError."""
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    declared = math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and declared != len(content) - file.tell():
-        raise ValueError(f"it declares {shape} of {dtype}, {declared:,} bytes, and has {len(content) - file.tell():,}")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+            raise ValueError(f"the zip file has no {self._prefix}{name}") from error
+        check_ratio(info.compress_size, info.file_size)
+        return self._zip.read(info)
 
 
 def _start_of(checksum: str) -> int:

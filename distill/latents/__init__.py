@@ -1,4 +1,4 @@
-"""Latents: autoencoders (diffusers' AutoencoderKL) and decoders that turn a model's samples into images.
+"""Latents: autoencoders (of diffusers) and decoders that turn a model's samples into images.
 
 May import errors.
 """

@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.latents.vae import IMAGE_CHANNELS, LatentSpace, load_vae
+from distill.latents.space import LatentSpace
+from distill.latents.vae import IMAGE_CHANNELS, load_vae
 
 
 class Decoder(Protocol):
-    """factor: image pixels per sample pixel, along a side. note: what it does, to show to users; "" if nothing."""
+    """factor: image pixels per sample pixel, along a side. note: what it does, to show to users; "" if nothing.
+
+    Images may be videos (B, C, F, H, W); `distill.render` and `distill.metrics.images` take them apart into frames.
+    """
 
     factor: int
     note: str
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, W), not clamped, of samples (B, c, h, w)."""
+        """Images (B, C, H, W), not clamped, of samples (B, c, h, w); videos (B, C, F, H, W) of (B, c, f, h, w)."""
         ...
 
-    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H, W) of the images for samples (c, h, w). Raises: UserError if it cannot decode such samples."""
+    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(C, H, W) of the images for samples (c, h, w), (C, F, H, W) of videos for (c, f, h, w).
+
+        Raises: UserError if it cannot decode such samples.
+        """
         ...
 
 
@@ -39,9 +46,8 @@ class Pixels:
     def decode(self, samples: Tensor) -> Tensor:
         return samples
 
-    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        channels, height, width = sample_shape
-        return channels, height, width
+    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sample_shape)
 
 
 PIXELS = Pixels()
@@ -59,9 +65,9 @@ class LatentPreview:
     def decode(self, samples: Tensor) -> Tensor:
         return samples[:, : self._channels(samples.shape[1])] / 3
 
-    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        channels, height, width = sample_shape
-        return self._channels(channels), height, width
+    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *sides = sample_shape
+        return self._channels(channels), *sides
 
     @staticmethod
     def _channels(channels: int) -> int:
@@ -69,7 +75,7 @@ class LatentPreview:
 
 
 def decoder_for(vae: str | None, sample_shape: tuple[int, ...], device: torch.device) -> Decoder:
-    """The decoder of samples (c, h, w): an autoencoder, or the samples as they are.
+    """The decoder of samples (c, h, w) or (c, f, h, w): an autoencoder, or the samples as they are.
 
     Raises: UserError if the autoencoder does not decode such samples.
     """
@@ -94,8 +100,5 @@ def training_decoder(
     decoder = decoder_for(vae, sample_shape, device)
     own: LatentSpace | None = getattr(decoder, "space", None)
     if space is not None and own is not None and space != own:
-        raise UserError(
-            f"data.vae = {vae} has scale {own.scale:g}, shift {own.shift:g}; the latents in "
-            f"data.path are read at scale {space.scale:g}, shift {space.shift:g}"
-        )
+        raise UserError(f"data.vae = {vae} has {own}; the latents in data.path are read at {space}")
     return decoder

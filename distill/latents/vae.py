@@ -1,10 +1,7 @@
-"""Images to latents and back with diffusers' AutoencoderKL, the autoencoder ("VAE") of Stable Diffusion.
+"""Images to latents and back with the autoencoders ("VAE") of diffusers, which are listed in `codecs.py`.
 
-    latent = (raw - shift) scale,   raw = latent / scale + shift
-
-raw is the output of the encoder; models are trained on latents. Decoding uses the autoencoder's scale and shift
-(`scaling_factor` and `shift_factor` in its config.json). Reading a data set uses the values recorded when it was
-cached, or those of SD-VAE if it has no record. `train` raises an error if the two differ.
+Decoding uses the autoencoder's own scale and shift. Reading a data set uses the values recorded when it was cached, or
+those of SD-VAE if it has no record. `train` raises an error if the two differ.
 """
 
 from __future__ import annotations
@@ -12,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,14 @@ import torch
 from torch import Tensor
 
 from dar.checkpoints.pickles import read_pickle
-from distill.errors import UserError, reading
+from distill.errors import UserError
+from distill.latents.codecs import CODECS
+from distill.latents.space import LatentSpace
 
 CONFIG_FILE = "config.json"
-CLASS_NAME = "AutoencoderKL"
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 PIXELS_AT_ONCE = 16 * 256 * 256  # image pixels per pass: about 4 GB of activations for SD-VAE in float32
 IMAGE_CHANNELS = (1, 3)
-
-
-@dataclass(frozen=True)
-class LatentSpace:
-    """Number of channels, scale and shift of latents; no other code applies scale and shift.
-
-    The defaults are those of SD-VAE (stabilityai/sd-vae-ft-mse and -ema).
-
-    Raises: UserError if channels, scale or shift are not valid.
-    """
-
-    channels: int = 4
-    scale: float = 0.18215
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        is_count = isinstance(self.channels, int) and self.channels >= 1
-        if not is_count or not 0 < self.scale < math.inf or not math.isfinite(self.shift):
-            raise UserError(f"latents need 1 channel or more, a scale above 0 and a finite shift; got {self}")
-
-    def latents(self, raw: Tensor) -> Tensor:
-        return (raw - self.shift) * self.scale
-
-    def raw(self, latents: Tensor) -> Tensor:
-        return latents / self.scale + self.shift
 
 
 class Vae:
@@ -64,32 +38,30 @@ class Vae:
     """
 
     def __init__(self, model: Any, name: str) -> None:
-        config = model.config
-        if config.latents_mean is not None or config.latents_std is not None:
-            raise UserError(f"the autoencoder {name} scales every channel by itself (latents_mean); that is not read")
-        self.space = LatentSpace(config.latent_channels, config.scaling_factor, config.shift_factor or 0.0)
-        self.factor = 2 ** (len(config.block_out_channels) - 1)
-        self.note = f"decoded by {name}, scale {self.space.scale:g}, shift {self.space.shift:g}"
+        _, codec = CODECS[type(model).__name__]
+        self._codec = codec(model)
+        self.space: LatentSpace = self._codec.space
+        self.factor: int = self._codec.factor
+        self.note = f"decoded by {name}, {self.space}"
         self.name = name
         self._model = model.eval().requires_grad_(False)
-        self._in_channels, self._out_channels = config.in_channels, config.out_channels
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """The posterior's mean, then its standard deviation, (B, 2 channels, h, w), neither scaled nor shifted.
+        """The posterior's mean, then its standard deviation, (B, 2 channels, ..), neither scaled nor shifted.
 
         Args:
-            images: (B, C, H, W) in [-1, 1]; grey images are repeated to the channels of the autoencoder.
+            images: (B, C, H, W) or (B, C, F, H, W) in [-1, 1]; grey ones are repeated to the autoencoder's channels.
 
         Raises: UserError if the autoencoder does not take such images, or overflows in its dtype.
         """
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
         self.latent_shape(tuple(images.shape[1:]))
-        images = images.expand(-1, self._in_channels, -1, -1).to(self._model.device, self._model.dtype)
-        parts = images.split(self._at_once(images.shape[-2] * images.shape[-1]))
-        parameters = torch.cat([self._model.encode(part).latent_dist.parameters for part in parts])
-        posterior = DiagonalGaussianDistribution(parameters.float())
+        channels = self._codec.in_channels
+        images = images.expand(-1, channels, *images.shape[2:]).to(self._model.device, self._model.dtype)
+        parts = images.split(self._at_once(tuple(images.shape[2:])))
+        posterior = DiagonalGaussianDistribution(torch.cat([self._codec.encode(part) for part in parts]).float())
         moments = torch.cat([posterior.mean, posterior.std], dim=1)
         if not torch.isfinite(moments).all():
             raise UserError(
@@ -100,31 +72,60 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
-        """Images (B, C, H, W) of latents (B, channels, h, w); not clamped, on the autoencoder's device."""
-        _, height, width = self.image_shape(tuple(samples.shape[1:]))
-        raw = self.space.raw(samples.float()).to(self._model.device, self._model.dtype)
-        return torch.cat([self._model.decode(part).sample.float() for part in raw.split(self._at_once(height * width))])
+        """Images (B, C, H, W) of latents (B, channels, h, w), videos (B, C, F, H, W) of (B, channels, f, h, w).
 
-    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H, W) of the images for samples (channels, h, w). Raises: UserError if the number of channels differs."""
-        channels, height, width = sample_shape
+        They are not clamped, and on the autoencoder's device.
+        """
+        _, *sides = self.image_shape(tuple(samples.shape[1:]))
+        raw = self.space.raw(samples.float()).to(self._model.device, self._model.dtype)
+        return torch.cat([self._codec.decode(part).float() for part in raw.split(self._at_once(sides))])
+
+    def image_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the images for samples (channels, h, w) or (channels, f, h, w).
+
+        Raises: UserError if it does not decode such samples.
+        """
+        channels, *frames, height, width = sample_shape
         if channels != self.space.channels:
             raise UserError(
                 f"the model makes samples of {channels} channel{'s' if channels > 1 else ''}; the autoencoder "
                 f"{self.name} decodes {self.space.channels}"
             )
-        return self._out_channels, self.factor * height, self.factor * width
+        self._check_frames(len(frames), "the model makes")
+        frames = [1 + self._frames * (number - 1) for number in frames]
+        return self._codec.out_channels, *frames, self.factor * height, self.factor * width
 
-    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(channels, h, w) of the latents for images (C, H, W). Raises: UserError if it cannot encode such images."""
-        channels, height, width = image_shape
-        if channels not in (1, self._in_channels):
-            raise UserError(f"images have {channels} channels; the autoencoder {self.name} takes {self._in_channels}")
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents for images (C, H, W) or (C, F, H, W).
+
+        Raises: UserError if it cannot encode such images.
+        """
+        channels, *frames, height, width = image_shape
+        if channels not in (1, self._codec.in_channels):
+            raise UserError(
+                f"images have {channels} channels; the autoencoder {self.name} takes {self._codec.in_channels}"
+            )
+        self._check_frames(len(frames), "these are")
         if height % self.factor or width % self.factor:
             raise UserError(
                 f"images are {height} x {width}; the autoencoder {self.name} takes multiples of {self.factor}"
             )
-        return self.space.channels, height // self.factor, width // self.factor
+        if any((number - 1) % self._frames for number in frames):
+            raise UserError(
+                f"videos have {frames[0]} frames; the autoencoder {self.name} takes 1 more than a multiple of "
+                f"{self._frames}"
+            )
+        frames = [1 + (number - 1) // self._frames for number in frames]
+        return self.space.channels, *frames, height // self.factor, width // self.factor
+
+    @property
+    def _frames(self) -> int:
+        return self._codec.frames or 1
+
+    def _check_frames(self, num_axes: int, whose: str) -> None:
+        if num_axes != (self._codec.frames is not None):
+            these, those = ("videos", "pictures") if num_axes else ("pictures", "videos")
+            raise UserError(f"{whose} {these}; the autoencoder {self.name} is of {those}")
 
     def save(self, folder: Path) -> None:
         """Write a folder that diffusers and `load_vae` read."""
@@ -138,8 +139,8 @@ class Vae:
         return digest.hexdigest()[:16]
 
     @staticmethod
-    def _at_once(pixels: int) -> int:
-        return max(1, PIXELS_AT_ONCE // pixels)
+    def _at_once(sides: Sequence[int]) -> int:
+        return max(1, PIXELS_AT_ONCE // math.prod(sides))
 
 
 def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Vae:
@@ -148,12 +149,13 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
     Raises: UserError, which says what to get and where to put it, or what is wrong with the files.
     """
     try:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.utils import logging
+
+        folder = find_vae(name)
+        class_name = _class_of(folder)
+        autoencoder = getattr(import_module(CODECS[class_name][0]), class_name)
     except ImportError as error:
         raise UserError("an autoencoder needs diffusers: pip install 'dar-distill[latents]'") from error
-    folder = find_vae(name)
-    _check_class(folder)
     weights = next((file for file in WEIGHTS_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UserError(f"{folder} holds the config of an autoencoder but no {WEIGHTS_FILES[0]}")
@@ -161,7 +163,7 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
         read_pickle(folder / weights)  # raises where it asks to run code
     logging.set_verbosity_error()  # the checks below report what diffusers would warn about
     try:
-        loaded: Any = AutoencoderKL.from_pretrained(
+        loaded: Any = autoencoder.from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=weights == WEIGHTS_FILES[0],
@@ -175,7 +177,12 @@ def load_vae(name: str, device: torch.device | str = "cpu", dtype: torch.dtype =
     if wrong:
         kind, keys = next(iter(wrong.items()))
         raise UserError(f"{folder / weights} does not fit its config: {kind.replace('_', ' ')} {', '.join(keys[:3])}")
-    return Vae(model.to(device=device, dtype=dtype), name)
+    try:
+        vae = Vae(model, name)  # before its numbers are rounded to `dtype`
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}") from error
+    model.to(device=device, dtype=dtype)
+    return vae
 
 
 def find_vae(name: str) -> Path:
@@ -202,10 +209,13 @@ def find_vae(name: str) -> Path:
     return found
 
 
-def _check_class(folder: Path) -> None:
-    """Check the class name, because diffusers would build an autoencoder from any config."""
+def _class_of(folder: Path) -> str:
+    """The class that a config names; it is checked, because diffusers would build an autoencoder from any config."""
     path = folder / CONFIG_FILE
-    with reading(path, "is no config of an autoencoder"):
-        class_name = json.loads(path.read_bytes()).get("_class_name")
-    if class_name != CLASS_NAME:
-        raise UserError(f"{path} is of {class_name or 'no class'}; an {CLASS_NAME} is read")
+    try:
+        class_name = json.loads(path.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no config of an autoencoder: {error}") from error
+    if class_name not in CODECS:
+        raise UserError(f"{path} is of {class_name or 'no class'}; autoencoders are read of {', '.join(CODECS)}")
+    return class_name
