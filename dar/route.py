@@ -13,6 +13,7 @@ Legend: B batch, T tokens, d width, N sources.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import torch
@@ -151,7 +152,8 @@ def _routed(
     base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mixture, logits and weights."""
-    with torch.autocast(sources[0].device.type, enabled=False):
+    # Without values there is nothing to be narrowed, and no autocast.
+    with nullcontext() if query.is_meta else torch.autocast(sources[0].device.type, enabled=False):
         u = at_least_float32(query) * scale
         scores = [_inner(at_least_float32(v), u).mul_(r) for v, r in zip(sources, inv_rms, strict=True)]
     logits = torch.stack(scores)

@@ -21,6 +21,7 @@ from distill.report import Report
 from distill.training.learner import Learner
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: workers share the cores
 sets.MOST_FEATURES = 500  # of the shipped statistics: all of them take seconds a page
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["DAR_DISTILL_CACHE"] = tempfile.mkdtemp()  # verdicts on data are no one else's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from dar.tape import Entry, TorchTape
 
@@ -49,46 +45,13 @@ def _show_tapes(patch: pytest.MonkeyPatch, pack: Callable[[Tensor], Tensor]) -> 
             pack(tensor)
         return entry
 
-    def shown_read(tape: TorchTape, reader: int, entries: Sequence[Entry], count: float) -> tuple[Tensor, ...]:
-        result = read(tape, reader, entries, count)
+    def shown_read(tape: TorchTape, reader: int, entries: Sequence[Entry], *given: object) -> tuple[Tensor, ...]:
+        result = read(tape, reader, entries, *given)  # type: ignore[arg-type]
         pack(tape.weights(reader))
         return result
 
     patch.setattr(TorchTape, "enter", shown_enter)
     patch.setattr(TorchTape, "read", shown_read)
-
-
-class Allocations(TorchDispatchMode):
-    """Bytes of the tensors that come and go within: `now`, and `peak`. What was there before is not counted.
-
-    device: only storages on it, such as "cpu" where others are on "meta".
-    """
-
-    def __init__(self, device: str | None = None) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._device = device
-        self._seen = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for storage in self._storages((args, kwargs)):
-            self._seen.setdefault(storage, True)
-        result = func(*args, **(kwargs or {}))
-        for storage in self._storages(result):
-            if storage not in self._seen:
-                self._seen[storage] = True
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._free, storage.nbytes())
-        return result
-
-    def _storages(self, values) -> Iterator[torch.UntypedStorage]:
-        for value in tree_leaves(values):
-            if isinstance(value, Tensor) and self._device in (None, value.device.type):
-                yield value.untyped_storage()
-
-    def _free(self, size: int) -> None:
-        self.now -= size
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -36,12 +36,13 @@ from distill.objectives.task import DistillationTask, models_from
 from distill.objectives.teacher import TeacherTask
 from distill.planning import Launch, named_shape, plan_run, plan_train
 from distill.planning.activations import Setting, saved_activations
+from distill.planning.live_bytes import LiveBytes
 from distill.planning.roles import optimizer_bytes
 from distill.planning.tables import plan_to_json
 from distill.planning.work import flops_of
 from distill.training.start import TRAINABLE
 from tests.conftest import critic, perturbed
-from tests.memory import Allocations, cuda_autocast, on_cuda, saved_bytes
+from tests.memory import cuda_autocast, on_cuda, saved_bytes
 from tests.test_cli import refused, run_config, train_config
 
 ROWS, RANK = 4, 8
@@ -200,9 +201,9 @@ def test_peaks_of_real_updates(routing: RoutingConfig, trainable: str, accelerat
         config, task = distillation(shape, accelerator, **changes)
         task.update(0)  # optimizers have their moments from now on
         phases = {phase.name: phase.total for phase in plan_run(config, shape, Launch()).phases}
-        with Allocations() as critic:
+        with LiveBytes() as critic:
             task.objective.members["dmd"].fake_score.update(1, 0, with_lag=True)
-        with Allocations() as student:
+        with LiveBytes() as student:
             task.objective.update_student(1, log_now=True)
         assert phases["fake_score's update"] == pytest.approx(critic.peak, rel=0.1)
         assert phases["student's update"] == pytest.approx(student.peak, rel=0.1)
@@ -214,7 +215,7 @@ def test_a_pass_without_gradients() -> None:
     for name in ("residual", "chunked", "dense", "dynamic", "unet_skip", "hyper"):
         shape = replace(SHAPE, routing=ROUTINGS[name])
         model, batch = SiT(shape), inputs(shape, ROWS)
-        with Allocations() as found, torch.no_grad():
+        with LiveBytes() as found, torch.no_grad():
             model(*batch)
         assert forward_temporaries(shape, ROWS, 4) == pytest.approx(found.peak, rel=0.1)
 
@@ -402,7 +403,7 @@ def test_a_report_is_drawn_at_the_rate_of_its_precision(precision: str, rate: fl
 
 def test_nothing_is_built_in_memory() -> None:
     config = RunConfig("out", roles=RolesConfig("lora"), train=LoopConfig(batch_size=8))
-    with Allocations("cpu") as found:
+    with LiveBytes("cpu") as found:
         plan = plan_run(config, named_shape(["SiT-XL/2", "routing.kind=dar"]), Launch())
     assert plan.roles[0].parameters > 675e6
     assert found.peak < 2**20

@@ -50,7 +50,7 @@ class TorchMixer:
         self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
     ) -> Tensor:
         mixture, weights = self._weigher.mixed(sources, reader, previous, base)
-        self._weights.append(weights)
+        self._weights.append(weights.detach())  # with their graph, what checkpointing computes again would stay
         return mixture
 
     def weights(self) -> list[Tensor]:
@@ -75,7 +75,7 @@ class OperatorMixer:
             source.value = in_kernel_dtype(source.value)
         values = [source.value for source in sources]
         mixture, logits, _ = route(values, scorer.query(reader, previous), scorer.scale, EPS, count)
-        self._logits.append(logits)
+        self._logits.append(logits.detach())
         self._counts.append(count)
         return mixture
 

@@ -10,25 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dar import SiTConfig, num_parameters
-from distill.conditions import ClassLabels
+from dar import SiTConfig
 from distill.config import LoopConfig, RunConfig, TrainConfig
 from distill.objectives import Turn
 from distill.objectives.mixture import turns_of
 from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
 from distill.objectives.watching import GRID_ROWS
-from distill.planning.activations import (
-    COPIES,
-    FLOAT,
-    Setting,
-    backward_temporaries,
-    cached_copies,
-    forward_temporaries,
-    mlp_width,
-    saved_activations,
-)
+from distill.planning.activations import COPIES, FLOAT, Setting
 from distill.planning.roles import Role, run_roles, train_roles
-from distill.planning.work import flops_of
+from distill.planning.subjects import Subject, subject_of
 from distill.sampling.samplers import num_in_grid
 from distill.training.preflight import NUM_SAMPLES
 
@@ -80,7 +70,7 @@ class Plan:
     """
 
     title: str
-    model: SiTConfig
+    subject: Subject
     loop: LoopConfig
     launch: Launch
     trainable: str
@@ -118,47 +108,48 @@ class Plan:
         return seconds / self.launch.processes / 3600
 
 
-def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
+def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> Plan:
     """Plan a distillation: teacher, student, the objective's networks, EMA. The objective's turns define an update."""
+    subject = subject_of(model)
     loop, guided = config.train, 2 if config.teacher.cfg_scale != 1 else 1
     turns = turns_of(config)
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
     trajectories = loop.batch_size // launch.processes
     micro = {turn.role: turn.rows // launch.processes // loop.accumulation for turn in turns}
-    full_roles = run_roles(config, shape)
+    full_roles = run_roles(config, subject)
     roles = [_share(role, launch) for role in full_roles]
     gradients = {role.name: role.gradients for role in roles}
     free = setting.product_bytes
-    cached = cached_copies(shape, setting)
-    rollout = {TEMPORARY: forward_temporaries(shape, trajectories, free), COPIES: cached}
-    gathered = _gathered(shape, setting, launch)
+    cached = subject.copies(setting)
+    rollout = {TEMPORARY: subject.forward(trajectories, free), COPIES: cached}
+    gathered = _gathered(subject, setting, launch)
     num_full, adapted = int(launch.sharded), int(setting.trainable == "lora")
     # Before sharding and without optimizers. EMA, the last role, does not exist yet.
-    alone = sum(role.weights for role in full_roles[:-1]) + forward_temporaries(shape, guided * NUM_SAMPLES, FLOAT)
+    alone = sum(role.weights for role in full_roles[:-1]) + subject.forward(guided * NUM_SAMPLES, FLOAT)
     phases = [
         Phase("preflight", {GATHERED_MODELS: max(alone - _held(roles, launch), 0)}),
         Phase("rollout", {**rollout, **gathered}),
         *(
             _update_phase(
                 f"{turn.role}'s update",
-                shape,
+                subject,
                 micro[turn.role],
                 replace(setting, told_step=turn.told_step),
                 loop,
                 gradients[turn.role],
-                _frozen_passes(shape, turn, micro[turn.role], free, cached),
+                _frozen_passes(subject, turn, micro[turn.role], free, cached),
                 gathered,
             )
             for turn in turns
         ),
-        Phase("grids", _drawing(shape, config.evaluate.batch_size, num_full)),
+        Phase("grids", _drawing(subject, config.evaluate.batch_size, num_full)),
         # The report loads the teacher again and merges adapters into separate weights.
-        Phase("report", _drawing(shape, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))),
+        Phase("report", _drawing(subject, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))),
     ]
     return Plan(
         title=f"run -> {config.output}: {config.student.steps} steps from {config.teacher.path}, "
         f"cfg_scale {config.teacher.cfg_scale:g}",
-        model=shape,
+        subject=subject,
         loop=loop,
         launch=launch,
         trainable=_trainable_text(setting),
@@ -167,60 +158,59 @@ def plan_run(config: RunConfig, shape: SiTConfig, launch: Launch) -> Plan:
         phases=_without_zeros(phases),
         rows=micro["student"],
         drawing_precision=config.evaluate.mixed_precision,
-        **_work_of_run(config, shape, setting),
+        **_work_of_run(config, subject, setting),
     )
 
 
-def _work_of_run(config: RunConfig, shape: SiTConfig, setting: Setting) -> dict[str, float]:
+def _work_of_run(config: RunConfig, subject: Subject, setting: Setting) -> dict[str, float]:
     """Operations for the whole batch, and sample passes in `forwards`.
 
     `forwards` counts a backward pass as two passes; `flops` counts its actual operations.
     """
     steps, guided, evaluate = config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1, config.evaluate
     turns = turns_of(config)
-    flops, learned = flops_of(shape, setting), flops_of(shape, setting).update(setting)
-    costs = [turn.passes * flops.forward + turn.rows * learned for turn in turns]
+    work = subject.work(setting)
+    learned = work.update(setting)
+    costs = [turn.passes * work.forward + turn.rows * learned for turn in turns]
     drawn, stored = evaluate.num_images, evaluate.reference_for(config.teacher.path) is not None
-    reference = num_in_grid(GRID_ROWS, shape.num_classes, drawn) if stored else drawn
+    reference = num_in_grid(GRID_ROWS, subject.num_distinct, drawn) if stored else drawn
     watch, every = config.watch, config.watch.every or config.train.grid_every
     looks = config.train.steps // every + (config.train.steps % every > 0)
-    examples = len(ClassLabels(shape.num_classes).examples())
+    examples = subject.num_examples
     watched = -(-watch.num_images // examples) * examples
     return {
         "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
         "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
-        "drawing_flops": (drawn * steps * (1 + guided) + reference * config.teacher.steps * guided) * flops.forward,
-        "watching_flops": watched * (looks * steps + watch.teacher_steps * guided) * flops.forward,
+        "drawing_flops": (drawn * steps * (1 + guided) + reference * config.teacher.steps * guided) * work.forward,
+        "watching_flops": watched * (looks * steps + watch.teacher_steps * guided) * work.forward,
     }
 
 
-def _frozen_passes(shape: SiTConfig, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
+def _frozen_passes(subject: Subject, turn: Turn, rows: int, product_bytes: int, cached: int) -> int:
     """Memory of the frozen models' passes in a turn, needed while all activations are kept for the backward pass."""
     if not turn.teacher_passes:
         return 0
-    widest = forward_temporaries(shape, turn.teacher_passes * rows, product_bytes)
-    return max(widest, forward_temporaries(shape, rows, product_bytes) + cached)
+    widest = subject.forward(turn.teacher_passes * rows, product_bytes)
+    return max(widest, subject.forward(rows, product_bytes) + cached)
 
 
-def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
+def plan_train(config: TrainConfig, model: SiTConfig | Subject, launch: Launch) -> Plan:
     """Plan a teacher training: the trainable teacher and its EMA."""
-    loop = config.train
+    subject, loop = subject_of(model), config.train
     setting = _setting(loop, launch, config.start.trainable, config.start.lora_rank)
     rows = loop.batch_size // launch.processes // loop.accumulation
-    roles = [_share(role, launch) for role in train_roles(config, shape)]
-    gathered = _gathered(shape, setting, launch)
-    grid_rows = (
-        TRAIN_GRID_ROWS * len(ClassLabels(shape.num_classes).examples()) * (2 if config.grid_cfg_scale != 1 else 1)
-    )
+    roles = [_share(role, launch) for role in train_roles(config, subject)]
+    gathered = _gathered(subject, setting, launch)
+    grid_rows = TRAIN_GRID_ROWS * subject.num_examples * (2 if config.grid_cfg_scale != 1 else 1)
     phases = [
-        _update_phase("update", shape, rows, setting, loop, roles[0].gradients, 0, gathered),
-        Phase("grids", _drawing(shape, grid_rows, int(launch.sharded))),
+        _update_phase("update", subject, rows, setting, loop, roles[0].gradients, 0, gathered),
+        Phase("grids", _drawing(subject, grid_rows, int(launch.sharded))),
     ]
     start = f" from {config.start.path}" if config.start.path else ""
     return Plan(
         title=f"train{start} -> {config.output}",
-        model=shape,
+        subject=subject,
         loop=loop,
         launch=launch,
         trainable=_trainable_text(setting),
@@ -229,7 +219,7 @@ def plan_train(config: TrainConfig, shape: SiTConfig, launch: Launch) -> Plan:
         phases=_without_zeros(phases),
         rows=rows,
         forwards=3 * loop.batch_size,
-        flops=loop.batch_size * flops_of(shape, setting).update(setting),
+        flops=loop.batch_size * subject.work(setting).update(setting),
         warmup_flops=0,
         watching_flops=0,
         drawing_flops=0,
@@ -265,25 +255,22 @@ def _buckets(roles: Sequence[Role], launch: Launch) -> int:
     return sum(role.gradients for role in roles) if ddp else 0
 
 
-def _gathered(shape: SiTConfig, setting: Setting, launch: Launch) -> dict[str, int]:
+def _gathered(subject: Subject, setting: Setting, launch: Launch) -> dict[str, int]:
     """FSDP gathers the current block and the next one, and for a whole pass all parameters outside blocks."""
-    d = shape.hidden_size
-    block = 10 * d * d + 2 * d * mlp_width(shape)
-    rest = num_parameters(shape) - shape.depth * block
-    return {GATHERED: (2 * block + rest) * setting.product_bytes if launch.sharded else 0}
+    return {GATHERED: subject.parameters_at_once * setting.product_bytes if launch.sharded else 0}
 
 
-def _drawing(shape: SiTConfig, rows: int, num_full: int) -> dict[str, int]:
+def _drawing(subject: Subject, rows: int, num_full: int) -> dict[str, int]:
     """Memory of drawing images: models made for it, and a pass without autocast."""
     return {
-        GATHERED_MODELS: num_full * num_parameters(shape) * FLOAT,
-        TEMPORARY: forward_temporaries(shape, rows, FLOAT),
+        GATHERED_MODELS: num_full * subject.num_parameters * FLOAT,
+        TEMPORARY: subject.forward(rows, FLOAT),
     }
 
 
 def _update_phase(
     name: str,
-    shape: SiTConfig,
+    subject: Subject,
     rows: int,
     setting: Setting,
     loop: LoopConfig,
@@ -298,10 +285,10 @@ def _update_phase(
 
     beside: temporary memory of other models while all activations are kept.
     """
-    activations = saved_activations(shape, rows, setting)
+    activations = subject.saved(rows, setting)
     # Until its context ends, autocast caches copies that only the recomputation of a sublayer needs.
-    passing = max(cached_copies(shape, setting) - activations.get(COPIES, 0), 0)
-    backward = backward_temporaries(shape, rows, setting)
+    passing = max(subject.copies(setting) - activations.get(COPIES, 0), 0)
+    backward = subject.backward(rows, setting)
     there = gradients if loop.accumulation > 1 else 0
     instants = [{**activations, TEMPORARY: beside + passing}, {**activations, TEMPORARY: backward}]
     instants = [{**instant, GRADIENTS: there} for instant in instants] + [{GRADIENTS: gradients, TEMPORARY: backward}]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from dar import SiT, SiTConfig
 from distill.config import OptimConfig, RunConfig, TrainConfig
 from distill.models.ema import Ema
 from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
 from distill.objectives.alignment import Aligned
 from distill.objectives.mixture import copies_of
 from distill.objectives.task import models_from
+from distill.planning.subjects import Subject
 from distill.training.start import TRAINABLE
 
 EMA = "EMA"
@@ -40,10 +40,12 @@ class Role:
     gradients: int
 
 
-def run_roles(config: RunConfig, shape: SiTConfig) -> list[Role]:
+def run_roles(config: RunConfig, subject: Subject) -> list[Role]:
     """teacher, student, the networks that the objective trains, and the student's EMA."""
     with torch.device("meta"):
-        teacher = SiT(shape)
+        teacher = subject.build()
+        if config.roles.trainable == "all":
+            cast(nn.Module, teacher).float()  # as `build_models` has it
         models = models_from(teacher, replace(config, student=replace(config.student, start=None)))
         student = cast(nn.Module, models.student)
         averages = [Ema(student, decay).module for decay in (0.0, *config.student.more_ema_decays)]
@@ -61,14 +63,14 @@ def copy_of(model: nn.Module) -> nn.Module:
     return copy_sharing(model, frozen_parameters(model).values())
 
 
-def train_roles(config: TrainConfig, shape: SiTConfig) -> list[Role]:
+def train_roles(config: TrainConfig, subject: Subject) -> list[Role]:
     """The trainable teacher, with its projector, and its EMA. An encoder is not counted."""
     with torch.device("meta"):
-        model = SiT(shape)
+        model = cast(nn.Module, subject.build())
         if config.start.path is not None:
             TRAINABLE[config.start.trainable](model, config.start)
         if config.repa is not None:
-            width = ENCODER_WIDTHS.get(config.repa.encoder, shape.hidden_size)
+            width = ENCODER_WIDTHS.get(config.repa.encoder, cast(Any, model).t_embedding_size)
             model = Aligned(model, config.repa, width)
         average = Ema(model, config.flow_matching.ema_decay).module
     return _counted(("teacher", model, config.optim), (EMA, average, None))

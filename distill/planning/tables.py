@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dar import num_parameters
 from distill.planning.plan import Plan
 from distill.planning.work import DEVICES, UTILISATION
 
@@ -38,7 +37,7 @@ def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
     values: dict[str, Any] = {
         "title": plan.title,
         "measured": False,
-        "model": asdict(plan.model),
+        "model": plan.subject.values,
         "trainable": plan.trainable,
         "train": asdict(plan.loop),
         "launch": asdict(plan.launch),
@@ -63,12 +62,11 @@ def plan_to_json(plan: Plan, tflops: float | None = None) -> str:
 
 
 def _summary(plan: Plan) -> Table:
-    model, loop, launch = plan.model, plan.loop, plan.launch
+    subject, loop, launch = plan.subject, plan.loop, plan.launch
     table = Table(show_header=False, box=None)
     table.add_row(
         "model",
-        f"{model.depth} blocks x {model.hidden_size}, patch {model.patch_size}, {model.in_channels} x "
-        f"{model.input_size} x {model.input_size}, routing {model.routing.kind}, {num_parameters(model):,} parameters",
+        f"{subject.summary}, {subject.num_parameters:,} parameters",
     )
     table.add_row("learns", plan.trainable)
     checkpointing = "with" if loop.gradient_checkpointing else "without"

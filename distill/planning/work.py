@@ -7,6 +7,7 @@ they cost memory traffic, which the utilisation of the device accounts for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from dar import SiTConfig
 from distill.planning.activations import (
@@ -42,6 +43,15 @@ DEVICES = (
     Device("A100 SXM 80 GB", 80, 312, 19.5),
     Device("RTX 4090 24 GB", 24, 165, 82.6),
 )
+
+
+class Work(Protocol):
+    """Operations of one row: of a forward pass, and of forward with backward."""
+
+    @property
+    def forward(self) -> float: ...
+
+    def update(self, setting: Setting) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import dar
+from dar.checkpoints.diffusers import check_not_exported
 from distill.errors import UserError
 from distill.files import read_json, write_text
 from distill.models.lora import ADAPTER_CONFIG, has_adapters, load_adapters, save_adapters
@@ -49,8 +50,8 @@ def load_stock(folder: Path) -> StockBackbone:
     folder: of diffusers, a pipeline or a transformer; or one that `save_stock` or `write_reference` wrote.
     Raises: UserError, which names file and field, where something is missing, damaged, or does not fit.
     """
-    said = _said(folder)
-    source = _source(folder, said)
+    said = said_in(folder)
+    source = source_of(folder, said)
     backbone = StockBackbone(_transformer(source), source, said.get("sample_shape"), said.get("guidance"))
     if (folder / ROUTING).is_file():
         dar.load_routing(backbone.transformer, folder)
@@ -81,7 +82,7 @@ def write_reference(folder: Path, source: Path, sample_shape: Sequence[int], gui
     write_text(folder / BACKBONE_FILE, json.dumps(said, indent=2) + "\n")
 
 
-def _said(folder: Path) -> dict[str, Any]:
+def said_in(folder: Path) -> dict[str, Any]:
     """The fields of `backbone.json`, checked."""
     file = folder / BACKBONE_FILE
     if not file.is_file():
@@ -102,7 +103,7 @@ def _said(folder: Path) -> dict[str, Any]:
     return said
 
 
-def _source(folder: Path, said: dict[str, Any]) -> Path:
+def source_of(folder: Path, said: dict[str, Any]) -> Path:
     if not said:
         found = transformer_folder(folder)
         assert found is not None
@@ -129,7 +130,9 @@ def _transformer(source: Path) -> Any:
         import diffusers
     except ImportError as error:
         raise UserError(f"{source} needs diffusers: pip install 'dar-distill[latents]'") from error
-    name = read_json(source / "config.json")["_class_name"]
+    config = read_json(source / "config.json")
+    check_not_exported(source / "config.json", config)
+    name = config["_class_name"]
     loaded = getattr(diffusers, name)
     try:
         # Tensors from safetensors alone: a pickle would run what it says.
