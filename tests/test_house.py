@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("verbs",),
-    ("planning", "comparison", "export"),
+    ("planning", "comparison", "exporting"),
     ("evaluation",),
     ("report",),
     ("diagnosis",),

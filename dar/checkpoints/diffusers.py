@@ -66,6 +66,7 @@ _EMBEDDERS = {
 }
 _QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 _BLOCKS = "transformer_blocks."
+EXPORTED = "_student_sigmas"  # in the config.json of a student that was exported as a DiTTransformer2DModel
 
 
 def _matches(contents: Contents) -> bool:
@@ -77,6 +78,7 @@ def _matches(contents: Contents) -> bool:
 def _config(contents: Contents, request: Request) -> SiTConfig:
     transformer = _transformer(contents)
     config, path = transformer.config, transformer.path / "config.json"
+    check_not_exported(path, config)
     _check_values(path, config, _FIXED)
     missing = [name for name in _NEEDED if not isinstance(config.get(name), int)]
     if missing:
@@ -121,6 +123,15 @@ def _transformer(contents: Contents) -> Contents:
             f"{transformer.path} holds a {transformer.config.get('_class_name')!r}; expected {' or '.join(CLASS_NAMES)}"
         )
     return transformer
+
+
+def check_not_exported(path: Path, config: dict[str, Any]) -> None:
+    """Raises: ValueError for a student's weights, which are not what those of a DiT are."""
+    if EXPORTED in config:
+        raise ValueError(
+            f"{path} is of an exported student, whose weights predict a velocity, at its own timesteps alone; give the "
+            "folder that it was exported from"
+        )
 
 
 def _check_values(path: Path, config: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -187,7 +198,7 @@ def _by_our_names(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def by_diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The other way round: a plain SiT's tensors as those of a DiTTransformer2DModel, whose positions are no weights."""
+    """The other way round: a plain SiT's tensors by the names of a DiTTransformer2DModel, which computes positions."""
     result: dict[str, Tensor] = {}
     outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (_OUTER, _INNER))
     embedders = {ours: theirs for theirs, ours in _EMBEDDERS.items()}

@@ -9,8 +9,8 @@ from typing import Literal
 
 from distill.config import TeacherConfig
 from distill.errors import UserError
-from distill.export import Options, Source, exporter_of, push_folder
-from distill.export.hub import check_name
+from distill.exporting import Options, Source, exporter_of, push_folder
+from distill.exporting.hub import check_name
 from distill.files import new_folder, write_folder
 from distill.models import model_folder
 from distill.sampling import Sampler

@@ -1,7 +1,7 @@
 """What is exported, to what, and who does it.
 
 To export another family of models, or to another format: a file here with a function under `@register(family, to)`, an
-import of it in `distill/export/__init__.py`, a test.
+import of it in `distill/exporting/__init__.py`, a test.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dar import SiT
 from distill import __version__
 from distill.conditions import ClassLabels
 from distill.evaluation.measured import Measured
-from distill.export.base import Options, Source
+from distill.exporting.base import Options, Source
 from distill.metrics import MEASURES, Interval
 
 MEASURES_FOLDER = "measures"  # of a run

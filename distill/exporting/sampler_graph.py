@@ -13,8 +13,8 @@ from torch import Tensor
 from dar import SiT
 from distill.conditions import ClassLabels
 from distill.errors import UserError
-from distill.export import card
-from distill.export.base import Options, Source
+from distill.exporting import card
+from distill.exporting.base import Options, Source
 from distill.metrics.edges import edge_width, edge_widths
 from distill.metrics.grain import grain, grain_power
 from distill.render import clamp_images

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.export.base import Options, Source, register
-from distill.export.sampler_graph import NUM_COMPARED, compared, example, student_of, what_comes_out, write_beside
-from distill.export.sit_torch import BATCH, exported
+from distill.exporting.base import Options, Source, register
+from distill.exporting.sampler_graph import NUM_COMPARED, compared, example, student_of, what_comes_out, write_beside
+from distill.exporting.sit_torch import BATCH, exported
 from distill.sampling.flow import interpolate, velocity_to_x0
 
 GRAPH_FILE = "sampler.onnx"

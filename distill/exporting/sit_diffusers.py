@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from dar import SiT
+from dar.checkpoints.diffusers import EXPORTED
 from dar.routing import ROUTINGS
 from distill.conditions import ClassLabels
 from distill.config import TeacherConfig
 from distill.errors import UserError
-from distill.export import card
-from distill.export.base import Options, Source, register
-from distill.export.bundle import Name, bundle
-from distill.export.schedulers import check_sigmas, flow_scheduler
-from distill.export.stock_dit import stock_dit
+from distill.exporting import card
+from distill.exporting.base import Options, Source, register
+from distill.exporting.bundle import Name, bundle
+from distill.exporting.schedulers import check_sigmas, flow_scheduler
+from distill.exporting.stock_dit import stock_dit
 from distill.latents.vae import load_vae
 
-MODEL_MODULE = "distill.export.sit_model"
+MODEL_MODULE = "distill.exporting.sit_model"
 MODEL_CLASS = "SiTTransformer2DModel"
+VAE_CLASS = "AutoencoderKL"
 PIPELINE_FILE = "pipeline"
 PIPELINE_CLASS = "SiTPipeline"
 USE = """## Draw
@@ -76,6 +78,9 @@ def export_sit(source: Source, options: Options, folder: Path) -> list[str]:
     transformer.save_pretrained(folder / "transformer")
     if stock is None:
         (folder / "transformer" / f"{model_module(model)}.py").write_text(model_code(model))
+    else:
+        file = folder / "transformer" / "config.json"
+        _write_json(file, json.loads(file.read_text()) | {EXPORTED: sigmas})
     scheduler.save_pretrained(folder / "scheduler")
     if options.vae:
         _save_vae(options.vae, model.sample_shape, folder / "vae")
@@ -94,7 +99,7 @@ def export_sit(source: Source, options: Options, folder: Path) -> list[str]:
 
 def own_model(model: SiT) -> Any:
     """A SiT as a model of diffusers."""
-    from distill.export.sit_model import SiTTransformer2DModel
+    from distill.exporting.sit_model import SiTTransformer2DModel
 
     own = SiTTransformer2DModel(asdict(model.config))
     own.network.load_state_dict(model.state_dict())
@@ -128,7 +133,7 @@ def _index(source: Source, transformer: Any, options: Options) -> dict[str, Any]
         "_diffusers_version": __version__,
         "transformer": ["diffusers" if is_stock else model_module(model), type(transformer).__name__],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "vae": ["diffusers", "AutoencoderKL"] if options.vae else [None, None],
+        "vae": ["diffusers", VAE_CLASS] if options.vae else [None, None],
         "id2label": id2label(cast(ClassLabels, sampler.condition)),
         "sampler": {
             "sample_shape": list(model.sample_shape),
@@ -153,7 +158,7 @@ def _card(source: Source, options: Options, *, is_stock: bool) -> str:
 
 def by_hand(source: Source) -> str:
     """How to draw without code of ours, and where the weights hold."""
-    sigmas = card.listed(source.sampler.t_list.tolist())
+    sigmas = ", ".join(f"{t:.9g}" for t in source.sampler.t_list.tolist())  # all digits of a float32
     text = BY_HAND.format(sigmas=sigmas, shape=", ".join(map(str, source.sampler.model.sample_shape)))
     ode_steps = source.sampler.ode_steps
     if ode_steps == 0 or source.sampler.num_noises == 1:
@@ -171,10 +176,15 @@ def id2label(classes: ClassLabels) -> dict[str, str] | None:
 
 
 def _save_vae(name: str, sample_shape: tuple[int, ...], folder: Path) -> None:
-    """Raises: UserError where the autoencoder does not decode such samples."""
+    """Raises: UserError where the autoencoder does not decode such samples, or not as the pipeline does."""
     vae = load_vae(name)
     vae.image_shape(sample_shape)
     vae.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if config["_class_name"] != VAE_CLASS or config.get("latents_mean") is not None:
+        raise UserError(
+            f"--vae {name} is of {config['_class_name']}; the pipeline decodes by an {VAE_CLASS} with one scale"
+        )
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

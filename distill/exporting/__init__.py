@@ -4,9 +4,9 @@ One exporter for each family of models and format, by name. May import evaluatio
 conditions, config, files, errors and dar.
 """
 
-from distill.export import sit_diffusers, sit_onnx, sit_torch
-from distill.export.base import EXPORTERS, PACKAGES, Options, Source, exporter_of, register
-from distill.export.hub import push_folder
+from distill.exporting import sit_diffusers, sit_onnx, sit_torch
+from distill.exporting.base import EXPORTERS, PACKAGES, Options, Source, exporter_of, register
+from distill.exporting.hub import push_folder
 
 __all__ = [
     "EXPORTERS",

@@ -79,16 +79,15 @@ class SiTPipeline(DiffusionPipeline):
         def noise() -> Tensor:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
-        x_t = noise() if latents is None else latents.to(device, torch.float32)
-        if self.config.sampler["sigmas"] is not None:  # a student's first x_t is that of x0 = 0
-            x_t = sigmas[0] * x_t
+        x_t = sigmas[0] * (noise() if latents is None else latents.to(device, torch.float32))
         ode_steps = self.config.sampler["ode_steps"]
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             velocity = self._velocity(x_t, timestep, labels, scale)
             x0 = x_t - sigmas[step] * velocity
             if step + 1 == len(sigmas):
                 break
-            eps = x0 + velocity if ode_steps is None or step < ode_steps else noise()
+            fresh = noise()  # at every step, so that the k-th noise of a picture is the same whatever a step does
+            eps = x0 + velocity if ode_steps is None or step < ode_steps else fresh
             x_t = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * eps
         images = x0 if output_type == "latent" else self._decoded(x0, output_type)
         self.maybe_free_model_hooks()

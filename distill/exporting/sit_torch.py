@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from distill.conditions import condition_of
 from distill.errors import UserError
-from distill.export.base import Options, Source, register
-from distill.export.sampler_graph import NUM_COMPARED, compared, example, student_of, what_comes_out, write_beside
+from distill.exporting.base import Options, Source, register
+from distill.exporting.sampler_graph import NUM_COMPARED, compared, example, student_of, what_comes_out, write_beside
 from distill.sampling import few_step_sample
 from distill.sampling.guidance import Denoiser
 
