@@ -65,7 +65,7 @@ class RoutingConfig:
             object.__setattr__(self, "chunk_size", tuple(size))
         elif size != "auto" and type(size) is not int:  # True is one
             raise ValueError(f"routing.chunk_size must be a whole number, a list of them or auto; got {size!r}")
-        lengths = (size,) if type(size) is int else () if size == "auto" else tuple(size)
+        lengths = tuple(size) if isinstance(size, (list, tuple)) else () if size == "auto" else (size,)
         for length in lengths:
             if type(length) is not int or length < 1:
                 raise ValueError(f"routing.chunk_size must be at least 1 (1 = dense); got {length!r}")

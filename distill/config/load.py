@@ -298,7 +298,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         converted = kind(value)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{name} must be {_ARTICLES[kind]}; got {_short(value)}") from error
-    if kind is int and not -(2**63) <= converted < 2**63:
+    if type(converted) is int and not -(2**63) <= converted < 2**63:
         raise UserError(f"{name} must lie in [-2^63, 2^63); got {_short(value)}")
     if converted != converted:  # NaN would pass every check of a limit
         raise UserError(f"{name} must be {_ARTICLES[kind]}; got {_short(value)}")

@@ -41,7 +41,7 @@ class Stop:
             import torch.distributed
 
             # Of its own, so that it never waits behind what devices exchange.
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group: Any = torch.distributed.new_group(backend="gloo")
         return self
 
     def __exit__(

@@ -37,7 +37,7 @@ def mangled(values: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     values = deepcopy(values)
     for _ in range(chance.randint(1, 3)):
         *sections, name = chance.choice(paths(values) or [("output",)])
-        parent = values
+        parent: Any = values
         for section in sections:
             parent = parent[section]
         kind = chance.random()

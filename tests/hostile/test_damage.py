@@ -21,7 +21,7 @@ from distill.assets import asset
 from distill.config import TeacherConfig
 from distill.data import load_dataset
 from distill.data.idx import read_idx
-from distill.data.npz import load_npz
+from distill.data.npz import read_npz
 from distill.evaluation.measured import Measured
 from distill.files import write_folder
 from distill.metrics import ReferenceStatistics
@@ -71,7 +71,7 @@ def a_log(folder: Path) -> Path:
 
 KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     "idx": (an_idx, read_idx),
-    "npz": (an_npz, lambda path: load_npz(path, "train").images),
+    "npz": (an_npz, lambda path: read_npz(path)[0]),
     "statistics": (statistics, lambda path: ReferenceStatistics.load(path).sigma),
     "pt": (a_tensor_file, read_pickle),
     "measures": (measures, Measured.load),

@@ -8,11 +8,13 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from dar.checkpoints.pickles import check_pickles, only_allowed, read_pickle
 from distill.data.features import StoredFeatures
@@ -113,7 +115,7 @@ def test_what_a_checkpoint_holds_is_read(trained: Path) -> None:
 def sharded(tmp_path: Path) -> Path:
     """A checkpoint as torch.distributed.checkpoint writes it for FSDP2: tensors, and values beside them."""
     folder = tmp_path / "step_00000001" / "optimizer_0"
-    dcp.save({"optimizer": {"moment": torch.ones(3), "lr": 0.5}}, checkpoint_id=str(folder), no_dist=True)
+    save_shards({"optimizer": {"moment": torch.ones(3), "lr": 0.5}}, checkpoint_id=str(folder), no_dist=True)
     return folder
 
 
@@ -121,7 +123,7 @@ def loaded(folder: Path) -> dict:
     state = {"optimizer": {"moment": torch.zeros(3), "lr": 0.0}}
     check_pickles(folder.parent)
     with only_allowed():
-        dcp.load(state, checkpoint_id=str(folder), no_dist=True)
+        load_shards(state, checkpoint_id=str(folder), no_dist=True)
     return state["optimizer"]
 
 
@@ -173,7 +175,8 @@ def test_a_resume_holds_back_what_libraries_read(
         try:
             torch.load(tmp_path / "value", weights_only=False)
         except pickle.UnpicklingError as error:
-            raise CheckpointException("read", {0: (error, [])}) from error
+            failures: Any = {0: (error, [])}
+            raise CheckpointException("read", failures) from error
 
     monkeypatch.setattr(accelerator, "load_state", load_state)
     with pytest.raises(UserError, match=r"step_00000002 asks to run posix\.mkdir"):
