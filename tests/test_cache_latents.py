@@ -20,6 +20,7 @@ from distill.data.base import noise_of
 from distill.data.caching import Cache, claim, file_name, write_latents
 from distill.data.checking import fingerprint
 from distill.errors import UserError
+from distill.files import locked
 from distill.latents.vae import Vae
 from distill.seeds import generator_for
 from tests.vae_files import make_flux2_vae, make_vae, save_vae
@@ -251,6 +252,9 @@ def test_the_script_takes_a_folder_or_an_npz_and_fails_in_one_line(
     named = load_dataset("latents", tmp_path / "colour").condition
     assert getattr(named, "class_names", None) == ("class0", "class1")
     assert "3 of them there already" in run(source, "grey", vae)[1]
+    with locked(tmp_path / "grey" / "vae-sd"):
+        code, _, err = run(source, "grey", vae)
+        assert code == 2 and "vae-sd is being written by process" in err
     stored = np.load(tmp_path / "grey" / "vae-sd" / "00000" / "img-mean-std-00000000.npy")
     expected = Vae(make_vae(), "tiny").moments(torch.from_numpy(pixels[:1, None]).float() / 127.5 - 1)[0]
     torch.testing.assert_close(torch.from_numpy(stored), expected)

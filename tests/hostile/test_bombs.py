@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dar import SiT
+from dar.checkpoints.pickles import read_pickle
 from distill.cli import main
 from distill.conditions import ClassLabels
 from distill.data import load_dataset
@@ -94,6 +95,16 @@ def test_latents(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", {"dataset.json": listing.encode(), "a.npy": 100})
     with pytest.raises(ValueError, match=r"a\.npy is no whole npy file: its .* bytes would become"):
         load_dataset("latents", path)
+
+
+def test_tensor_files(tmp_path: Path) -> None:
+    """torch's own are not packed, so that they can be mapped; a packed one is refused."""
+    torch.save(torch.zeros(20 * MEBI // 4), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as file:
+        zipped(tmp_path / "bomb.pt", {name: file.read(name) for name in file.namelist()})
+    (tmp_path / "a.pt").unlink()
+    with pytest.raises(ValueError, match=r"bomb\.pt is damaged or no PyTorch checkpoint"):
+        read_pickle(tmp_path / "bomb.pt")
 
 
 def test_features(tmp_path: Path) -> None:
