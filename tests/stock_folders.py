@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from dar import RoutingConfig
 from distill.conditions import condition_of
 from distill.conditions.prompt_files import begin_prompts, finish_prompts, write_prompt
-from distill.models.stock import STOCK
+from distill.models import load_model
+from distill.models.stock import STOCK, write_reference
 from distill.sampling.flow import interpolate
+from distill.verbs.retrofit import StockOptions, retrofit
 from tests.tiny_transformers import TINY
 
 PROMPTS = ("a cat", "a red kite over the sea", "two dogs")
@@ -67,3 +70,13 @@ def taught(model: Any, updates: int = 60) -> Any:
         loss.backward()
         optimizer.step()
     return model
+
+
+def routed_teacher(name: str, folder: Path, sources: str = "written") -> Path:
+    """A taught stock transformer with attached routing, as `retrofit` writes it."""
+    transformer, prompts = stock_folder(name, folder)
+    write_reference(folder / "plain", transformer, SHAPES[name], None)
+    taught(load_model(folder / "plain", str(prompts))).transformer.save_pretrained(transformer)
+    stock = StockOptions(str(prompts), SHAPES[name], sources=sources)
+    retrofit(transformer, folder / "routed", RoutingConfig(scale="count", chunk_size=2), stock=stock)
+    return folder / "routed"

@@ -26,7 +26,7 @@ class Backbone(Protocol):
     What some objectives need beside: `t_embedding_size` d, and an argument `t_offset` (B, d) of the call, added to the
     embedding of t (a critic that is told the step); `features(x_t, t, y, after)`, what is read after so many `blocks`,
     (B, T, d) each, and its `feature_shape` (T, d) (a discriminator). For FSDP: `block_classes`, names of the classes of
-    its blocks, each of which is gathered by itself. For LoRA: `routing`, and `adapted_layers`, ends of their names.
+    its blocks, each of which is gathered by itself. For LoRA: `routing`, and `adapted_layers`, a pattern of names.
 
     The model may have an attribute `condition`, a `distill.conditions.Condition`, which says what `y` is. A model with
     `null_label` instead takes class labels below it, and `null_label` itself for the unconditional case.

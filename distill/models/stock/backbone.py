@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -95,15 +96,16 @@ class StockBackbone(nn.Module):
         return sorted({type(self.transformer.get_submodule(name)).__name__ for name in names})
 
     @property
-    def adapted_layers(self) -> list[str]:
-        """Linear layers of the blocks, by the ends of their names: what LoRA adapts."""
-        ends = set()
+    def adapted_layers(self) -> str:
+        """What LoRA adapts: a pattern of the names of the blocks' linear layers, but for modulations."""
+        ends: dict[str, set[str]] = {}
         for name, module in self.transformer.named_modules():
-            _, _, end = name.partition("blocks.")
-            inside = end.partition(".")[2]
-            if isinstance(module, nn.Linear) and inside and not any(part in inside for part in LINEARS_OUTSIDE):
-                ends.add(inside)
-        return sorted(ends)
+            blocks, _, inside = name.partition(".")
+            end = inside.partition(".")[2]  # behind the number of the block
+            is_modulation = any(part in end for part in LINEARS_OUTSIDE)
+            if isinstance(module, nn.Linear) and blocks.endswith("blocks") and end and not is_modulation:
+                ends.setdefault(blocks, set()).add(re.escape(end))
+        return "|".join(rf"transformer\.{blocks}\.\d+\.({'|'.join(sorted(found))})" for blocks, found in ends.items())
 
     @property
     def gradient_checkpointing(self) -> bool:
