@@ -1,7 +1,7 @@
 """A model as others run it: a folder of diffusers, or a sampler as one graph of ONNX or torch.
 
 One exporter for each family of models and format, by name. May import evaluation, sampling, models, latents, metrics,
-conditions, config, files, errors and dar.
+report, conditions, config, files, errors and dar.
 """
 
 from distill.exporting import sit_diffusers, sit_onnx, sit_torch

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from dar import SiT
-from distill import __version__
 from distill.conditions import ClassLabels
 from distill.evaluation.measured import Measured
 from distill.exporting.base import Options, Source
 from distill.metrics import MEASURES, Interval
+from distill.report.versions import versions
 
 MEASURES_FOLDER = "measures"  # of a run
 MAX_NAMES = 20  # of classes, in a card
@@ -101,8 +99,8 @@ def history(source: Source) -> str:
             f"{teacher.get('cfg_scale')}): objective {objective}, {loop.get('steps')} updates of "
             f"{loop.get('batch_size')} samples."
         )
-    versions = f"dar-distill {__version__}, torch {torch.__version__.split('+')[0]}"
-    return "\n".join([*lines, f"Exported by `dar-distill export` ({versions})."])
+    used = ", ".join(f"{name} {versions()[name].split('+')[0]}" for name in ("dar-distill", "torch"))
+    return "\n".join([*lines, f"Exported by `dar-distill export` ({used})."])
 
 
 def licence(options: Options) -> str:
