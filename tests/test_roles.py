@@ -20,7 +20,7 @@ from distill.cli import main
 from distill.config import RolesConfig, RunConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import Ema, limited_decay
-from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
+from distill.models.parameters import copy_sharing, frozen_parameters, move_together, trainable_parameters
 from distill.objectives.base import Samples
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask
@@ -324,3 +324,11 @@ def test_what_cannot_be_is_refused(teacher, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"roles\.trainable = lora needs peft: pip install 'dar-distill\[lora\]'"):
         build_roles(teacher, LORA)
     build_roles(teacher, WHOLE)
+
+
+def test_buffers_are_shared_and_stay_so_where_models_move_together() -> None:
+    model = torch.nn.BatchNorm1d(4)
+    copies = [copy_sharing(model, model.parameters()) for _ in range(2)]
+    move_together([model, *copies], torch.device("meta"))
+    assert model.running_mean is not None and model.running_mean.is_meta
+    assert all(copied.running_mean is model.running_mean for copied in copies)

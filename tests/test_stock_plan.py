@@ -50,9 +50,7 @@ def test_the_plan_of_a_distillation_by_adapters(small_stock: StockSubject) -> No
     plan = plan_run(config, small_stock, Launch())
     teacher, student, fake_score, _ = plan.roles
     assert teacher.weights == pytest.approx(2 * small_stock.num_parameters, rel=0.01)
-    buffers = 2 * 8 * 8 * 256  # places of patches; each role has them
-    assert student.weights - 2 * buffers == 4 * student.trainable
-    assert student.weights == fake_score.weights < 0.2 * teacher.weights
+    assert student.weights == fake_score.weights == 4 * student.trainable < 0.2 * teacher.weights
     sharded = plan_run(config, small_stock, Launch(2, "fsdp"))
     assert sharded.roles[0].weights == -(-teacher.weights // 2)
 

@@ -15,16 +15,18 @@ A network that has hardly learned answers with little more than zero at both: a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distill.conditions import ConditionBatch, condition_of, to_device
+from distill.conditions import ConditionBatch, condition_of, slice_rows, to_device
 from distill.models.backbone import Backbone
 from distill.seeds import generator_for
 
-NUM_SAMPLES = 40
+MOST_SAMPLES, LEAST_SAMPLES = 40, 4
+VALUES, VALUES_AT_ONCE = 2**20, 2**18  # of samples: large ones need fewer, and are asked of one by one
 SLOPE_RANGE = (0.5, 1.5)
 LEAST_SHARE = 0.4
 MIDDLE = 0.5
@@ -75,12 +77,30 @@ class Convention:
         )
 
 
+def num_samples(sample_shape: tuple[int, ...]) -> int:
+    """How many samples a model is asked about."""
+    return min(MOST_SAMPLES, max(LEAST_SAMPLES, VALUES // math.prod(sample_shape)))
+
+
+def rows_at_once(sample_shape: tuple[int, ...]) -> int:
+    """How many of them in one pass."""
+    return min(MOST_SAMPLES, max(1, VALUES_AT_ONCE // math.prod(sample_shape)))
+
+
+def in_parts(model: Backbone, x_t: Tensor, t: Tensor, y: ConditionBatch) -> Tensor:
+    """model(x_t, t, y), a few rows at a time."""
+    rows = rows_at_once(tuple(x_t.shape[1:]))
+    parts = [slice(first, first + rows) for first in range(0, len(x_t), rows)]
+    return torch.cat([model(x_t[p], t[p], slice_rows(y, p.start, p.stop)) for p in parts])
+
+
 @torch.no_grad()
 def convention_of(model: Backbone, seed: int = 0) -> Convention:
     """Ask a trained model, unguided, with as many samples of every condition."""
     device = next(model.parameters()).device
-    eps = torch.randn(NUM_SAMPLES, *model.sample_shape, generator=generator_for(seed, "convention")).to(device)
-    y = to_device(condition_of(model).balanced(NUM_SAMPLES), device)
+    num = num_samples(model.sample_shape)
+    eps = torch.randn(num, *model.sample_shape, generator=generator_for(seed, "convention")).to(device)
+    y = to_device(condition_of(model).balanced(num), device)
     noisiest = model.t_range[1]
     t = noisiest if noisiest == 1 else min(noisiest, WELL_POSED_T)
     noisy, middle = _velocity_at(model, t, eps, y), _velocity_at(model, MIDDLE, eps, y)
@@ -90,7 +110,7 @@ def convention_of(model: Backbone, seed: int = 0) -> Convention:
 
 
 def _velocity_at(model: Backbone, t: float, eps: Tensor, y: ConditionBatch) -> Tensor:
-    return model(t * eps, torch.full((len(eps),), t, device=eps.device), y)
+    return in_parts(model, t * eps, torch.full((len(eps),), t, device=eps.device), y)
 
 
 def _rms(values: Tensor) -> float:

@@ -23,11 +23,23 @@ def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copy_sharing(model: M, shared: Iterable[nn.Parameter]) -> M:
-    """A deep copy that shares the parameters in `shared` with the model.
+    """A deep copy that shares all buffers and the parameters in `shared` with the model.
 
-    They stay shared when either model moves to another device or dtype, because modules move in place.
+    Parameters stay shared when either model moves to another device or dtype, because modules move them in place;
+    buffers do where `move_together` moves both.
     """
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*shared, *model.buffers()]})
+
+
+def move_together(models: Iterable[nn.Module], device: torch.device) -> None:
+    """Move models to a device, in place. What they share they share there, buffers too."""
+    moved: dict[int, tuple[Tensor, Tensor]] = {}  # by what they were, which lives until all have moved
+    for model in models:
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = moved.setdefault(id(buffer), (buffer, buffer.to(device)))[1]
+        model.to(device)
 
 
 def meta_copy(model: M) -> M:

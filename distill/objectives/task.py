@@ -19,6 +19,7 @@ from distill.latents.decoding import PIXELS, Decoder
 from distill.models import load_model
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema, limited_decay
+from distill.models.parameters import move_together
 from distill.models.roles import load_teacher, trainable_copy
 from distill.models.sharding import shard_frozen
 from distill.objectives.base import Network, Setting
@@ -48,8 +49,8 @@ class Models:
 
     def to(self, device: torch.device) -> Models:
         """Move all of them, in place."""
-        for model in (self.teacher, self.student, *(network.model for network in self.networks.values())):
-            cast(nn.Module, model).to(device)
+        networks = (network.model for network in self.networks.values())
+        move_together((cast(nn.Module, model) for model in (self.teacher, self.student, *networks)), device)
         return self
 
     @property

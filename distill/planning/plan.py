@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from dar import SiTConfig
 from distill.config import LoopConfig, RunConfig, TrainConfig
+from distill.conformance.conventions import rows_at_once
 from distill.objectives import Turn
 from distill.objectives.mixture import turns_of
 from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
@@ -20,7 +21,6 @@ from distill.planning.activations import COPIES, FLOAT, Setting
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.subjects import Subject, subject_of
 from distill.sampling.samplers import num_in_grid
-from distill.training.preflight import NUM_SAMPLES
 
 TEMPORARY, GRADIENTS, GATHERED, GATHERED_MODELS = (
     "temporary tensors",
@@ -123,9 +123,11 @@ def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> P
     cached = subject.copies(setting)
     rollout = {TEMPORARY: subject.forward(trajectories, free), COPIES: cached}
     gathered = _gathered(subject, setting, launch)
-    num_full, adapted = int(launch.sharded), int(setting.trainable == "lora")
+    num_full, adapted = int(launch.sharded), int(setting.trainable == "lora" and subject.merges_adapters)
     # Before sharding and without optimizers. EMA, the last role, does not exist yet.
-    alone = sum(role.weights for role in full_roles[:-1]) + subject.forward(guided * NUM_SAMPLES, FLOAT)
+    alone = sum(role.weights for role in full_roles[:-1]) + subject.forward(
+        guided * rows_at_once(subject.sample_shape), FLOAT
+    )
     phases = [
         Phase("preflight", {GATHERED_MODELS: max(alone - _held(roles, launch), 0)}),
         Phase("rollout", {**rollout, **gathered}),
@@ -263,7 +265,7 @@ def _gathered(subject: Subject, setting: Setting, launch: Launch) -> dict[str, i
 def _drawing(subject: Subject, rows: int, num_full: int) -> dict[str, int]:
     """Memory of drawing images: models made for it, and a pass without autocast."""
     return {
-        GATHERED_MODELS: num_full * subject.num_parameters * FLOAT,
+        GATHERED_MODELS: num_full * subject.num_parameters * subject.bytes_as_loaded,
         TEMPORARY: subject.forward(rows, FLOAT),
     }
 

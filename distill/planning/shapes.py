@@ -72,4 +72,5 @@ def _named_stock(name: str, changes: Sequence[str]) -> Subject:
         routing = RoutingConfig(**{"scale": "count", **given.pop("routing")}) if "routing" in given else None
     except (TypeError, ValueError) as error:
         raise UserError(f"--model {name}: {error}") from error
-    return replace(NAMED[name], routing=routing, **given)
+    shape = given.pop("sample_shape", None)
+    return replace(NAMED[name], routing=routing, given_shape=None if shape is None else tuple(shape), **given)

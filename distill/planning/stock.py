@@ -32,13 +32,13 @@ NUM_EXAMPLES = 10
 class StockSubject:
     """A stock transformer, by its configuration. The counts are those of one row; R rows take R times as much.
 
-    config: of the class, as diffusers saves it. routing: attached, or None. text_tokens: of a prompt. dtype: of the
-    files, which frozen weights keep.
+    config: of the class, as diffusers saves it. given_shape: of a sample; None for what the model was trained on last.
+    routing: attached, or None. text_tokens: of a prompt. dtype: of the files, which frozen weights keep.
     """
 
     class_name: str
     config: Mapping[str, Any]
-    sample_shape: tuple[int, ...] | None = None
+    given_shape: tuple[int, ...] | None = None
     routing: RoutingConfig | None = None
     sources: str = "written"
     text_tokens: int = TEXT_TOKENS
@@ -46,8 +46,18 @@ class StockSubject:
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self._backbone.sample_shape
+
+    merges_adapters = False
+
+    @property
+    def bytes_as_loaded(self) -> int:
+        return self.dtype.itemsize
+
+    @property
     def summary(self) -> str:
-        shape = " x ".join(map(str, self._backbone.sample_shape))
+        shape = " x ".join(map(str, self.sample_shape))
         text = f"{self.class_name}, samples {shape}, prompts of {self.text_tokens} tokens"
         return text + (f", routing {self.routing.kind}" if self.routing else ", no routing")
 
@@ -88,7 +98,7 @@ class StockSubject:
         with torch.device("meta"):
             if self.routing is not None:
                 attach_routing(transformer, self.routing, sources=self.sources)
-            return StockBackbone(transformer, Path(), self.sample_shape)
+            return StockBackbone(transformer, Path(), self.given_shape)
 
     @cached_property
     def _backbone(self) -> StockBackbone:
@@ -102,7 +112,8 @@ class StockSubject:
         return rows * (peak - saved)
 
     def forward(self, rows: int, product_bytes: int) -> int:
-        return rows * self._once(("forward", product_bytes), lambda: self._forward(product_bytes))[0]
+        narrow = min(product_bytes, self.dtype.itemsize)
+        return rows * self._once(("forward", narrow), lambda: self._forward(narrow))[0]
 
     def copies(self, setting: Setting) -> int:
         """Of float32 weights that learn; frozen ones are held in low precision already."""

@@ -11,7 +11,7 @@ from dar import SiT, SiTConfig, num_parameters
 from distill.conditions import ClassLabels
 from distill.models import Backbone
 from distill.planning import activations
-from distill.planning.activations import Setting, mlp_width
+from distill.planning.activations import FLOAT, Setting, mlp_width
 from distill.planning.work import Work, flops_of
 
 
@@ -30,6 +30,19 @@ class Subject(Protocol):
 
     @property
     def num_parameters(self) -> int: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def bytes_as_loaded(self) -> int:
+        """Of a parameter."""
+        ...
+
+    @property
+    def merges_adapters(self) -> bool:
+        """Whether a student with adapters is drawn from as a model of its own."""
+        ...
 
     @property
     def num_distinct(self) -> int: ...
@@ -72,6 +85,12 @@ class SitSubject:
     """A `dar.SiT`."""
 
     shape: SiTConfig
+    bytes_as_loaded = FLOAT
+    merges_adapters = True
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return self.shape.in_channels, self.shape.input_size, self.shape.input_size
 
     @property
     def summary(self) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from distill.conditions import Prompts, condition_of, to_device
 from distill.config import TeacherConfig
-from distill.conformance.conventions import convention_of
+from distill.conformance.conventions import convention_of, in_parts, num_samples, rows_at_once
 from distill.data.checking import check_prompts
 from distill.errors import UserError
 from distill.models.backbone import Backbone
@@ -16,7 +16,6 @@ from distill.sampling import draw_images, teacher_sampler
 from distill.seeds import generator_for
 
 STD_RANGE = (0.1, 3.0)
-NUM_SAMPLES = 40
 NUM_STEPS = 10
 
 
@@ -38,17 +37,18 @@ def preflight(teacher: Backbone, copies: Mapping[str, Backbone], config: Teacher
         raise UserError(f"preflight: teacher: {complaint}")
     device = next(teacher.parameters()).device
     generator = generator_for(0, "preflight")
-    x_t = torch.randn(NUM_SAMPLES, *teacher.sample_shape, generator=generator).to(device)
-    t = torch.rand(NUM_SAMPLES, generator=generator).clamp(*teacher.t_range).to(device)
-    conditions = condition.balanced(NUM_SAMPLES)
+    num, rows = num_samples(teacher.sample_shape), rows_at_once(teacher.sample_shape)
+    x_t = torch.randn(num, *teacher.sample_shape, generator=generator).to(device)
+    t = torch.rand(num, generator=generator).clamp(*teacher.t_range).to(device)
+    conditions = condition.balanced(num)
     y = to_device(conditions, device)
-    expected = teacher(x_t, t, y)
+    expected = in_parts(teacher, x_t, t, y)
     for role, model in copies.items():
-        difference = float((model(x_t, t, y) - expected).abs().max())
+        difference = float((in_parts(model, x_t, t, y) - expected).abs().max())
         if difference > 0:
             raise UserError(f"preflight: {role} differs from the teacher at the start, by up to {difference:.3g}")
     sampler = teacher_sampler("teacher", teacher, config, NUM_STEPS)
-    samples, _ = draw_images(sampler, conditions, seed=0, batch_size=NUM_SAMPLES)
+    samples, _ = draw_images(sampler, conditions, seed=0, batch_size=rows)
     std = float(samples.std())
     if not torch.isfinite(samples).all():
         raise UserError(f"preflight: the teacher's samples are not finite at cfg_scale {config.cfg_scale:g}")
