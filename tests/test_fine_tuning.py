@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dar import RoutingConfig, SiT, function_error
+from dar.checksums import CHECKSUMS_FILE
 from distill.cli import main
 from distill.conditions import ClassLabels, condition_of
 from distill.config import StartConfig, TrainConfig
@@ -143,6 +144,7 @@ def test_other_classes(routed, tmp_path) -> None:
     folder = tmp_path / "named"
     shutil.copytree(routed, folder)
     (folder / "classes.json").write_text('["a cat", "a dog"]')
+    (folder / CHECKSUMS_FILE).unlink()  # which says that names were given on purpose
     (tmp_path / "map.json").write_text('{"lynx": "a cat", "3": 1}')
     new = ClassLabels(4, class_names=("wolf", "lynx", "fox", "ox"))
 
