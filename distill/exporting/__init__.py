@@ -4,7 +4,7 @@ One exporter for each family of models and format, by name. May import evaluatio
 report, conditions, config, files, errors and dar.
 """
 
-from distill.exporting import sit_diffusers, sit_onnx, sit_torch
+from distill.exporting import sit_diffusers, sit_onnx, sit_torch, stock_diffusers
 from distill.exporting.base import EXPORTERS, PACKAGES, Options, Source, exporter_of, register
 from distill.exporting.hub import push_folder
 
@@ -19,4 +19,5 @@ __all__ = [
     "sit_diffusers",
     "sit_onnx",
     "sit_torch",
+    "stock_diffusers",
 ]

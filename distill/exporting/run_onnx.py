@@ -32,7 +32,7 @@ labels = np.array([numbers.get(word, word) for word in args.classes.split(",")])
 shape = (about["num_noises"], len(labels), *about["sample_shape"])
 noise = np.random.default_rng(args.seed).standard_normal(shape, dtype=np.float32)
 session = onnxruntime.InferenceSession(str(Path(__file__).with_name("sampler.onnx")))
-samples = session.run(None, {"noise": noise, "labels": labels})[0]
+samples = np.asarray(session.run(None, {"noise": noise, "labels": labels})[0])
 if shape[2] in (1, 3):
     row = np.concatenate(list(np.clip(127.5 * (samples + 1), 0, 255).round().astype(np.uint8)), axis=-1)
     Path(args.output).write_bytes(png(np.ascontiguousarray(row.transpose(1, 2, 0))))

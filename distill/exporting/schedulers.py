@@ -15,7 +15,7 @@ TOLERANCE = 1e-6
 
 def flow_scheduler(*, fresh_noise: bool) -> Any:
     """x_t from velocity = eps - x0 by Euler's rule, or x0 and fresh noise mixed anew at every step."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False, stochastic_sampling=fresh_noise)
 

@@ -90,7 +90,7 @@ def in_int8(model: Any) -> Any:
 
     wrapped = ONNXModel(model)
     wrapped.replace_gemm_with_matmul()
-    quantizer = MatMulNBitsQuantizer(
+    quantizer: Any = MatMulNBitsQuantizer(
         wrapped.model, bits=8, block_size=INT8_BLOCK, is_symmetric=True, accuracy_level=FLOAT_ACTIVATIONS
     )
     quantizer.process()

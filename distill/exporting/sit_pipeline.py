@@ -73,15 +73,16 @@ class SiTPipeline(DiffusionPipeline):
         device = self._execution_device
         labels = torch.tensor(self._labels(class_labels), device=device)
         sigmas = self._sigmas(num_inference_steps, device)
-        scale = self.config.sampler["guidance_scale"] if guidance_scale is None else guidance_scale
-        shape = (len(labels), *self.config.sampler["sample_shape"])
+        scale = self.config["sampler"]["guidance_scale"] if guidance_scale is None else guidance_scale
+        shape = (len(labels), *self.config["sampler"]["sample_shape"])
 
         def noise() -> Tensor:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
         x_t = sigmas[0] * (noise() if latents is None else latents.to(device, torch.float32))
-        ode_steps = self.config.sampler["ode_steps"]
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        ode_steps = self.config["sampler"]["ode_steps"]
+        progress: Any = self.progress_bar
+        for step, timestep in enumerate(progress(self.scheduler.timesteps)):
             velocity = self._velocity(x_t, timestep, labels, scale)
             x0 = x_t - sigmas[step] * velocity
             if step + 1 == len(sigmas):
@@ -89,7 +90,7 @@ class SiTPipeline(DiffusionPipeline):
             fresh = noise()  # at every step, so that the k-th noise of a picture is the same whatever a step does
             eps = x0 + velocity if ode_steps is None or step < ode_steps else fresh
             x_t = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * eps
-        images = x0 if output_type == "latent" else self._decoded(x0, output_type)
+        images: Any = x0 if output_type == "latent" else self._decoded(x0, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -97,7 +98,7 @@ class SiTPipeline(DiffusionPipeline):
         """In float32, whatever the transformer computes in: the steps need the digits."""
         if scale != 1:
             x_t = torch.cat([x_t, x_t])
-            labels = torch.cat([labels, torch.full_like(labels, self.config.sampler["num_classes"])])
+            labels = torch.cat([labels, torch.full_like(labels, self.config["sampler"]["num_classes"])])
         given = x_t.to(self.transformer.dtype)
         velocity = self.transformer(given, timestep=timestep.expand(len(given)), class_labels=labels).sample.float()
         if scale == 1:
@@ -106,7 +107,7 @@ class SiTPipeline(DiffusionPipeline):
         return unconditional + scale * (conditional - unconditional)
 
     def _sigmas(self, num_inference_steps: int | None, device: torch.device) -> Tensor:
-        sampler = self.config.sampler
+        sampler = self.config["sampler"]
         sigmas = sampler["sigmas"]
         if sigmas is None:
             steps = sampler["num_inference_steps"] if num_inference_steps is None else num_inference_steps
@@ -127,14 +128,14 @@ class SiTPipeline(DiffusionPipeline):
         return [self._label(label) for label in (given if isinstance(given, list) else [given])]
 
     def _label(self, given: int | str) -> int:
-        names = self.config.id2label
+        names = self.config["id2label"]
         if isinstance(given, str):
             found = [int(label) for label, name in (names or {}).items() if name == given]
             if not found:
                 known = ", ".join(list((names or {}).values())[:5]) or "none"
                 raise ValueError(f"class_labels: there is no class {given!r}; names are {known}")
             return found[0]
-        num_classes = self.config.sampler["num_classes"]
+        num_classes = self.config["sampler"]["num_classes"]
         if not 0 <= given < num_classes or (names is not None and str(given) not in names):
             raise ValueError(f"class_labels: {given} is none of the classes 0 to {num_classes - 1}")
         return int(given)

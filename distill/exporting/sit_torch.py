@@ -25,6 +25,7 @@ class SamplerGraph(nn.Module):
     def __init__(self, model: Any, t_list: Tensor, ode_steps: int) -> None:
         super().__init__()
         self.model, self.ode_steps = model, ode_steps
+        self.t_list: Tensor
         self.register_buffer("t_list", t_list)
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:

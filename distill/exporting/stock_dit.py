@@ -80,7 +80,7 @@ def largest_error(model: SiT, stock: nn.Module, t_list: Sequence[float]) -> floa
 
 
 def _stock_shape(model: SiT) -> Any:
-    from diffusers import DiTTransformer2DModel
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     config = model.config
     return DiTTransformer2DModel(
