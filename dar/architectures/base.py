@@ -19,10 +19,14 @@ class StreamNorms:
     norms: each is called once in a forward pass, with the stream first. What is added to the stream between two of
         them counts as one sublayer.
     head: the norm in front of the head, if this stream has one. It may read the last tokens only.
+    leaves: of a stream without a head, the block behind which others go on with it; None where its last reader ends it.
+    sublayers: what the norms of a block feed, in order.
     """
 
     norms: tuple[str, ...]
     head: str | None = None
+    leaves: str | None = None
+    sublayers: tuple[str, ...] = ("attn", "mlp")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,14 @@ class Architecture:
     blocks: Mapping[str, Carried] = field(default_factory=dict)
 
 
-ARCHITECTURES: dict[str, Callable[[Any], Architecture]] = {}
+Describe = Callable[[Any], Architecture]
+ARCHITECTURES: dict[str, Describe] = {}
 
 
-def register(class_name: str) -> Callable[[Callable[[Any], Architecture]], Callable[[Any], Architecture]]:
+def register_architecture(class_name: str) -> Callable[[Describe], Describe]:
     """Make a function of a model the description of all models of a class, which need not be installed."""
 
-    def add(describe: Callable[[Any], Architecture]) -> Callable[[Any], Architecture]:
+    def add(describe: Describe) -> Describe:
         if class_name in ARCHITECTURES:
             raise ValueError(f"architecture {class_name!r} is registered twice")
         ARCHITECTURES[class_name] = describe

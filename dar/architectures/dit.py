@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register
+from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register_architecture
 
 
-@register("DiTTransformer2DModel")
+@register_architecture("DiTTransformer2DModel")
 def dit(model: Any) -> Architecture:
     """Each block has a timestep embedder of its own; converted checkpoints hold copies of one."""
     depth = len(model.transformer_blocks)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register
+from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register_architecture
 
 
-@register("QwenImageTransformer2DModel")
+@register_architecture("QwenImageTransformer2DModel")
 def qwen_image(model: Any) -> Architecture:
     """The last block's MLP of the text feeds nothing, so that its norm reads the stream as it is."""
     blocks, depth = "transformer_blocks", len(model.transformer_blocks)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register
+from dar.architectures.base import Architecture, StreamNorms, all_carry, norms_of, register_architecture
 
 
-@register("SD3Transformer2DModel")
+@register_architecture("SD3Transformer2DModel")
 def sd3(model: Any) -> Architecture:
     """The last block has no MLP for the text. Dual attention of 3.5 adds twice between two norms: one sublayer."""
     blocks, depth = "transformer_blocks", len(model.transformer_blocks)

@@ -22,14 +22,14 @@ def listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def card(source: Source, options: Options, *, library: str, use: str) -> str:
-    """The whole text; `use` says how to draw."""
+def card(source: Source, options: Options, *, library: str, use: str, about: str | None = None) -> str:
+    """The whole text. use: how to draw. about: what the model is; None for a SiT, of which `what` tells."""
     front = {"library_name": library, "license": options.licence, "pipeline_tag": "unconditional-image-generation"}
     tags = ["dar-distill", "few-step" if source.is_student else "teacher"]
     lines = [*(f"{name}: {value}" for name, value in front.items() if value), f"tags: [{', '.join(tags)}]"]
     parts = [
         "\n".join(["---", *lines, "---"]),
-        f"# {source.name}\n\n{what(source)}",
+        f"# {source.name}\n\n{what(source) if about is None else about}",
         use,
         f"## Figures\n\n{figures(source)}",
         f"## How it was made\n\n{history(source)}",

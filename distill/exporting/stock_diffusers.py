@@ -1,4 +1,4 @@
-"""A stock transformer as others run it: adapters as `load_lora_weights` takes them, or the transformer; routing with code.
+"""A stock transformer as others run it: adapters as `load_lora_weights` takes them, or all of it; routing with code.
 
 DST/pytorch_lora_weights.safetensors    adapters, for a pipeline of the model that they adapt
 DST/transformer/                        in their place the transformer, where it was trained whole
@@ -39,10 +39,11 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 pipe = DiffusionPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)
 {load}
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("this folder", subfolder="scheduler")
-pipe("a prompt", num_inference_steps={steps}, sigmas=[{sigmas}], guidance_scale={guidance}).images[0].save("picture.png")
+drawn = pipe("a prompt", num_inference_steps={steps}, sigmas=[{sigmas}], guidance_scale={guidance})
 ```
 
-The sigmas are the student's own: at others it was never trained. {code}"""
+The sigmas are the student's own: at others it was never trained. The scheduler draws the noise of later steps from
+torch's global generator: `torch.manual_seed` makes a picture come again. {code}"""
 ATTACH = """sys.path.insert(0, "this folder")
 from routing import load_routing
 
@@ -80,10 +81,14 @@ def export_stock(source: Source, options: Options, folder: Path) -> list[str]:
         base=base, load=load, steps=len(sigmas), sigmas=card.listed(sigmas),
         guidance=1.0 if backbone.guidance is None else f"{backbone.guidance:g}", code=CODE if routed else "",
     )  # fmt: skip
-    (folder / "README.md").write_text(card.card(source, options, library="diffusers", use=use))
-    return [
-        f"{'adapters' if adapted else 'the transformer'}{' with its routing' if routed else ''}: README.md says how"
-    ]
+    what = f"{'adapters' if adapted else 'the transformer'}{' with its routing' if routed else ''}"
+    about = (
+        f"A {len(sigmas)}-step student, {what}: a {type(backbone.transformer).__name__} that makes samples of "
+        f"{' x '.join(map(str, backbone.sample_shape))}. Timesteps, 1 being noise: {card.listed(sigmas)}; "
+        f"{source.sampler.description}."
+    )
+    (folder / "README.md").write_text(card.card(source, options, library="diffusers", use=use, about=about))
+    return [f"{what}: README.md says how"]
 
 
 def lora_weights(backbone: StockBackbone) -> dict[str, Any]:

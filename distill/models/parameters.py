@@ -43,14 +43,14 @@ def move_together(models: Iterable[nn.Module], device: torch.device) -> None:
 
 
 def meta_copy(model: M) -> M:
-    """A deep copy with its parameters on the meta device: shapes without values, for `materialize`."""
+    """A deep copy with its parameters on the meta device, without values, for `materialize`. Buffers are shared."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, empty).eval()
+    return copy.deepcopy(model, {**empty, **{id(buffer): buffer for buffer in model.buffers()}}).eval()
 
 
 def materialize(meta_model: M, values: Mapping[str, Tensor]) -> M:
     """A copy of `meta_model` whose parameters are the tensors in `values`, by name, not copies of them."""
-    model = copy.deepcopy(meta_model)
+    model = copy.deepcopy(meta_model, {id(buffer): buffer for buffer in meta_model.buffers()})
     for name, value in values.items():
         owner, _, leaf = name.rpartition(".")
         parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
