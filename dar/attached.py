@@ -261,6 +261,22 @@ class _Leave(_Block):
         return tuple(outputs) if isinstance(output, tuple) else outputs[0]
 
 
+class _Leaves(_Hook):
+    """Behind the last block of a stream that others go on with: they read it too, without a choice.
+
+    place: of the stream among the outputs.
+    """
+
+    def __init__(self, model: Any, stream: str, place: int) -> None:
+        super().__init__(model)
+        self.stream, self.place = stream, place
+
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        outputs = list(output)
+        outputs[self.place] = self.routing.at(self.stream).read(outputs[self.place])
+        return tuple(outputs)
+
+
 class _Checkpoint(_Hook):
     """Gradient checkpointing of blocks by `inner`: what is computed again finds the sources as they were."""
 
@@ -291,11 +307,14 @@ def _add_hooks(model: Any, architecture: Architecture) -> None:
     model.register_forward_hook(_End(model))
     model.get_submodule(architecture.timestep).register_forward_hook(_Timestep(model))
     for stream, norms in architecture.streams.items():
-        head = [norms.head] if norms.head and model.routing.config.final else []
-        for name in [*norms.norms, *head]:
+        for name in [*norms.norms, *([norms.head] if norms.head else [])]:
             model.get_submodule(name).register_forward_pre_hook(_Reader(model, stream), with_kwargs=True)
     if model.routing.sources == "written":
         for name, carried in architecture.blocks.items():
             block = model.get_submodule(name)
             block.register_forward_pre_hook(_Enter(model, carried, block), with_kwargs=True)
             block.register_forward_hook(_Leave(model, carried, block))
+    for stream, norms in architecture.streams.items():
+        if norms.norms and norms.leaves:  # what it sees is the stream itself: behind the hooks above
+            place = [name for _, name in architecture.blocks[norms.leaves]].index(stream)
+            model.get_submodule(norms.leaves).register_forward_hook(_Leaves(model, stream, place))

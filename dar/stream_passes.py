@@ -50,8 +50,7 @@ class StreamPass(ABC):
             self._depth = self._routing.open(self._embedding, self._t_embedding(), taped=self._taped)
             self._depth.read()  # by the first reader, which had one source and no choice
         self._depth.write(written)
-        mixture = self._depth.read(base if self._routing.starts_as_residual else None)
-        return mixture[:, -z.shape[1] :]
+        return self._depth.read(base)[:, -z.shape[1] :]
 
     @abstractmethod
     def _first(self, z: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import dar
 from dar.architectures import ARCHITECTURES
 from dar.attached import attached_weights
+from dar.routing import build_routing
 from tests.test_checkpoints import check_rows, diffusers_model, diffusers_velocity, exact_sinusoid
 from tests.tiny_transformers import TINY, in_bfloat16
 
@@ -157,6 +158,32 @@ def test_equation_5_on_a_plain_sum_of_sublayers(plain_sum: Any) -> None:
                 model.norms[reader], h) + e_t[:, None])))  # fmt: skip
     expected = nn.LayerNorm.forward(model.norms[3], h)
     torch.testing.assert_close(model(z, t), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_what_does_not_start_as_the_stream_mixes_its_sources_alone(plain_sum: Any, final: bool) -> None:
+    """The last of a chunk stands for it, so that sources do not add up to the stream; an unrouted head reads that."""
+    model = dar.attach_routing(plain_sum, dar.RoutingConfig(chunk_size=2, summary="last", final=final))
+    z, t = torch.randn(2, 5, 8, dtype=torch.float64), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    e_t, v = model.time(t[:, None])[:, None], [z]
+    for norm, layer, read in zip(model.norms, model.layers, ([0], [0, 1], [0, 2]), strict=False):
+        h = torch.stack([v[i] for i in read]).mean(0)
+        v.append(torch.tanh(layer(nn.LayerNorm.forward(norm, h) + e_t)))
+    head = (v[0] + v[2] + v[3]) / 3 if final else v[0] + v[1] + v[2] + v[3]
+    torch.testing.assert_close(model(z, t), nn.LayerNorm.forward(model.norms[3], head), rtol=1e-10, atol=1e-10)
+
+
+def test_an_unrouted_head_is_handed_the_stream_to_the_bit() -> None:
+    """By whoever holds it, rounded as it was; with the gradient of the sum."""
+    stream = build_routing(dar.RoutingConfig(chunk_size=1, final=False), 1, 8).open(
+        torch.randn(2, 5, 8), torch.randn(2, 8)
+    )
+    stream.read()
+    written, held = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 8)
+    stream.write(written)
+    read: Any = stream.read
+    assert torch.equal(read(held), held)
+    assert torch.equal(torch.autograd.grad(read(held).sum(), written)[0], torch.ones(2, 5, 8))
 
 
 @pytest.mark.parametrize("query", ["static_t", "dynamic"])

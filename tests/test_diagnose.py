@@ -83,11 +83,10 @@ class TestMeasuring:
         if kind != "densenet":
             np.testing.assert_allclose([w.sum(0) for w in found.routing.weights], 1, rtol=1e-6)
 
-    def test_a_batch_more_or_less_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_batch_more_or_less_changes_nothing(self) -> None:
         model = tiny(RoutingConfig(chunk_size=2))
         whole = diagnosed("m", model)
-        monkeypatch.setattr("distill.diagnosis.measuring.BATCH_SIZE", 3)
-        parts = diagnosed("m", model)
+        parts = diagnosed("m", model, dataclasses.replace(design(), batch_size=3))
         for name, profile in whole.profiles.items():
             np.testing.assert_allclose(parts.profiles[name].values, profile.values, rtol=2e-4, atol=1e-6)
         assert whole.routing is not None and parts.routing is not None

@@ -17,6 +17,7 @@ from dar.diagnostics.profile import (
 from dar.diagnostics.readers import Reader, readers_of
 from dar.diagnostics.symptoms import Symptoms, symptoms
 from dar.diagnostics.variance import EFFECTS, RunningMarginals, effect_variances, variance_shares
+from dar.diagnostics.views import View, view_of, views_of
 
 __all__ = [
     "AXES",
@@ -31,6 +32,7 @@ __all__ = [
     "Record",
     "RunningMarginals",
     "Symptoms",
+    "View",
     "capture",
     "chunk_from_profile",
     "cosine_matrix",
@@ -48,5 +50,7 @@ __all__ = [
     "source_similarity",
     "symptoms",
     "variance_shares",
+    "view_of",
+    "views_of",
     "without",
 ]

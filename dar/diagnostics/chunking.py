@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from dar.chunks import ChunkPlan, chunk_size_rule, scatter_of, segment
 from dar.diagnostics.profile import source_similarity
+from dar.diagnostics.views import View
 from dar.sit import SiT
 
 MOST_ALIKE = 0.99  # the rule needs a below 1
@@ -32,11 +34,11 @@ class ChunkProposal:
     uniform_scatter: float
 
 
-def chunk_from_profile(model: SiT, data: tuple[Tensor, Tensor, Tensor]) -> ChunkProposal:
+def chunk_from_profile(model: SiT | View, data: tuple[Tensor, Tensor, Any]) -> ChunkProposal:
     """Chunks that keep alike sources together, as many as S* = sqrt(L (1 - a) / (1 + a)) makes.
 
     Args:
-        data: x_t (B, C, H, W), t (B) and y (B) to measure on.
+        data: x_t (B, C, H, W), t (B) and y, B rows, to measure on.
     """
     return propose_chunks(source_similarity(model, *data).double().cpu().numpy())
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dar.diagnostics.measures import cosine, effective_sources, entropy, group_share, rms
 from dar.diagnostics.profile import Pass
-from dar.diagnostics.readers import EMBEDDING, Reader, readers_of, sublayer_name
+from dar.diagnostics.readers import EMBEDDING, Reader
+from dar.diagnostics.views import View, view_of
 from dar.sit import SiT
 
 Compute = Callable[[Pass], Tensor]
@@ -63,32 +64,31 @@ def depth_measure(title: str, axis: str, explanation: str, **options: bool | str
     return add
 
 
-def _hidden_places(model: SiT) -> list[Place]:
-    return [Place(f"z_{k}", float(k)) for k in range(model.config.depth + 1)]
+def _hidden_places(view: View) -> list[Place]:
+    return [Place(f"z_{k}", float(k)) for k in range(view.num_blocks + 1)]
 
 
-def _block_places(model: SiT) -> list[Place]:
-    return [Place(f"block {k}", float(k)) for k in range(1, model.config.depth + 1)]
+def _block_places(view: View) -> list[Place]:
+    return [Place(f"block {k}", float(k)) for k in range(1, view.num_blocks + 1)]
 
 
-def _pair_places(model: SiT) -> list[Place]:
-    return [Place(f"z_{k} to z_{k + 1}", k + 0.5) for k in range(model.config.depth)]
+def _pair_places(view: View) -> list[Place]:
+    return [Place(f"z_{k} to z_{k + 1}", k + 0.5) for k in range(view.num_blocks)]
 
 
-def _sublayer_places(model: SiT) -> list[Place]:
-    num_sublayers = 2 * model.config.depth
-    return [Place(sublayer_name(i, num_sublayers), i / 2) for i in range(1, num_sublayers + 1)]
+def _sublayer_places(view: View) -> list[Place]:
+    return [Place(name, number / view.per_block) for number, name in enumerate(view.sublayer_names(), start=1)]
 
 
-def _source_places(model: SiT) -> list[Place]:
-    return [Place(EMBEDDING, 0.0), *_sublayer_places(model)]
+def _source_places(view: View) -> list[Place]:
+    return [Place(EMBEDDING, 0.0), *_sublayer_places(view)]
 
 
-def _reader_places(model: SiT) -> list[Place]:
-    return [Place(reader.name, number / 2) for number, reader in enumerate(readers_of(model.routing), start=1)]
+def _reader_places(view: View) -> list[Place]:
+    return [Place(reader.name, number / view.per_block) for number, reader in enumerate(view.readers, start=1)]
 
 
-AXES: dict[str, Callable[[SiT], list[Place]]] = {
+AXES: dict[str, Callable[[View], list[Place]]] = {
     "hidden": _hidden_places,
     "block": _block_places,
     "pair": _pair_places,
@@ -101,7 +101,7 @@ AXES: dict[str, Callable[[SiT], list[Place]]] = {
 @depth_measure(
     "RMS of the hidden state",
     "hidden",
-    "z_k is what the first sublayer of block k + 1 reads, for the last k the head; z_0 is the embedding",
+    "z_k is what the first sublayer of block k + 1 reads, or the head after the last; z_0 is the embedding",
     log=True,
 )
 def hidden_rms(run: Pass) -> Tensor:
@@ -126,7 +126,7 @@ def source_rms(run: Pass) -> Tensor:
     log=True,
 )
 def gradient_rms(run: Pass) -> Tensor:
-    """RMS of dL/dv_2k over tokens and channels, (K, B)."""
+    """RMS of dL/dv over tokens and channels for what each block writes last, (K, B)."""
     return torch.stack([rms(gradient) for gradient in run.gradients])
 
 
@@ -142,8 +142,7 @@ def neighbour_cosine(run: Pass) -> Tensor:
 
 def _by_reader(run: Pass, measure: Callable[[Tensor, Reader], Tensor]) -> Tensor:
     """A measure (B, T) of every reader's weights, mean over tokens, (readers, B)."""
-    readers = readers_of(run.model.routing)
-    return torch.stack([measure(w, reader).mean(1) for w, reader in zip(run.weights, readers, strict=True)])
+    return torch.stack([measure(w, reader).mean(1) for w, reader in zip(run.weights, run.view.readers, strict=True)])
 
 
 @depth_measure("Entropy of the weights", "reader", "per token, then the mean", unit="nats", needs_weights=True)
@@ -168,17 +167,17 @@ def embedding_share(run: Pass) -> Tensor:
     "Share of the first half of depth", "reader", "of a reader's weights, the embedding apart", needs_weights=True
 )
 def first_half_share(run: Pass) -> Tensor:
-    half = run.model.config.depth + 0.5
+    half = (run.view.num_sublayers + 1) / 2
     return _by_reader(run, lambda weights, reader: group_share(weights, reader.sources_within(0, half)))
 
 
 @depth_measure("Share of the second half of depth", "reader", "of a reader's weights", needs_weights=True)
 def second_half_share(run: Pass) -> Tensor:
-    half = run.model.config.depth + 0.5
+    half = (run.view.num_sublayers + 1) / 2
     return _by_reader(run, lambda weights, reader: group_share(weights, reader.sources_within(half, torch.inf)))
 
 
-def measures_of(model: SiT) -> Sequence[DepthMeasure]:
+def measures_of(model: SiT | View) -> Sequence[DepthMeasure]:
     """Those that exist for this model."""
-    has_weights = bool(readers_of(model.routing))
+    has_weights = bool(view_of(model).readers)
     return [measure for measure in DEPTH_MEASURES.values() if has_weights or not measure.needs_weights]

@@ -9,6 +9,8 @@ from dar.routing import DepthRouting, Routing
 
 EMBEDDING = "embedding"
 HEAD = "head"
+SUBLAYERS = ("attn", "mlp")
+"""Of a block of a SiT."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,11 @@ class Reader:
         return [place for place, middle in enumerate(middles) if middle is not None and first < middle <= last]
 
 
-def readers_of(routing: Routing) -> list[Reader]:
-    """Its readers by depth, with the sources that they weigh; none for a routing without weights over depth."""
+def readers_of(routing: Routing, sublayers: Sequence[str] = SUBLAYERS) -> list[Reader]:
+    """Its readers by depth, with the sources that they weigh; none for a routing without weights over depth.
+
+    sublayers: names of a block's.
+    """
     if not isinstance(routing, DepthRouting):
         return []
     plan = routing.plan
@@ -44,23 +49,24 @@ def readers_of(routing: Routing) -> list[Reader]:
     for number in range(1, routing.num_readers + 1):
         sources = plan.sources_of(number)[routing.anchored :]  # an anchored embedding is not weighed
         covers = [_covers(chunks, *source) for source in sources]
-        names = [_source_name(*source, covered) for source, covered in zip(sources, covers, strict=True)]
-        readers.append(Reader(sublayer_name(number, plan.num_sublayers), names, covers))
+        names = [_source_name(*source, covered, sublayers) for source, covered in zip(sources, covers, strict=True)]
+        readers.append(Reader(sublayer_name(number, plan.num_sublayers, sublayers), names, covers))
     return readers
 
 
-def sublayer_name(sublayer: int, num_sublayers: int) -> str:
+def sublayer_name(sublayer: int, num_sublayers: int, sublayers: Sequence[str] = SUBLAYERS) -> str:
     """ "attn 1", "mlp 1", "attn 2", ...; L + 1 is the head."""
     if sublayer > num_sublayers:
         return HEAD
-    return f"{'attn' if sublayer % 2 else 'mlp'} {(sublayer + 1) // 2}"
+    block, place = divmod(sublayer - 1, len(sublayers))
+    return f"{sublayers[place]} {block + 1}"
 
 
-def _source_name(kind: str, index: int, covered: range) -> str:
+def _source_name(kind: str, index: int, covered: range, sublayers: Sequence[str]) -> str:
     """The name of a `SourceId`; one that holds the output of a single sublayer is called after it."""
     if not covered:
         return EMBEDDING
-    last = sublayer_name(covered[-1], covered[-1])
+    last = sublayer_name(covered[-1], covered[-1], sublayers)
     if len(covered) == 1:
         return last
     return f"chunk {index}" if kind == "chunk" else f"up to {last}"

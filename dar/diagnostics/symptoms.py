@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from dar.diagnostics.depth import gradient_rms, hidden_rms, neighbour_cosine
 from dar.diagnostics.profile import recorded_pass
+from dar.diagnostics.views import View
 from dar.sit import SiT
 
 
@@ -15,7 +17,7 @@ from dar.sit import SiT
 class Symptoms:
     """What arXiv:2605.20708 starts from, means over a batch, by depth.
 
-    hidden_rms: RMS of z_0..z_K, (K + 1). gradient_rms: RMS of dL/dv_2k for k = 1..K, (K).
+    hidden_rms: RMS of z_0..z_K, (K + 1). gradient_rms: RMS of dL/dv for the last v of blocks 1..K, (K).
     neighbour_cosine: cos(z_k, z_{k+1}) for k = 0..K-1, (K).
     """
 
@@ -24,7 +26,7 @@ class Symptoms:
     neighbour_cosine: Tensor
 
 
-def symptoms(model: SiT, x0: Tensor, eps: Tensor, t: Tensor, y: Tensor) -> Symptoms:
+def symptoms(model: SiT | View, x0: Tensor, eps: Tensor, t: Tensor, y: Any) -> Symptoms:
     """RMS of hidden states and of dL/dv, and the cosine of neighbouring blocks, on one batch.
 
     Args: as `recorded_pass`, which says what the gradient is.

@@ -22,6 +22,7 @@ class DepthStream:
 
     def __init__(self, routing: DepthRouting, history: SourceHistory, mixer: Mixer) -> None:
         self._num_readers = routing.num_readers
+        self._starts_as_residual = routing.starts_as_residual
         self._head_reads_plain_sum = not routing.config.final
         self._history = history
         self._mixer = mixer
@@ -34,11 +35,12 @@ class DepthStream:
         return self._mixer.weights()
 
     def read(self, base: Tensor | None = None) -> Tensor:
-        """base: the plain residual stream, if the caller holds it: what starts as that stream then gives it exactly."""
+        """base: the plain residual stream, if the caller holds it: what starts as that stream, and who reads it plain,
+        then gets it exactly."""
         self._reader += 1
         if self._reader > self._num_readers:
-            return self._plain_sum
-        return self._mix(self._history.sources(), base)
+            return self._plain_sum if base is None else base + (self._plain_sum - self._plain_sum.detach())
+        return self._mix(self._history.sources(), base if self._starts_as_residual else None)
 
     def _mix(self, sources: Sequence[Source], base: Tensor | None) -> Tensor:
         return self._mixer.mixture(sources, self._reader, self._history.previous, base)

@@ -1,6 +1,6 @@
-"""Measures one model along depth and t.
+"""Measures one stream of a model along depth and t.
 
-Legend: n_t times, N samples, K blocks, L = 2 K sublayers, R probe draws of t per image.
+Legend: n_t times, N samples, K blocks, L sublayers, R probe draws of t per image.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from dar.diagnostics import (
     Pass,
     Place,
     RunningMarginals,
+    View,
     cosine_matrix,
     effect_variances,
     hidden_features,
     interpolated,
     measures_of,
     probe_r2,
-    readers_of,
     recorded_pass,
     removal_costs,
+    view_of,
 )
 from dar.diagnostics.variance import Marginals
-from dar.routing import DepthRouting, Routing
+from dar.routing import DepthRouting
 from distill.conditions import ConditionBatch, map_tensors
-from distill.diagnosis.results import LOSS, REMOVAL_COST, ModelDiagnosis, Probe, Profile, WeightsOverDepth
+from distill.diagnosis.results import LOSS, REMOVAL_COST, ModelDiagnosis, Probe, Profile, WeightsOverDepth, titled
 from distill.errors import UserError
 from distill.seeds import generator_for
 
@@ -56,23 +57,35 @@ REMOVAL_MEASURE = (
 class Design:
     """The inputs for every model: N images, each with one noise, at every t.
 
-    x0, eps: (N, C, H, W). y: N rows, equally many of each condition. t_values: (n_t).
+    x0, eps: (N, *sample_shape). y: N rows. groups: of the rows, (N) int64, equally many of each. t_values: (n_t).
+    batch_size: samples at once.
     """
 
     x0: Tensor
     eps: Tensor
     y: ConditionBatch
+    groups: Tensor
     t_values: Tensor
     seed: int
+    batch_size: int = BATCH_SIZE
 
     @classmethod
-    def of(cls, x0: Tensor, y: ConditionBatch, t_values: Tensor, seed: int) -> Design:
-        """A design with noise drawn from `seed`."""
+    def of(
+        cls,
+        x0: Tensor,
+        y: ConditionBatch,
+        t_values: Tensor,
+        seed: int,
+        groups: Tensor | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Design:
+        """A design with noise drawn from `seed`. groups: None where y are labels."""
         eps = torch.randn(x0.shape, generator=generator_for(seed, "diagnosis", "eps"))
-        return cls(x0, eps, y, t_values, seed)
+        return cls(x0, eps, y, y if groups is None else groups, t_values, seed, batch_size)
 
     def batches(self) -> Iterator[slice]:
-        return (slice(i, min(i + BATCH_SIZE, len(self.x0))) for i in range(0, len(self.x0), BATCH_SIZE))
+        step = self.batch_size
+        return (slice(i, min(i + step, len(self.x0))) for i in range(0, len(self.x0), step))
 
     def at(self, images: slice, t: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Any]:
         """x0, eps, t (B) and y of a batch."""
@@ -81,39 +94,47 @@ class Design:
         return x0, eps, torch.full((len(x0),), t, device=device), y
 
 
-def num_forwards(model: SiT, design: Design) -> int:
+def num_forwards(model: SiT | View, design: Design) -> int:
     """The cost of `diagnose_model`, in forward passes of one sample."""
-    passes = BACKWARD_COST + 2 * model.config.depth + 1
+    passes = BACKWARD_COST + view_of(model).num_sublayers + 1
     return len(design.x0) * (len(design.t_values) * passes + PROBE_DRAWS)
 
 
-def diagnose_model(name: str, path: str, model: SiT, design: Design, advance: Advance) -> ModelDiagnosis:
-    """Measure one model.
+def diagnose_model(
+    name: str, path: str, model: SiT | View, design: Design, advance: Advance, stream: str = ""
+) -> ModelDiagnosis:
+    """Measure one stream of a model.
 
     Args:
         advance: called with the number of forward passes done (a progress bar's advance).
+        stream: its name, where the model has several.
 
     Raises: UserError if the model's loss is not finite.
     """
-    passes, routing, similarity = _passes(model, design, advance)
+    view = view_of(model)
+    passes, routing, similarity = _passes(view, design, advance)
     if not np.isfinite(passes[LOSS].values).all():
         raise UserError(f"{path}: the loss is not finite; a model that is broken cannot be diagnosed")
-    config = model.config
     return ModelDiagnosis(
-        name=name,
+        name=titled(name, stream),
         path=path,
-        description=f"{config.depth} blocks x {config.hidden_size}, routing {describe_routing(model.routing)}",
-        num_blocks=config.depth,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        profiles={**passes, REMOVAL_COST: _removal_profile(model, design, advance)},
-        probe=_probe(model, design, advance),
+        description=f"{view.num_blocks} blocks x {view.routing.dim}, routing {describe_routing(view)}",
+        num_blocks=view.num_blocks,
+        num_parameters=sum(parameter.numel() for parameter in view.parameters),
+        profiles={**passes, REMOVAL_COST: _removal_profile(view, design, advance)},
+        probe=_probe(view, design, advance),
         routing=routing,
         similarity=similarity,
+        stream=stream,
+        sublayers=view.sublayers,
     )
 
 
-def describe_routing(routing: Routing) -> str:
+def describe_routing(view: View) -> str:
     """The kind of a routing and its main settings, such as "dar static_t, S = 4"."""
+    routing = view.routing
+    if isinstance(routing, DepthRouting) and not view.readers:  # a stand-in
+        return "residual"
     text = routing.config.kind
     if routing.config.kind == "dar":
         text += f" {routing.config.query}"
@@ -125,33 +146,31 @@ def describe_routing(routing: Routing) -> str:
 
 
 def _passes(
-    model: SiT, design: Design, advance: Advance
+    view: View, design: Design, advance: Advance
 ) -> tuple[dict[str, Profile], WeightsOverDepth | None, np.ndarray]:
     """All registered measures with the loss, the weights over depth, and the similarity of all sublayers' outputs.
 
     Everything comes from one recorded pass per image and t.
     """
-    measures = measures_of(model)
+    measures = measures_of(view)
     shape = len(design.t_values), len(design.x0)
-    values = {measure.name: np.empty((shape[0], len(AXES[measure.axis](model)), shape[1])) for measure in measures}
+    values = {measure.name: np.empty((shape[0], len(AXES[measure.axis](view)), shape[1])) for measure in measures}
     values[LOSS] = np.empty((shape[0], 1, shape[1]))
-    marginals = [RunningMarginals(*shape) for _ in readers_of(model.routing)]
-    num_sublayers = 2 * model.config.depth
-    similarity = np.zeros((num_sublayers, num_sublayers))
-    device = next(model.parameters()).device
+    marginals = [RunningMarginals(*shape) for _ in view.readers]
+    similarity = np.zeros((view.num_sublayers, view.num_sublayers))
     for t_index, t in enumerate(design.t_values.tolist()):
         for images in design.batches():
-            run = recorded_pass(model, *design.at(images, t, device))
+            run = recorded_pass(view, *design.at(images, t, view.device))
             _store(values, measures, run, t_index, images)
             for sums, weights in zip(marginals, run.weights, strict=True):
                 sums.add(weights, t_index, images)
             similarity += len(run.loss) * cosine_matrix(run.record.writes).cpu().numpy()
             advance(BACKWARD_COST * len(run.loss))
-    profiles = {LOSS: _profile(*LOSS_MEASURE, [Place("loss", float(model.config.depth))], values[LOSS])}
+    profiles = {LOSS: _profile(*LOSS_MEASURE, [Place("loss", float(view.num_blocks))], values[LOSS])}
     for m in measures:
-        places = AXES[m.axis](model)
+        places = AXES[m.axis](view)
         profiles[m.name] = _profile(m.title, m.explanation, m.axis, places, values[m.name], m.unit, m.log)
-    routing = _weights_over_depth(model, [sums.result() for sums in marginals], design.y)
+    routing = _weights_over_depth(view, [sums.result() for sums in marginals], design.groups)
     return profiles, routing, similarity / (shape[0] * shape[1])
 
 
@@ -176,42 +195,38 @@ def _profile(
     return Profile(title, explanation, unit, log, axis, names, positions, values)
 
 
-def _weights_over_depth(model: SiT, marginals: list[Marginals], classes: Tensor) -> WeightsOverDepth | None:
-    readers = readers_of(model.routing)
-    if not readers:
+def _weights_over_depth(view: View, marginals: list[Marginals], groups: Tensor) -> WeightsOverDepth | None:
+    if not view.readers:
         return None
     return WeightsOverDepth(
-        reader_names=[reader.name for reader in readers],
-        source_names=[list(reader.sources) for reader in readers],
+        reader_names=[reader.name for reader in view.readers],
+        source_names=[list(reader.sources) for reader in view.readers],
         weights=[sums.by_t.numpy() for sums in marginals],
-        variances=torch.stack([effect_variances(sums, classes).sum(0) for sums in marginals]).numpy(),
+        variances=torch.stack([effect_variances(sums, groups).sum(0) for sums in marginals]).numpy(),
     )
 
 
-def _removal_profile(model: SiT, design: Design, advance: Advance) -> Profile:
-    num_sublayers = 2 * model.config.depth
-    values = np.empty((len(design.t_values), num_sublayers, len(design.x0)))
-    device = next(model.parameters()).device
+def _removal_profile(view: View, design: Design, advance: Advance) -> Profile:
+    values = np.empty((len(design.t_values), view.num_sublayers, len(design.x0)))
     for t_index, t in enumerate(design.t_values.tolist()):
         for images in design.batches():
-            costs = removal_costs(model, *design.at(images, t, device))
+            costs = removal_costs(view, *design.at(images, t, view.device))
             values[t_index, :, images] = costs.cpu().numpy()
-            advance((num_sublayers + 1) * costs.shape[1])
-    return _profile(*REMOVAL_MEASURE, AXES["sublayer"](model), values)
+            advance((view.num_sublayers + 1) * costs.shape[1])
+    return _profile(*REMOVAL_MEASURE, AXES["sublayer"](view), values)
 
 
-def _probe(model: SiT, design: Design, advance: Advance) -> Probe:
+def _probe(view: View, design: Design, advance: Advance) -> Probe:
     """Probe of t with new t, uniform in [0, 1], R times per image, each time with new noise."""
-    device = next(model.parameters()).device
     features, times, image = [], [], []
     for draw in range(PROBE_DRAWS):
         generator = generator_for(design.seed, "diagnosis", "probe", draw)
-        t = torch.rand(len(design.x0), generator=generator).clamp(*model.t_range)
+        t = torch.rand(len(design.x0), generator=generator).clamp(*view.model.t_range)
         x_t = interpolated(design.x0, torch.randn(design.x0.shape, generator=generator), t)
         for images in design.batches():
-            y = map_tensors(lambda tensor, images=images: tensor[images].to(device), design.y)
-            batch = (x_t[images].to(device), t[images].to(device), y)
-            features.append(hidden_features(model, *batch).cpu())
+            y = map_tensors(lambda tensor, images=images: tensor[images].to(view.device), design.y)
+            batch = (x_t[images].to(view.device), t[images].to(view.device), y)
+            features.append(hidden_features(view, *batch).cpu())
             advance(images.stop - images.start)
         times.append(t)
         image.append(torch.arange(len(t)))

@@ -83,11 +83,21 @@ class WeightsOverDepth:
         return np.array([i for i, sources in enumerate(self.source_names) if len(sources) > 1], dtype=int)
 
 
+NOUNS = {"class": "classes", "prompt": "prompts"}
+"""What a model is told, and several of them."""
+
+
+def titled(name: str, stream: str) -> str:
+    """What to call a stream of a model; the model itself where it has one only."""
+    return f"{name}, {stream} stream" if stream else name
+
+
 @dataclass(frozen=True, eq=False)
 class ModelDiagnosis:
-    """Results for one model. `profiles` has the names of the measures.
+    """Results for one stream of a model. `profiles` has the names of the measures.
 
-    similarity: mean cosine of every two sublayers' outputs over images, tokens and t, (2 K, 2 K).
+    name: as `titled`. similarity: mean cosine of every two sublayers' outputs over images, tokens and t, (L, L).
+    stream: empty where the model has one only. sublayers: names of a block's, in order.
     """
 
     name: str
@@ -99,6 +109,17 @@ class ModelDiagnosis:
     probe: Probe
     routing: WeightsOverDepth | None
     similarity: np.ndarray
+    stream: str = ""
+    sublayers: Sequence[str] = ("attn", "mlp")
+
+    @property
+    def model(self) -> str:
+        """Its name without the stream's."""
+        return self.name.removesuffix(titled("", self.stream))
+
+    @property
+    def per_block(self) -> int:
+        return len(self.sublayers)
 
     @property
     def chunks(self) -> ChunkProposal:
@@ -108,9 +129,11 @@ class ModelDiagnosis:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Several models on the same images, noise and times.
+    """Several models, or streams of them, on the same images, noise and times.
 
-    reference: name of the model that the others are compared with.
+    classes: numbers of those that the images are of; class_names: what to call them, where that is said.
+    noun: a key of `NOUNS`. num_groups: of images of equal number, by which the variance of weights is split.
+    reference: name of the model that the others are compared with, stream by stream.
     images: where the images come from.
     notes: stand-ins and limits that a reader must know.
     """
@@ -125,6 +148,21 @@ class Diagnosis:
     notes: Sequence[str] = ()
     elapsed_s: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    noun: str = "class"
+    num_groups: int = 1
+
+    @property
+    def nouns(self) -> str:
+        return NOUNS[self.noun]
+
+    def is_reference(self, model: ModelDiagnosis) -> bool:
+        return self.reference is not None and model.name == titled(self.reference, model.stream)
+
+    def reference_of(self, model: ModelDiagnosis) -> ModelDiagnosis | None:
+        """The same stream of the reference; None where there is none, or the model is it."""
+        others = (other for other in self.models if self.is_reference(other) and other.stream == model.stream)
+        return None if self.is_reference(model) else next(others, None)
 
 
 def to_json(diagnosis: Diagnosis) -> str:

@@ -38,6 +38,13 @@ HEATMAPS_BY_T = 5
 LINEAR_COST = 0.01  # as a share of the loss: below this the scale of costs is linear
 COST_ENDS = (0.1, 1.0, 10.0)  # possible ends of the scale
 DASHED = (0, (3, 1.5))
+STYLES = ("-", DASHED, ":")  # of the last sublayer of a block, the one before it, ..
+SUBLAYERS = {
+    "attn": "attention",
+    "attn+cross": "self and cross attention",
+    "cross": "cross attention",
+    "mlp": "MLP",
+}
 DEPTH = "depth, in blocks"
 
 
@@ -136,25 +143,36 @@ def _by_t(profile: Profile, t_values: np.ndarray) -> Callable[[Axes], None]:
         for index, shade in zip(chosen, colormaps["viridis"](np.linspace(0, 0.9, len(chosen))), strict=True):
             band = NUM_ERRORS * profile.standard_error[index]
             _profile_lines(ax, profile, profile.mean[index], band, shade, f"t = {t_values[index]:.2g}")
-        if profile.axis == "source":
-            for kind, style in (("MLP", "-"), ("attention", DASHED)):
-                ax.plot([], [], color=FAINT, linestyle=style, linewidth=1.5, label=kind)
+        kinds = _kinds(profile)
+        if len(kinds) > 1:
+            for kind, style in zip(reversed(kinds), STYLES, strict=False):
+                label = SUBLAYERS.get(kind, kind)
+                ax.plot([], [], color=FAINT, linestyle=style, linewidth=1.5, label=label)
 
     return draw
 
 
 def _profile_lines(ax: Axes, profile: Profile, mean: np.ndarray, band: np.ndarray, colour: object, label: str) -> None:
-    """One line with a band. Sublayer outputs get two lines, dashed for attention, and a point for the embedding.
+    """One line with a band. Sublayer outputs get a line for each kind of sublayer, and a point for the embedding.
 
-    The two kinds of sublayer differ so much that a single line would zigzag.
+    Kinds of sublayers differ so much that a single line would zigzag.
     """
     x = profile.positions
-    if profile.axis != "source":
+    kinds = _kinds(profile)
+    if not kinds:
         _line(ax, x, mean, band, colour, label)
         return
     ax.plot(x[:1], mean[:1], color=colour, marker="D", markersize=4, linestyle="")
-    _line(ax, x[1::2], mean[1::2], band[1::2], colour, "", DASHED)
-    _line(ax, x[2::2], mean[2::2], band[2::2], colour, label)
+    for place, style in zip(range(len(kinds), 0, -1), STYLES, strict=False):
+        rows = slice(place, None, len(kinds))
+        _line(ax, x[rows], mean[rows], band[rows], colour, label if style == "-" else "", style)
+
+
+def _kinds(profile: Profile) -> list[str]:
+    """Of sublayers, in the order of a block, where a profile is of their outputs: "attn", "mlp"."""
+    return (
+        list(dict.fromkeys(name.rpartition(" ")[0] for name in profile.places[1:])) if profile.axis == "source" else []
+    )
 
 
 def _line(
@@ -178,10 +196,10 @@ def similarity_plot(diagnosis: Diagnosis) -> Figure:
     limit = max(float(np.abs(model.similarity - np.diag(np.diag(model.similarity))).max()) for model in models)
     image = None
     for ax, model in zip(axes, models, strict=False):
-        end = len(model.similarity) / 2
+        end = len(model.similarity) / model.per_block
         image = ax.imshow(model.similarity, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, end, end, 0))
         for lengths, style, colour in ((model.chunks.uniform, DASHED, FAINT), (model.chunks.lengths, "-", INK)):
-            edges = np.concatenate([[0], np.cumsum(lengths)]) / 2
+            edges = np.concatenate([[0], np.cumsum(lengths)]) / model.per_block
             for first, last in pairwise(edges):
                 corners = [first, last, last, first, first], [first, first, last, last, first]
                 ax.plot(*corners, color=colour, linewidth=1.1, linestyle=style)
@@ -214,14 +232,12 @@ def removal_plot(diagnosis: Diagnosis) -> Figure:
     for ax, model in zip(axes, models, strict=True):
         cost, error = relative_cost(model)
         visible = np.where(np.abs(cost) > NUM_ERRORS * error, cost, np.nan)
-        positions = model.profiles["removal_cost"].positions
-        edges = np.append(positions - 0.25, positions[-1] + 0.25)
+        positions, half = model.profiles["removal_cost"].positions, 0.5 / model.per_block
+        edges = np.append(positions - half, positions[-1] + half)
         ax.axvspan(edges[0], edges[-1], color="white", linewidth=0, zorder=0)
         image = ax.pcolormesh(edges, _edges(diagnosis.t_values), visible, cmap="RdBu_r", norm=norm)
         last = model is models[-1]
-        style_axes(
-            ax, y="t", x=f"{DEPTH} (attention, then MLP)" if last else "", title=model.name if len(models) > 1 else ""
-        )
+        style_axes(ax, y="t", x=_in_order(models) if last else "", title=model.name if len(models) > 1 else "")
         ax.set_facecolor(NOT_A_SOURCE)  # beyond the depth of this model
         ax.grid(False)
         ax.xaxis.set_major_locator(MaxNLocator(16, integer=True))
@@ -236,6 +252,13 @@ def removal_plot(diagnosis: Diagnosis) -> Figure:
     bar.ax.tick_params(labelsize=7.5, length=2, colors=FAINT, labelcolor=INK)
     bar.outline.set_visible(False)
     return figure
+
+
+def _in_order(models: Sequence[ModelDiagnosis]) -> str:
+    """The label of an axis along sublayers, which says how they follow on each other where that is the same for all."""
+    kinds = {tuple(model.sublayers) for model in models}
+    names = [SUBLAYERS.get(kind, kind) for kind in models[0].sublayers]
+    return f"{DEPTH} ({', then '.join(names)})" if len(kinds) == 1 and len(names) > 1 else DEPTH
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -261,12 +284,12 @@ def probe_plot(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
-def weights_plot(diagnosis: Diagnosis) -> Figure:
-    """Heatmaps of the weights divided by the even share, by t, one row of panels per model."""
+def weights_plot(diagnosis: Diagnosis, stream: str) -> Figure:
+    """Heatmaps of a stream's weights divided by the even share, by t, one row of panels per model."""
     routings = []
     for model in diagnosis.models:
         routing = model.routing
-        if routing is not None:
+        if routing is not None and model.stream == stream:
             # Divided by their sum, because the relative weights are compared, also if weights do not sum to 1.
             shares = [np.abs(w) / np.abs(w).sum(0) for w in routing.weights]
             name = model.name if len(diagnosis.models) > 1 else ""
@@ -297,7 +320,7 @@ def _reach(model: ModelDiagnosis, t_index: int) -> Callable[[Axes], None]:
         bottom = np.zeros(len(positions))
         for name, (label, colour) in REACH.items():
             share = np.nan_to_num(model.profiles[name].mean[t_index])
-            ax.bar(positions, share, 0.5, bottom=bottom, color=colour, label=label)
+            ax.bar(positions, share, 1 / model.per_block, bottom=bottom, color=colour, label=label)
             bottom = bottom + share
 
     return draw
@@ -312,15 +335,18 @@ def variance_plot(diagnosis: Diagnosis) -> Figure:
     for (left, right), model in zip(axes, models, strict=True):
         assert model.routing is not None
         variances = model.routing.variances
-        positions = np.arange(1, len(variances) + 1) / 2
+        positions, width = np.arange(1, len(variances) + 1) / model.per_block, 1 / model.per_block
         total = variances.sum(1)
         shares = np.divide(variances, total[:, None], out=np.zeros_like(variances), where=total[:, None] > 0)
         bottom = np.zeros(len(shares))
         for place, effect in enumerate(EFFECTS):
-            left.bar(positions, shares[:, place], 0.5, bottom=bottom, color=EFFECT_COLOURS[effect], label=effect)
+            if effect == "class" and diagnosis.num_groups == 1:  # nothing of that
+                continue
+            label, colour = diagnosis.noun if effect == "class" else effect, EFFECT_COLOURS[effect]
+            left.bar(positions, shares[:, place], width, bottom=bottom, color=colour, label=label)
             bottom += shares[:, place]
         spread = np.sqrt(total / [max(len(sources), 1) for sources in model.routing.source_names])
-        right.bar(positions, spread, 0.5, color=FAINT)
+        right.bar(positions, spread, width, color=FAINT)
         last = model is models[-1]
         title = _titled(diagnosis, model.name, "what the weights depend on")
         style_axes(left, x=DEPTH if last else "", y="share of the variance", title=title)

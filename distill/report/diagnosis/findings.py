@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dar.diagnostics import EFFECTS, variance_shares
-from distill.diagnosis.results import LOSS, REMOVAL_COST, Diagnosis, ModelDiagnosis
+from distill.diagnosis.results import LOSS, NOUNS, REMOVAL_COST, Diagnosis, ModelDiagnosis
 from distill.diagnosis.summaries import SUMMARIES, Estimate, Summary, difference, estimate
 from distill.report.table import MISSING, Cell, format_cell, format_number
 
@@ -32,10 +32,9 @@ class Row:
 
 def table_rows(diagnosis: Diagnosis) -> list[Row]:
     """All summaries that at least one model has, then the probe and the variance of the weights."""
-    reference = next((model for model in diagnosis.models if model.name == diagnosis.reference), None)
     rows = []
     for row in SUMMARIES:
-        cells = [_cell(row, model, reference) for model in diagnosis.models]
+        cells = [_cell(row, model, diagnosis.reference_of(model)) for model in diagnosis.models]
         if any(value != MISSING for value, _, _ in cells):
             rows.append(Row(row.title, row.explanation, cells))
     probe = "held-out R² of t read linearly off the hidden state, mean and spread over splits"
@@ -51,7 +50,7 @@ def table_rows(diagnosis: Diagnosis) -> list[Row]:
 
 def _cell(row: Summary, model: ModelDiagnosis, reference: ModelDiagnosis | None) -> tuple[str, str, str]:
     value = estimate(row, model)
-    against = difference(row, model, reference) if reference is not None and model is not reference else None
+    against = difference(row, model, reference) if reference is not None else None
     if value is None:
         return MISSING, "", ""
     if against is None:
@@ -228,18 +227,24 @@ def of_choice(model: ModelDiagnosis) -> str:
     )
 
 
-def of_variance(model: ModelDiagnosis, num_images: int, num_classes: int) -> str:
+def of_variance(model: ModelDiagnosis, num_images: int, num_classes: int, noun: str = "class") -> str:
+    """num_classes: of equally many images; 1 where nothing is said of them."""
     if model.routing is None:
         return "no weights over depth."
     shares = explained(model)
     if shares is None:
-        return "the weights are the same for every t, class, image and position."
+        return f"the weights are the same for every t, {noun}, image and position."
     by_name = dict(zip(EFFECTS, shares, strict=True))
     # Means of a few images differ even if their classes do not: see dar.diagnostics.variance.
     by_chance = by_name["image"] * (num_classes - 1) / (num_images - num_classes)
+    of_class = (
+        f"the {noun} {percent(by_name['class'])} ({percent(by_chance)} is what {NOUNS[noun]} "
+        f"without any effect would show of {num_images // num_classes} images each), the image within its {noun} "
+        if num_classes > 1
+        else "the image "
+    )
     return (
         f"the timestep explains {percent(by_name['t'])} of the variance of the weights, the token's position "
-        f"{percent(by_name['position'])}, the class {percent(by_name['class'])} ({percent(by_chance)} is what classes "
-        f"without any effect would show of {num_images // num_classes} images each), the image within its class "
-        f"{percent(by_name['image'])}; the rest, {percent(by_name['rest'])}, is their interplay."
+        f"{percent(by_name['position'])}, {of_class}{percent(by_name['image'])}; the rest, "
+        f"{percent(by_name['rest'])}, is their interplay."
     )

@@ -65,7 +65,7 @@ def sections_of(diagnosis: Diagnosis) -> list[Section]:
             "hidden",
             "Does the hidden state grow?",
             "Forward magnitude: the RMS of the hidden state z_k, what the first sublayer of block k + 1 reads (z_0 is "
-            "the embedding, the last is the head's), and of what every sublayer writes.",
+            "the embedding, the last is the head's or that of whoever comes after), and of what every sublayer writes.",
             {"hidden_rms": findings.of_hidden, "source_rms": findings.of_sources},
         ),
         _depth_section(
@@ -155,20 +155,26 @@ def _routing(diagnosis: Diagnosis) -> list[Section]:
         "exp(entropy) of the weights: so many with equal weights."
     )
     pictures = [
-        _picture("weights", figures.weights_plot(diagnosis), "Weights over depth, reader by source, by t"),
+        *(_weights(diagnosis, stream) for stream in dict.fromkeys(m.stream for m in diagnosis.models if m.routing)),
         _picture("effective-number", figures.depth_plot(diagnosis, "effective_number"), "Effective number of sources"),
         _picture("embedding-share", figures.depth_plot(diagnosis, "embedding_share"), "Share of the embedding"),
         _picture("reach", figures.reach_plot(diagnosis), "Share of the embedding and the halves of depth, by t"),
     ]
+    noun, nouns, num_groups = diagnosis.noun, diagnosis.nouns, diagnosis.num_groups
+    over, by, each = (
+        (f"{nouns}, images", f"{noun}, by image within a {noun}", f"Each {noun} has")
+        if num_groups > 1
+        else ("images", "image", "There are")
+    )
     variance = (
-        "The variance of every weight over t, classes, images and token positions, split into main effects: how far "
-        "the means by t differ, those by class, by image within a class, by position; the rest is their interplay. "
-        f"Each class has {diagnosis.num_images // len(diagnosis.classes)} images, seen at every t. A timestep that "
+        f"The variance of every weight over t, {over} and token positions, split into main effects: how far "
+        f"the means by t differ, those by {by}, by position; the rest is their interplay. "
+        f"{each} {diagnosis.num_images // num_groups} images, seen at every t. A timestep that "
         "explains little means that the routing hardly adapts to it."
     )
 
     def of_variance(model: ModelDiagnosis) -> str:
-        return findings.of_variance(model, diagnosis.num_images, len(diagnosis.classes))
+        return findings.of_variance(model, diagnosis.num_images, num_groups, noun)
 
     return [
         Section("routing", title, text, findings.for_each(diagnosis, findings.of_choice), pictures),
@@ -176,6 +182,11 @@ def _routing(diagnosis: Diagnosis) -> list[Section]:
                 findings.for_each(diagnosis, of_variance),
                 [_picture("variance", figures.variance_plot(diagnosis), "Variance of the weights by reader")]),
     ]  # fmt: skip
+
+
+def _weights(diagnosis: Diagnosis, stream: str) -> Picture:
+    figure = figures.weights_plot(diagnosis, stream)
+    return _picture(f"weights_{stream}".rstrip("_"), figure, "Weights over depth, reader by source, by t")
 
 
 DRAWN = {
