@@ -235,11 +235,11 @@ def test_a_damaged_prompt_is_found_before_the_first_update(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a / b", "000007_ab.png"),
-        ("../../etc", "000007_etc.png"),
-        ("x" * 300, f"000007_{'x' * 60}.png"),
-        ("猫", "000007.png"),
-        ("", "000007.png"),
+        ("a / b", "000007_ab"),
+        ("../../etc", "000007_etc"),
+        ("x" * 300, f"000007_{'x' * 60}"),
+        ("猫", "000007"),
+        ("", "000007"),
     ],
 )
 def test_files_are_named_by_what_every_file_system_takes(name: str, expected: str) -> None:

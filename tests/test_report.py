@@ -242,10 +242,10 @@ def pixels_of(figure: Any) -> np.ndarray:
 def test_grid_shows_every_pixel_as_a_block() -> None:
     pictures = images(shape=(4, 3, 5, 7))
     drawn = pixels_of(grid(pictures, np.array([3, 1, 2, 0])))
-    assert drawn.shape == (60, 4 * 84 + 3 * 4, 3)  # one row of four classes
-    expected = pixels(pictures[1], 12)  # label 1 comes second of the sorted classes
-    np.testing.assert_array_equal(drawn[:, 88 : 88 + 84], expected)
-    np.testing.assert_array_equal(expected[::12, ::12], np.rint((pictures[1].transpose(1, 2, 0) + 1) * 127.5))
+    assert drawn.shape == (80, 4 * 112 + 3 * 4, 3)  # one row of four classes
+    expected = pixels(pictures[1], 16)  # label 1 comes second of the sorted classes
+    np.testing.assert_array_equal(drawn[:, 116 : 116 + 112], expected)
+    np.testing.assert_array_equal(expected[::16, ::16], np.rint((pictures[1].transpose(1, 2, 0) + 1) * 127.5))
 
 
 def test_overview_has_a_row_per_sampler_and_a_column_per_class() -> None:

@@ -31,7 +31,7 @@ from distill.latents.decoding import PIXELS, LatentPreview, decoder_for, trainin
 from distill.latents.space import LatentSpace
 from distill.latents.vae import Vae, load_vae
 from distill.metrics import measure
-from distill.render import class_grid, save_image, to_uint8
+from distill.render import class_grid, save_sample, to_uint8
 from distill.sampling import draw_images, euler
 from distill.sampling.guidance import Denoiser
 from distill.sampling.samplers import load_sampler, teacher_sampler
@@ -385,7 +385,7 @@ def test_pixels_pass_and_latents_without_an_autoencoder_are_shown_as_they_are() 
 
 def test_a_picture_of_latents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 or 3 channels; this has 4"):
-        save_image(latents()[0], tmp_path / "picture.png")
+        save_sample(latents()[0], tmp_path, "picture")
     assert not (tmp_path / "picture.png").exists()
 
 

@@ -172,6 +172,8 @@ def _header(path: Path) -> tuple[int, int, str]:
     """Width, height and Pillow mode of an image."""
     with reading(path, "is no image that can be read"), Image.open(path) as image:
         width, height, mode = image.width, image.height, image.mode
+        if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+            raise ValueError("it moves, and pictures are read")
         # Of a PNG this would read all pixels.
         if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:  # lies on its side
             width, height = height, width

@@ -28,8 +28,8 @@ LABELS_FILE = "dataset.json"
 class LatentDataset:
     """z = (mean + std * noise - shift) * scale, with new noise at each access. Files are read at each access.
 
-    Each file is a float array (8, h, w), in older sets (1, 8, h, w): the posterior's mean, then its
-    standard deviation (not the log-variance), 4 channels each, unscaled. Channels, scale and shift are SD-VAE's
+    Each file is a float array (8, h, w), in older sets (1, 8, h, w), of videos (8, f, h, w): the posterior's mean, then
+    its standard deviation (not the log-variance), 4 channels each, unscaled. Channels, scale and shift are SD-VAE's
     unless dataset.json gives others under `vae`, as `distill.data.caching` writes it.
 
     Raises: ValueError, which names the file, if it is missing, damaged, or not such an array.
@@ -45,10 +45,9 @@ class LatentDataset:
         class_names = None if classes is None else tuple(classes[:num_classes])
         self.condition = ClassLabels(num_classes, class_names=class_names)
         self._sums = files.sums(self._names)
-        self.sample_shape: tuple[int, int, int] = (self.space.channels, 0, 0)
+        self.sample_shape: tuple[int, ...] = (self.space.channels, 0, 0)
         if self._names:
-            _, height, width = self._moments(0).shape
-            self.sample_shape = (self.space.channels, height, width)
+            self.sample_shape = (self.space.channels, *self._moments(0).shape[1:])
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,7 +67,7 @@ class LatentDataset:
         return moments
 
     def _moments(self, index: int) -> Tensor:
-        """Mean and standard deviation, (2 channels, h, w) in float32."""
+        """Mean and standard deviation, (2 channels, h, w) or (2 channels, f, h, w) in float32."""
         where, rows = self._files.describe(self._names[index]), 2 * self.space.channels
         with reading(Path(where), "is no whole npy file"):
             content = self._files.read(self._names[index])
@@ -77,9 +76,10 @@ class LatentDataset:
             raise ValueError(f"{where} is not as it was written: it is damaged, or was edited; cache it again")
         if array.ndim == 4 and array.shape[0] == 1:
             array = array[0]
-        if array.ndim != 3 or array.shape[0] != rows or array.dtype.kind != "f":
+        if array.ndim not in (3, 4) or array.shape[0] != rows or array.dtype.kind != "f":
             raise ValueError(
-                f"{where} holds {array.dtype} of shape {array.shape}; expected float ({rows}, h, w), mean then std"
+                f"{where} holds {array.dtype} of shape {array.shape}; expected float ({rows}, h, w), of videos "
+                f"({rows}, f, h, w), mean then std"
             )
         moments = torch.from_numpy(array.astype(np.float32))
         if not bool(moments.isfinite().all()):

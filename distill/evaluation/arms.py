@@ -17,10 +17,10 @@ from distill import report
 from distill.evaluation.differences import Difference, Resampled, answer, differences, resampled
 from distill.evaluation.evaluator import Evaluator
 from distill.files import write_text
-from distill.metrics import MEASURES, TABLES
+from distill.metrics import MEASURES, rows_of
 from distill.metrics.edges import gradients
-from distill.metrics.images import by_parts
 from distill.progress import progress_bar
+from distill.render import clamp_images, frames, strip
 from distill.report.table import format_number
 from distill.seeds import generator_for
 
@@ -30,7 +30,8 @@ MAX_CLASSES = 20
 
 @dataclass(frozen=True)
 class Arm:
-    """images: of each training, (N, C, H, W); all arms have the same N. labels: the class of each image, (N).
+    """images: of each training, (N, C, H, W) or (N, C, F, H, W); all arms have the same N. labels: the class of each
+    image, (N).
 
     is_paired: whether picture i of all such arms came from the same noise and condition.
     """
@@ -113,7 +114,7 @@ def class_table(arms: Sequence[Arm], names: Sequence[str]) -> report.TextTable:
     """The measures of `BY_CLASS` by class, of the first training of each arm, for classes that all arms have."""
     header = ["Class", *(f"{MEASURES[name].title}, {arm.name}" for name in BY_CLASS for arm in arms)]
     tables = {MEASURES[name].table for name in BY_CLASS}
-    rows = {table: [by_parts(TABLES[str(table)], arm.images[0]) for arm in arms] for table in tables}
+    rows = {table: [rows_of(str(table), arm.images[0]) for arm in arms] for table in tables}
     lines = []
     common = sorted(set.intersection(*(set(arm.labels.tolist()) for arm in arms)))
     for label in common[:MAX_CLASSES]:
@@ -139,11 +140,17 @@ def crops(first: Arm, second: Arm) -> list[report.Crop]:
         report.Crop(
             f"{rule}: picture {index}, RMS difference {math.sqrt(float(distance[index])):.3f}",
             [first.name, second.name],
-            [side[index].clamp(-1, 1).numpy() for side in pair],
-            [gradients(side[index : index + 1]).square().sum(1).sqrt()[0].numpy() for side in pair],
+            [strip(clamp_images(side[index][None]))[0].numpy() for side in pair],
+            [_steepness(side[index]).numpy() for side in pair],
         )
         for rule, index in chosen.items()
     ]
+
+
+def _steepness(sample: Tensor) -> Tensor:
+    """The size of the gradient at each place of a sample, laid out as `strip` does, (H', W')."""
+    maps = gradients(frames(sample[None])).square().sum(1).sqrt()
+    return strip(maps[None, None])[0, 0]
 
 
 def save_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence[str]) -> None:

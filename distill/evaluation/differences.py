@@ -18,9 +18,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from distill.metrics import MEASURES, TABLES, Measure, PerceptualDistance, ReferenceStatistics, data_values
+from distill.metrics import MEASURES, Measure, PerceptualDistance, ReferenceStatistics, data_values, rows_of
 from distill.metrics.bootstrap import resample_counts
-from distill.metrics.images import by_parts
+from distill.metrics.images import stills
 from distill.metrics.perceptual import class_diversity
 
 LEVEL = 0.95
@@ -79,7 +79,7 @@ def resampled(
     found: dict[str, Resampled] = {}
     counts = resample_counts(len(images), num_resamples, seed)
     for table in dict.fromkeys(measure.table for measure in MEASURES.values() if measure.table):
-        rows = by_parts(TABLES[table], images).double()
+        rows = rows_of(table, images).double()
         means = counts @ rows / len(images)
         for measure in (entry for entry in MEASURES.values() if entry.table == table and entry.of_row):
             assert measure.of_row is not None
@@ -88,7 +88,7 @@ def resampled(
                 values = torch.tensor([measure.of_row(row, data) for row in means], dtype=torch.float64)
                 found[measure.name] = Resampled(value, values)
     if perceptual is not None:
-        distances = class_diversity(perceptual, images, labels).double()
+        distances = class_diversity(perceptual, stills(images), labels).double()
         if len(distances) > 1:
             pairs = resample_counts(len(distances), num_resamples, seed + 1)
             found["lpips_diversity"] = Resampled(float(distances.mean()), pairs @ distances / len(distances))

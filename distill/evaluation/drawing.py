@@ -23,7 +23,10 @@ DRAWN = "drawn"
 
 @dataclass(frozen=True)
 class Drawing:
-    """images: (N, C, H, W) in [-1, 1], none in any process but the main one. images_per_second: of one process."""
+    """images: (N, C, H, W) or (N, C, F, H, W) in [-1, 1], none in any process but the main one.
+
+    images_per_second: of one process.
+    """
 
     sampler: Sampler
     images: Tensor

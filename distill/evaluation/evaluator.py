@@ -29,6 +29,7 @@ from distill.metrics import (
     measure,
     reference_from_images,
 )
+from distill.render import frame_shape
 from distill.sampling import Sampler, describe
 
 FEATURE_MEASURES = "Fréchet distance, KID, precision and recall"
@@ -52,7 +53,7 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            sample_shape: (c, h, w) of the models' samples.
+            sample_shape: (c, h, w) of the models' samples, or (c, f, h, w).
             teacher_path: the teacher of the samplers, as a configuration names it; None if it is not known.
             decoder: that of `config.vae`, where it is loaded already.
 
@@ -64,9 +65,15 @@ class Evaluator:
         self.device = device
         self.notes: list[str] = []
         self.decoder = decoder or decoder_for(config.vae, sample_shape, device)
-        self.image_shape = self.decoder.image_shape(sample_shape)
+        shape = self.decoder.image_shape(sample_shape)
+        self.image_shape = frame_shape(shape)
         if self.decoder.note:
             self.notes.append(f"Images are {self.decoder.note}, and measured as such.")
+        if shape != self.image_shape:
+            self.notes.append(
+                f"Samples are videos of {shape[1]} frames: a measure of pictures is the mean over the frames of each, "
+                "and where whole sets are compared a video counts as one of its frames, by lot."
+            )
         file = reference_file(config, teacher_path)
         self.extractor = self._load_extractor(extractor_name(config, file))
         self.perceptual = self._load_perceptual()
@@ -226,7 +233,7 @@ class Evaluator:
         )
 
     def measures_of(self, images: Tensor, labels: Tensor, paired_to: Tensor | None = None) -> dict[str, Interval]:
-        """All measures of images (N, C, H, W) with labels (N), by name, as `distill.metrics.measure`."""
+        """All measures of images (N, C, H, W) or (N, C, F, H, W) with labels (N), as `distill.metrics.measure`."""
         return measure(
             images,
             labels,

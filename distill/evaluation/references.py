@@ -18,6 +18,7 @@ from distill.latents.decoding import Decoder
 from distill.metrics import EXTRACTORS, Extractor, PerceptualDistance, ReferenceStatistics, reference_from_images
 from distill.metrics.published import is_published, published_reference
 from distill.progress import progress_bar
+from distill.render import frame_shape
 from distill.seeds import generator_for
 
 MAX_REFERENCE = 10_000  # images of a data set
@@ -60,13 +61,14 @@ def data_set_of(config: DataConfig, decoder: Decoder, sample_shape: tuple[int, .
     """The data set to compare a model's images with.
 
     Args:
-        sample_shape: (c, h, w) of the model's samples; data of this shape are decoded like them.
+        sample_shape: (c, h, w) or (c, f, h, w) of the model's samples; data of this shape are decoded like them.
 
-    Raises: as the loaders of data sets; UserError if its samples are neither such samples nor images of that size.
+    Raises: as the loaders of data sets; UserError if its samples are neither such samples nor images of that size (of
+        videos of the size of a frame).
     """
     data = configured_dataset(replace(config, flip=False))
     shape, images = tuple(data.sample_shape), decoder.image_shape(sample_shape)
-    if shape not in (tuple(sample_shape), images):
+    if shape not in (tuple(sample_shape), images, frame_shape(images)):
         raise UserError(f"{config.path} has images {list(shape)}; those to be measured are {list(images)}")
     return data
 

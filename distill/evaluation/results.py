@@ -25,16 +25,16 @@ from distill.evaluation.measured import Measured
 from distill.latents.decoding import Decoder
 from distill.metrics import (
     MEASURES,
-    TABLES,
     Interval,
     ReferenceStatistics,
     data_values,
     half_values,
+    rows_of,
 )
 from distill.metrics.edges import BIN_WIDTH, MAX_WIDTH, NUM_BINS, WIDTH_BINS
-from distill.metrics.images import by_parts
 from distill.metrics.spectrum import spectrum_of_row
 from distill.processes import Processes
+from distill.render import strip
 from distill.report.versions import versions
 from distill.sampling.samplers import Sampler, num_in_grid, teacher_sampler
 from distill.seeds import generator_for
@@ -67,7 +67,7 @@ def spectrum_of(statistics: ReferenceStatistics) -> tuple[Tensor, Tensor]:
 
 def mean_row(table: str, images: Tensor) -> Tensor:
     """The mean row of a table over images."""
-    return by_parts(TABLES[table], images).double().mean(0)
+    return rows_of(table, images).double().mean(0)
 
 
 def teachers_at(numbers: Iterable[int], reference: Sampler, settings: TeacherConfig) -> list[Sampler]:
@@ -126,7 +126,7 @@ def _entry(drawing: Drawing, measured: Measured, num_grid: int, row: Callable[[s
     column = report.Sampler(
         name=sampler.name,
         role=sampler.role,
-        images=drawing.images[:num_grid].clone().numpy(),  # of the images on disk, which do not stay
+        images=strip(drawing.images[:num_grid]).numpy(),  # a copy: images on disk do not stay
         num_steps=sampler.num_steps,
         nfe=sampler.evaluations,
         images_per_second=drawing.images_per_second,
@@ -300,11 +300,13 @@ def page(
     labels = condition.groups(condition.balanced(num_grid))
     data_measures = data_values(evaluator.data) if evaluator.data else {}
     cells = table(entries, data_measures, half_values(evaluator.data) if evaluator.data else {})
+    strips, width = np.shape(entries[0].column.images)[-1], evaluator.image_shape[-1]
     return report.Report(
         title=title,
         subtitle=subtitle,
         labels=labels.numpy(),
         samplers=[e.column for e in entries],
+        frames=strips // width,
         class_names=condition.group_names(),
         headline=headline(entries, data_measures),
         spectra=spectra(entries, evaluator.data),

@@ -1,7 +1,7 @@
 """What becomes of detail: spectra, edges, grain, colour, feature and perceptual distances, with intervals.
 
 `measure` gives the whole table for a set of images; libraries are imported only when used. May import config, assets,
-files and errors.
+render, files and errors.
 """
 
 from distill.metrics.bootstrap import Interval, bootstrap, bootstrap_mean, share_interval
@@ -27,7 +27,7 @@ from distill.metrics.registry import (
     register_measure,
 )
 from distill.metrics.spectrum import high_frequency_share
-from distill.metrics.tables import TABLES, register_table
+from distill.metrics.tables import TABLES, register_table, register_video_table, rows_of
 
 __all__ = [
     "EXTRACTORS",
@@ -62,5 +62,7 @@ __all__ = [
     "reference_from_images",
     "register_measure",
     "register_table",
+    "register_video_table",
+    "rows_of",
     "share_interval",
 ]

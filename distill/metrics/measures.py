@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distill.metrics import colour, edges, grain, grid, paired, sets, spectrum  # noqa: F401
+from distill.metrics import colour, edges, flicker, grain, grid, paired, sets, spectrum  # noqa: F401
 from distill.metrics.bootstrap import Interval
 from distill.metrics.features import Extractor
 from distill.metrics.frechet import MIN_IMAGES
-from distill.metrics.images import check_images
+from distill.metrics.images import check_samples
 from distill.metrics.perceptual import PerceptualDistance
 from distill.metrics.reference import ReferenceStatistics, extractor_id
 from distill.metrics.registry import MEASURES, Context
+from distill.render import frame_shape
 
 
 def check_reference(reference: ReferenceStatistics, extractor: Extractor | None, image_shape: tuple[int, ...]) -> None:
@@ -43,7 +44,7 @@ def measure(
     """Compute every measure in `MEASURES` that the arguments allow, in that order; 95 % intervals over the images.
 
     Args:
-        images: generated images [N, C, H, W] in [-1, 1].
+        images: generated images [N, C, H, W], or videos [N, C, F, H, W], in [-1, 1].
         labels: the classes that the images were generated for, [N].
         data, teacher: statistics to compare with; their number of images may differ from N. None leaves out the
             measures that compare with it.
@@ -56,7 +57,7 @@ def measure(
     Raises: ValueError if there are fewer than 4 images, shapes do not match, or a reference was made with
         another extractor or image size.
     """
-    check_images(images, MIN_IMAGES)
+    check_samples(images, MIN_IMAGES)
     images, labels = images.detach().cpu().float(), labels.detach().cpu()
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
@@ -64,7 +65,7 @@ def measure(
         raise ValueError(f"paired_to has shape {list(paired_to.shape)}, images {list(images.shape)}")
     for reference in (data, teacher):
         if reference is not None:
-            check_reference(reference, extractor, tuple(images.shape[1:]))
+            check_reference(reference, extractor, frame_shape(images.shape[1:]))
     context = Context(
         images=images,
         labels=labels,

@@ -9,17 +9,16 @@ Limits: all see a shift by one pixel as a difference, the edge F-score least.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from distill.metrics.bootstrap import Interval
-from distill.metrics.images import AT_ONCE, grey
+from distill.metrics.images import AT_ONCE, by_parts, grey
 from distill.metrics.registry import Context, register_measure
 from distill.metrics.spectrum import dct_matrix, radial_frequency
 
 RANGE = 2.0  # of values
+FEW = AT_ONCE // 4  # values at once, of what keeps several copies
 KERNEL = 11  # pixels, of SSIM
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's five
 LOW = 1 / 16  # cycles per pixel
@@ -37,7 +36,7 @@ TOLERANCE = 1  # pixels, of the place of an edge
 def lpips_to_teacher(context: Context) -> Interval | None:
     if context.perceptual is None or context.pair is None:
         return None
-    return context.of_values(context.perceptual.distance(*context.pair))
+    return context.of_values(by_parts(context.perceptual.distance, *context.pair))
 
 
 @register_measure(
@@ -56,7 +55,7 @@ def ssim_to_teacher(context: Context) -> Interval | None:
         assert isinstance(found, Tensor)
         return found
 
-    return context.of_values(_by_pairs(similarity, *context.pair))
+    return context.of_values(by_parts(similarity, *context.pair, at_once=FEW))
 
 
 @register_measure(
@@ -81,7 +80,7 @@ def ms_ssim_to_teacher(context: Context) -> Interval | None:
             a, b, data_range=RANGE, betas=betas, normalize="relu", reduction="none"
         )
 
-    return context.of_values(_by_pairs(similarity, *context.pair))
+    return context.of_values(by_parts(similarity, *context.pair, at_once=FEW))
 
 
 @register_measure(
@@ -94,8 +93,12 @@ def ms_ssim_to_teacher(context: Context) -> Interval | None:
 def edge_f_score(context: Context) -> Interval | None:
     if context.pair is None:
         return None
-    scores = [_f_score(a, b) for a, b in zip(*(grey(side).numpy() for side in context.pair), strict=True)]
-    found = context.of_values(torch.tensor(scores, dtype=torch.float64))
+
+    def scores(a: Tensor, b: Tensor) -> Tensor:
+        pairs = zip(grey(a).numpy(), grey(b).numpy(), strict=True)
+        return torch.tensor([_f_score(*pair) for pair in pairs], dtype=torch.float64)
+
+    found = context.of_values(by_parts(scores, *context.pair))
     return found if found.value == found.value else None
 
 
@@ -133,11 +136,4 @@ def low_frequency_psnr(context: Context) -> Interval | None:
         error = (((down @ (a - b) @ across.T) * low).square().flatten(1).mean(1)).clamp_min(1e-10)
         return 10 * (RANGE**2 / error).log10()
 
-    return context.of_values(_by_pairs(ratio, *context.pair))
-
-
-def _by_pairs(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    size = max(1, AT_ONCE // (4 * a[0].numel()))
-    return torch.cat(
-        [function(x.float(), y.float()).flatten() for x, y in zip(a.split(size), b.split(size), strict=True)]
-    )
+    return context.of_values(by_parts(ratio, *context.pair, at_once=FEW))

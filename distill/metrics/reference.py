@@ -16,9 +16,10 @@ from distill.errors import reading
 from distill.files.bounded import npz_arrays
 from distill.metrics.features import Extractor, Features, patch_features
 from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, check_moments, frechet_statistics
-from distill.metrics.images import by_parts, check_images
+from distill.metrics.images import check_samples, stills
 from distill.metrics.perceptual import PerceptualDistance, class_diversity
-from distill.metrics.tables import TABLES
+from distill.metrics.tables import TABLES, VIDEO_TABLES, rows_of
+from distill.render import frame_shape
 
 FORMAT = 2
 NESTED = ("tables", "moments")  # fields that are dictionaries of arrays
@@ -32,14 +33,15 @@ class ReferenceStatistics:
     features [n, D] are rounded to float16; mu [D] and sigma [D, D], float64, are computed from the unrounded features.
     class_agreement is nan if there were no logits. diversity is nan, and perceptual "", if there was no perceptual
     distance; diversity is also nan if no class has two images.
-    tables: of each of `TABLES` the mean rows of the images at even and at odd places, [2, k]; none where only features
-        are known. moments: mean and covariance of other features, as NAME_mu [D] and NAME_sigma [D, D].
+    tables: of each of `TABLES`, of videos of `VIDEO_TABLES` too, the mean rows of the images at even and at odd places,
+        [2, k]; none where only features are known.
+    moments: mean and covariance of other features, as NAME_mu [D] and NAME_sigma [D, D].
     """
 
     source: str
     extractor: str
     num_images: int
-    image_shape: tuple[int, ...]  # C, H, W
+    image_shape: tuple[int, ...]  # C, H, W, of videos that of a frame
     labels: np.ndarray  # [n] int16
     features: np.ndarray
     mu: np.ndarray
@@ -169,8 +171,8 @@ class ReferenceStatistics:
         for name, table in self.tables.items():
             if np.isinf(table).any():  # nan stands for what is not known
                 raise ValueError(f"{path}: {name} holds infinite values")
-        if self.tables and set(self.tables) != set(TABLES):
-            names = ", ".join(sorted(set(self.tables) ^ set(TABLES)))
+        if self.tables and set(self.tables) - set(VIDEO_TABLES) != set(TABLES):
+            names = ", ".join(sorted((set(self.tables) - set(VIDEO_TABLES)) ^ set(TABLES)))
             raise ValueError(
                 f"{path} lacks or adds {names}: make it anew, dar-distill statistics DATA --output {path.name}"
             )
@@ -195,7 +197,7 @@ def reference_from_images(
     """Compute the statistics of a reference set, to store with `save`.
 
     Args:
-        images: [n, C, H, W] in [-1, 1].
+        images: [n, C, H, W], or videos [n, C, F, H, W], in [-1, 1].
         labels: [n] class numbers.
         extractor: None for statistics without features.
         source: such as "Fashion-MNIST train".
@@ -203,21 +205,23 @@ def reference_from_images(
 
     Raises: ValueError if there are fewer than 4 images or the labels do not match.
     """
-    check_images(images, MIN_IMAGES)
+    check_samples(images, MIN_IMAGES)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels {list(labels.shape)} do not belong to images {list(images.shape)}")
     images, labels = images.detach().cpu(), labels.detach().cpu()
+    pictures = stills(images)
     extracted, statistics = Features(torch.zeros(len(images), 0)), None
     moments: dict[str, np.ndarray] = {}
     if extractor:
-        extracted = extractor.extract(images)
+        extracted = extractor.extract(pictures)
         statistics = frechet_statistics(extracted.features)
-        others = {"spatial": extracted.spatial, "patches": patch_features(extractor, images)}
+        others = {"spatial": extracted.spatial, "patches": patch_features(extractor, pictures)}
         for name, features in others.items():
             if features is not None:
                 found = frechet_statistics(features)
                 moments |= {f"{name}_mu": found.mu, f"{name}_sigma": found.sigma}
-    rows = {name: by_parts(table, images).double() for name, table in TABLES.items()}
+    rows = {name: rows_of(name, images).double() for name in (*TABLES, *VIDEO_TABLES)}
+    rows = {name: table for name, table in rows.items() if not table.isnan().all()}  # of pictures none of videos
     agreement = float("nan")
     if extracted.logits is not None:
         agreement = (extracted.logits.argmax(1) == labels).double().mean().item()
@@ -225,7 +229,7 @@ def reference_from_images(
         source=source,
         extractor=extractor_id(extractor) if extractor else "",
         num_images=len(images),
-        image_shape=tuple(images.shape[1:]),
+        image_shape=frame_shape(images.shape[1:]),
         labels=labels.to(torch.int16).numpy(),
         features=extracted.features.half().numpy(),
         mu=statistics.mu if statistics else np.zeros(0),
@@ -233,6 +237,6 @@ def reference_from_images(
         class_agreement=agreement,
         tables={name: torch.stack([table[::2].mean(0), table[1::2].mean(0)]).numpy() for name, table in rows.items()},
         moments=moments,
-        diversity=class_diversity(perceptual, images, labels).mean().item() if perceptual else float("nan"),
+        diversity=class_diversity(perceptual, pictures, labels).mean().item() if perceptual else float("nan"),
         perceptual=perceptual.name if perceptual else "",
     )

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from distill.metrics.bootstrap import Interval, bootstrap_mean
 from distill.metrics.features import Extractor, Features
-from distill.metrics.images import by_parts
+from distill.metrics.images import stills
 from distill.metrics.perceptual import PerceptualDistance
 from distill.metrics.reference import ReferenceStatistics
-from distill.metrics.tables import TABLES
+from distill.metrics.tables import rows_of
 
 Ideal = Literal["lower", "higher", "as data", "none"]
-Kind = Literal["sets", "spectrum", "edges", "texture and grain", "colour and tone", "paired"]
+Kind = Literal["sets", "spectrum", "edges", "texture and grain", "colour and tone", "time", "paired"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T")
 Statistic = Callable[[Tensor], float]
@@ -38,7 +38,8 @@ Distance = Callable[[Tensor, Tensor], float]
 class Context:
     """A set of images, what it is compared with, and results that several measures share, computed once.
 
-    labels: [N]. paired_to: the teacher's images from the same noise and labels as the first M <= N of `images`.
+    images: [N, C, H, W], or videos [N, C, F, H, W]. labels: [N]. paired_to: the teacher's images from the same noise
+    and labels as the first M <= N of `images`.
     """
 
     images: Tensor
@@ -56,7 +57,7 @@ class Context:
     def table(self, name: str) -> Tensor:
         """The rows [N, k] of a table."""
         if name not in self._tables:
-            self._tables[name] = by_parts(TABLES[name], self.images)
+            self._tables[name] = rows_of(name, self.images)
         return self._tables[name]
 
     def once(self, compute: Callable[[Context], T]) -> T:
@@ -66,8 +67,13 @@ class Context:
         return self._results[compute]
 
     @cached_property
+    def stills(self) -> Tensor:
+        """Pictures [N, C, H, W]: of videos one frame each."""
+        return stills(self.images)
+
+    @cached_property
     def extracted(self) -> Features | None:
-        return self.extractor.extract(self.images) if self.extractor else None
+        return self.extractor.extract(self.stills) if self.extractor else None
 
     @cached_property
     def pair(self) -> tuple[Tensor, Tensor] | None:
@@ -215,5 +221,6 @@ def _values(
 ) -> dict[str, float]:
     if not reference.has_images:
         return {}
-    values = {name: of(reference) for name, of in functions.items() if of}
+    known = {None, *reference.tables}  # those of videos are known of videos alone
+    values = {name: of(reference) for name, of in functions.items() if of and MEASURES[name].table in known}
     return {name: value for name, value in values.items() if value == value}

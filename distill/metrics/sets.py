@@ -101,7 +101,7 @@ def patch_frechet(context: Context) -> Interval | None:
     target = context.data and context.data.frechet("patches")
     if context.extractor is None or target is None:
         return None
-    return _frechet(context, patch_features(context.extractor, context.images), target)
+    return _frechet(context, patch_features(context.extractor, context.stills), target)
 
 
 def _half_kid(reference: ReferenceStatistics) -> float:
@@ -211,5 +211,5 @@ def class_agreement(context: Context) -> Interval | None:
 def lpips_diversity(context: Context) -> Interval | None:
     if context.perceptual is None:
         return None
-    distances = class_diversity(context.perceptual, context.images, context.labels, seed=context.seed)
+    distances = class_diversity(context.perceptual, context.stills, context.labels, seed=context.seed)
     return context.of_values(distances) if len(distances) >= 2 else None

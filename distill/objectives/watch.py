@@ -23,6 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from distill.config import GuardsConfig
 from distill.metrics import MEASURES, Interval
 from distill.metrics.registry import Context
+from distill.render import frames
 
 WATCHED = (
     "high_frequency_ratio",
@@ -34,6 +35,8 @@ WATCHED = (
     "contrast",
     "colourfulness",
     "clipped_share",
+    "flicker",
+    "motion",
     "variety",
 )
 SHOWN = (*WATCHED, "low_frequency_psnr")
@@ -108,7 +111,7 @@ def _measured(
 
 def varieties(images: Tensor, labels: Tensor) -> Tensor:
     """How far each picture, made coarse, is from the mean of its condition's (of all, where it is alone), [N]."""
-    coarse = adaptive_avg_pool2d(images.float(), COARSE).flatten(1)
+    coarse = adaptive_avg_pool2d(frames(images.float()), COARSE).reshape(len(images), -1)
     same = (labels[:, None] == labels).float()
     same = torch.where(same.sum(1, keepdim=True) > 1, same, torch.ones_like(same))
     counts = same.sum(1, keepdim=True)

@@ -7,11 +7,12 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from distill.render import GRID_CELL, enlargement
 from distill.report.page_data import Report
 from distill.report.style import FAINT, INK, new_figure, sampler_colours
 
 ROW_WIDTH = 1480  # pixels; fits ten columns of 28 x 28 images at five times their size
-CELL = 140  # pixels per image after upscaling, at most
+CELL = 140  # side of a square as large as an image after upscaling, at most, in pixels
 GAP = 8
 DPI = 128  # a power of two, so that pixels / DPI * DPI is exact
 MAX_COLUMNS = 10
@@ -27,7 +28,7 @@ def overview(report: Report) -> Figure:
     Large images are not scaled down, because that would hide the detail in question; fewer of them are shown instead.
     """
     shape = np.shape(report.samplers[0].images)
-    scale = max(1, CELL // max(shape[2:]))
+    scale = enlargement(shape[2:], CELL)
     cell_h, cell_w = shape[2] * scale, shape[3] * scale
     count = min(MAX_COLUMNS, max(2, (ROW_WIDTH + GAP) // (cell_w + GAP)))
     chosen = one_of_each_class(report.labels, count)
@@ -80,7 +81,7 @@ def grid(images: np.ndarray, labels: np.ndarray) -> Figure:
         order = order.reshape(len(classes), -1).T.reshape(-1)
     else:
         columns = int(np.ceil(np.sqrt(len(order))))
-    scale = max(1, 84 // max(height, width))
+    scale = enlargement((height, width), GRID_CELL)
     gap = 4
     rows = -(-len(order) // columns)
     full_w, full_h = (columns * (width * scale + gap) - gap, rows * (height * scale + gap) - gap)

@@ -120,6 +120,7 @@ def template(name: str) -> Template:
 def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
     """The HTML of the page."""
     rates = [sampler.images_per_second for sampler in report.samplers]
+    *_, height, width = np.shape(report.samplers[0].images)
     return template("report.html.j2").render(
         report=report,
         pictures=pictures,
@@ -131,7 +132,7 @@ def render(report: Report, pictures: Mapping[str, list[Picture]]) -> str:
         has_rates=any(rate is not None for rate in rates),
         yardstick="the data" if report.yardstick == DATA else report.yardstick,
         span=training_span(report.history),
-        image_size=" × ".join(str(size) for size in np.shape(report.samplers[0].images)[2:]),
+        image_size=f"{height} × {width // report.frames}",
     )
 
 

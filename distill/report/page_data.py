@@ -130,7 +130,8 @@ class TextTable:
 class Report:
     """The whole content of the page. Empty fields are left out of the page.
 
-    labels: (N,) class of each grid image; class_names: by class.
+    labels: (N,) class of each grid image; class_names: by class. frames: of a video, how many an image shows side by
+        side; 1 for pictures.
     cells: cells[measure.name][column], where a column is a sampler's name, `DATA` or `HALF`; None: not measured.
     edges, widths: distributions of gradients and of the widths of edges.
     answers: what is compared with what, and in words what was found, line by line.
@@ -144,6 +145,7 @@ class Report:
     labels: np.ndarray
     samplers: Sequence[Sampler]
     class_names: Sequence[str] | None = None
+    frames: int = 1
     headline: Sequence[tuple[str, str, str]] = ()
     answers: Sequence[tuple[str, Sequence[str]]] = ()
     tables: Sequence[TextTable] = ()

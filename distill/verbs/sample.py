@@ -17,7 +17,7 @@ from distill.files import new_folder, write_folder
 from distill.latents.decoding import decoder_for
 from distill.processes import Processes
 from distill.progress import progress_bar
-from distill.render import clamp_images, grid_image, save_grid, save_image
+from distill.render import clamp_images, grid_image, save_grid, save_sample
 from distill.sampling import Sampler, describe, draw_images, in_precision
 from distill.sampling.drawing import check_drawn
 from distill.verbs.load import load, vae_of
@@ -28,9 +28,10 @@ NUM_IMAGES = 80
 
 @dataclass(frozen=True)
 class Samples:
-    """images: (N, C, H, W) in [-1, 1], round robin over `num_columns` conditions. y: what each was conditioned on.
+    """images: (N, C, H, W), or videos (N, C, F, H, W), in [-1, 1], round robin over `num_columns` conditions.
 
-    names: of each image's condition. description: what defines the images beside the weights.
+    y: what each was conditioned on. names: of each image's condition. description: what defines the images
+    beside the weights.
     """
 
     images: Tensor
@@ -42,15 +43,15 @@ class Samples:
     description: str
 
     def grid(self, rows: int = GRID_ROWS) -> Image.Image:
-        """One column per condition. Raises: ValueError where there is no whole row."""
+        """One column per condition, videos as strips of frames. Raises: ValueError where there is no whole row."""
         return grid_image(*self._columns(rows))
 
     def save(self, folder: Path) -> None:
-        """One PNG per image, and `grid.png` where there is a whole row of it, in a new folder."""
+        """One PNG per picture, or moving WebP per video, and `grid.png` where there is a whole row, in a new folder."""
 
         def fill(path: Path) -> None:
             for i, (image, name) in enumerate(zip(self.images, self.names, strict=True)):
-                save_image(image, path / file_name(i, name))
+                save_sample(image, path, file_name(i, name))
             if len(self.images) >= self.num_columns:
                 save_grid(*self._columns(GRID_ROWS), path / "grid.png")
 
@@ -66,9 +67,9 @@ class Samples:
 
 
 def file_name(number: int, name: str) -> str:
-    """Of an image: its number and, of the name of its condition, what every file system takes."""
+    """Of an image, without an ending: its number and, of the name of its condition, what every file system takes."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "", name)[:60]
-    return f"{number:06d}_{plain}.png" if plain else f"{number:06d}.png"
+    return f"{number:06d}_{plain}" if plain else f"{number:06d}"
 
 
 def conditions_for(condition: Condition, num_images: int, classes: Sequence[int | str] | None) -> ConditionBatch:

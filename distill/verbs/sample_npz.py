@@ -37,7 +37,8 @@ def sample_npz(
     Until all are drawn they are kept beside it under a hidden name; a call with the same arguments goes on from there.
     The images are those that `sample` draws.
 
-    Raises: UserError if the file exists, or if what lies beside it was begun with other arguments.
+    Raises: UserError if the file exists, if samples are videos, or if what lies beside it was begun with other
+        arguments.
     """
     file = Path(file).expanduser().resolve()
     if file.suffix != ".npz":
@@ -49,7 +50,12 @@ def sample_npz(
     device = next(sampler.model.parameters()).device
     vae = vae_of(vae, [sampler.path])
     decoder = decoder_for(vae, sampler.model.sample_shape, device)
-    _, height, width = decoder.image_shape(sampler.model.sample_shape)
+    shape = decoder.image_shape(sampler.model.sample_shape)
+    if len(shape) != 3:
+        raise UserError(
+            f"--npz {file} would hold pictures, as ADM's suite has them; the samples are videos {list(shape)}"
+        )
+    _, height, width = shape
     drawn = None
     if Processes.all().is_main:
         made_of = {
