@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import distill
 from distill.cli import main
+from distill.data.latents import listing
+from distill.latents.space import LatentSpace
 from distill.models import load_model
-from tests.stock_folders import SHAPES, routed_teacher
+from tests.stock_folders import PROMPTS, SHAPES, routed_teacher
 
 ROLES = {"trainable": "lora", "lora_rank": 2}
 
@@ -72,3 +75,32 @@ def test_whole_roles_gradient_checkpointing_sample_and_evaluate(tmp_path: Path, 
     printed = capsys.readouterr().out
     assert "SD3Transformer2DModel, samples 4 x 8 x 8, prompts of 5 tokens, routing dar" in " ".join(printed.split())
     assert main(["evaluate", run, "--output", str(tmp_path / "measured"), "--num-images", "12"]) == 0
+
+
+@pytest.mark.parametrize("trainable", ["routing", "lora"])
+def test_fine_tuned_with_routing_on_captioned_latents(trainable: str, tmp_path: Path) -> None:
+    """What DAR adds to a stock transformer is trained by flow matching; the rest of it stays."""
+    teacher = routed_teacher("sd3", tmp_path)
+    folder = tmp_path / "latents" / "vae-sd"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        shape = SHAPES["sd3"]
+        np.save(folder / f"{i}.npy", np.concatenate([rng.normal(size=shape), np.zeros(shape)]).astype(np.float32))
+    (folder / "dataset.json").write_text(listing([(f"{i}.npy", 0) for i in range(12)], LatentSpace()))
+    (tmp_path / "latents" / "captions.json").write_text(json.dumps([PROMPTS[i % 3] for i in range(12)]))
+    trained = distill.train(
+        {
+            "output": str(tmp_path / "out"),
+            "start": {"path": str(teacher), "trainable": trainable, "lora_rank": 2},
+            "data": {"name": "latents", "path": str(tmp_path / "latents"), "prompts": str(tmp_path / "prompts")},
+            "train": {"steps": 2, "batch_size": 4, "log_every": 1, "grid_every": 2, "save_every": 2},
+        }
+    )
+    assert trained is not None
+    before, after = (dict(load_model(path).named_parameters()) for path in (teacher, trained.teacher))  # type: ignore[attr-defined]
+    changed = {name for name, value in before.items() if name in after and not torch.equal(value, after[name])}
+    if trainable == "routing":
+        assert changed and all(".routing." in name for name in changed)
+    else:
+        assert any("lora_B" in name and bool(value.any()) for name, value in after.items())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,3 +46,23 @@ class LiveBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.live -= size
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Attention without a matrix of tokens by tokens, which a GPU never makes: tensors on meta would get one."""
+    plain = F.scaled_dot_product_attention
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **given: Any) -> Tensor:
+        wide = q.dtype == torch.float32
+        if attn_mask is not None or wide:
+            op = torch.ops.aten._scaled_dot_product_efficient_attention
+            bias = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
+            return op(q, k, v, bias, compute_log_sumexp=True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain

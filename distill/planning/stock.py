@@ -22,7 +22,7 @@ from distill.models.lora import add_adapters
 from distill.models.stock import STOCK, StockBackbone
 from distill.models.stock.folders import said_in, source_of
 from distill.planning.activations import FLOAT, Setting
-from distill.planning.live_bytes import LiveBytes
+from distill.planning.live_bytes import LiveBytes, as_on_a_gpu
 
 TEXT_TOKENS = 512
 NUM_EXAMPLES = 10
@@ -135,7 +135,7 @@ class StockSubject:
     def _forward(self, product_bytes: int) -> tuple[int, float]:
         """Peak and operations of one row without gradient."""
         model = self._at_work(product_bytes)
-        with torch.no_grad(), LiveBytes() as memory, FlopCounterMode(display=False) as flops:
+        with as_on_a_gpu(), torch.no_grad(), LiveBytes() as memory, FlopCounterMode(display=False) as flops:
             model(*self._row(model))
         return memory.peak, flops.get_total_flops()
 
@@ -151,12 +151,15 @@ class StockSubject:
             model.routing.requires_grad_(True)
         model.gradient_checkpointing = setting.checkpointing
         row = self._row(model)
-        with LiveBytes() as memory:
+        with as_on_a_gpu(), LiveBytes() as memory:
             velocity = model(*row)
             kept = memory.live
             velocity.square().mean().backward()
         gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        with FlopCounterMode(display=False) as flops:  # in a pass of its own: it keeps what is computed again
+        with (
+            as_on_a_gpu(),
+            FlopCounterMode(display=False) as flops,
+        ):  # in a pass of its own: it keeps what is computed again
             model(*row).square().mean().backward()
         return kept, max(memory.peak - gradients, kept), flops.get_total_flops()
 
