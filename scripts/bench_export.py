@@ -19,8 +19,9 @@ from bench_tools import milliseconds, parsed, parser_of, setup, table, time_in_t
 from torch import Tensor
 
 from distill.config import TeacherConfig
-from distill.exporting.sampler_graph import PICTURES, detail
+from distill.exporting.sampler_graph import detail
 from distill.files import write_text
+from distill.latents.vae import IMAGE_CHANNELS
 from distill.sampling import noise_for
 from distill.sampling.few_step import few_step_sample
 from distill.sampling.guidance import Denoiser
@@ -97,7 +98,7 @@ def main() -> None:
     rows = []
     for name, (draw, size) in found.items():
         images = torch.cat([draw(*part) for part in parts])
-        is_picture = images.shape[1] in PICTURES
+        is_picture = images.shape[1] in IMAGE_CHANNELS
         width, grains = (f"{value:.3f}" for value in detail(images)) if is_picture else ("", "")
         per_picture = [
             milliseconds([s / batch for s in by_name[name]]) for batch, by_name in zip(BATCHES, times, strict=True)

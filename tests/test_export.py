@@ -320,6 +320,13 @@ def test_what_a_call_takes() -> None:
         pipe(3)
     with pytest.raises(ValueError, match="there is no class 'hat'; names are shirt, shoe, bag"):
         pipe("hat")
+    pipe.register_to_config(id2label=None)  # all classes, without names
+    assert len(pipe([0, 2], **draw).images) == 2
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=f"class_labels: {label} is none of the classes 0 to 2"):
+            pipe(label)
+    with pytest.raises(ValueError, match="there is no class 'shirt'; names are none"):
+        pipe("shirt")
     with pytest.raises(ValueError, match="samples of 4 channels are no pictures: give a vae"):
         pipeline_of(student(in_channels=4))(0)
 

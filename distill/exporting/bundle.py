@@ -22,7 +22,7 @@ Name = tuple[str, str]
 
 
 @dataclass
-class Source:
+class Module:
     """A module as it is written.
 
     definitions: by name, the statement and the last line of it and of the string behind it that describes it.
@@ -197,12 +197,12 @@ class _Needed:
 
 
 @cache
-def read(module: str) -> Source:
+def read(module: str) -> Module:
     """A module's source. It is parsed, not run."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
     text = Path(spec.origin).read_text(encoding="utf-8")
-    source = Source(module, text.splitlines())
+    source = Module(module, text.splitlines())
     body = ast.parse(text).body
     for statement, following in zip(body, [*body[1:], None], strict=True):
         for name in _defined(statement):
@@ -220,10 +220,10 @@ def _defined(statement: ast.stmt) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def _take_imports(source: Source, statement: ast.stmt) -> None:
+def _take_imports(source: Module, statement: ast.stmt) -> None:
     if isinstance(statement, ast.If):  # TYPE_CHECKING: names of annotations, not run
         for inner in statement.body:
-            _take_imports(Source(source.name, [], {}, source.imports), inner)
+            _take_imports(Module(source.name, [], {}, source.imports), inner)
     elif isinstance(statement, ast.Import):
         source.imports |= {alias.asname or alias.name: (alias.name, "") for alias in statement.names}
     elif isinstance(statement, ast.ImportFrom) and statement.module:

@@ -11,6 +11,7 @@ from dar import SiT
 from distill.conditions import ClassLabels
 from distill.evaluation.measured import Measured
 from distill.exporting.base import Options, Source
+from distill.latents.vae import IMAGE_CHANNELS
 from distill.metrics import MEASURES, Interval
 from distill.report.versions import versions
 
@@ -53,7 +54,7 @@ def what(source: Source) -> str:
         f"A {kind}: a class-conditional SiT, depth {config.depth}, width {config.hidden_size}, patch "
         f"{config.patch_size}, routing {config.routing.kind}, {parameters:,} parameters.",
         f"It makes samples of {channels} x {height} x {width} in [-1, 1]"
-        f"{'' if channels in (1, 3) else ' (latents)'} of {classes.num_distinct} classes{shown}; class "
+        f"{'' if channels in IMAGE_CHANNELS else ' (latents)'} of {classes.num_distinct} classes{shown}; class "
         f'{model.null_label} is "none".',
     ]
     if source.is_student:

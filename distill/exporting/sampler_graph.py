@@ -15,13 +15,13 @@ from distill.conditions import ClassLabels
 from distill.errors import UserError
 from distill.exporting import card
 from distill.exporting.base import Options, Source
+from distill.latents.vae import IMAGE_CHANNELS
 from distill.metrics.edges import edge_width, edge_widths
 from distill.metrics.grain import grain, grain_power
 from distill.render import clamp_images
 from distill.sampling import noise_for
 
 ABOUT_FILE = "sampler.json"
-PICTURES = (1, 3)  # channels
 NUM_COMPARED = 32
 SEED = 1
 USE = """## Draw
@@ -68,7 +68,7 @@ def write_beside(source: Source, options: Options, folder: Path, runner: str, ne
         noises=sampler.num_noises,
         shape=", ".join(map(str, model.sample_shape)),
         what=" in [-1, 1], to be clamped"
-        if model.sample_shape[0] in PICTURES
+        if model.sample_shape[0] in IMAGE_CHANNELS
         else ": latents, which an autoencoder decodes",
     )
     (folder / "README.md").write_text(card.card(source, options, library=needs.split()[-1], use=use))
@@ -76,7 +76,7 @@ def write_beside(source: Source, options: Options, folder: Path, runner: str, ne
 
 def what_comes_out(model: SiT) -> list[str]:
     """Said of a graph whose samples are no pictures."""
-    if model.sample_shape[0] in PICTURES:
+    if model.sample_shape[0] in IMAGE_CHANNELS:
         return []
     return [f"the graph gives latents, {' x '.join(map(str, model.sample_shape))}; decode them with your autoencoder"]
 
@@ -86,7 +86,7 @@ def compared(source: Source, samples: Tensor) -> str:
     """How the samples of a graph, from `example`, differ from the student's own."""
     ours = source.sampler.draw(*example(source, len(samples)))
     text = f"largest difference {float((samples - ours).abs().max()):.2g} over {len(samples)} samples"
-    if ours.shape[1] not in PICTURES:
+    if ours.shape[1] not in IMAGE_CHANNELS:
         return text
     (width, grains), (own_width, own_grain) = detail(samples), detail(ours)
     return f"{text}; edge width {width:.3f} pixels for {own_width:.3f}, grain x 1000 {grains:.2f} for {own_grain:.2f}"

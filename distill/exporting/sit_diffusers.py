@@ -19,7 +19,7 @@ from distill.exporting.base import Options, Source, register
 from distill.exporting.bundle import Name, bundle
 from distill.exporting.schedulers import check_sigmas, flow_scheduler
 from distill.exporting.stock_dit import stock_dit
-from distill.latents.vae import load_vae
+from distill.latents.vae import IMAGE_CHANNELS, load_vae
 
 MODEL_MODULE = "distill.exporting.sit_model"
 MODEL_CLASS = "SiTTransformer2DModel"
@@ -92,7 +92,7 @@ def export_sit(source: Source, options: Options, folder: Path) -> list[str]:
         if stock is not None
         else f"transformer: with code of its own, transformer/{model_module(model)}.py ({reason})"
     ]
-    if not options.vae and model.sample_shape[0] not in (1, 3):
+    if not options.vae and model.sample_shape[0] not in IMAGE_CHANNELS:
         notes.append("no autoencoder: the pipeline gives latents (output_type='latent'); --vae puts one in")
     return notes
 
@@ -148,12 +148,8 @@ def _index(source: Source, transformer: Any, options: Options) -> dict[str, Any]
 
 
 def _card(source: Source, options: Options, *, is_stock: bool) -> str:
-    loops = (
-        by_hand(source)
-        if is_stock
-        else "What `trust_remote_code` runs is pipeline.py and transformer/modeling_sit.py: read them first."
-    )
-    return card.card(source, options, library="diffusers", use=f"{USE}\n\n{loops}")
+    more = by_hand(source) if is_stock else CODE
+    return card.card(source, options, library="diffusers", use=f"{USE}\n\n{more}")
 
 
 def by_hand(source: Source) -> str:
