@@ -132,7 +132,7 @@ def class_table(arms: Sequence[Arm], names: Sequence[str]) -> report.TextTable:
 def crops(first: Arm, second: Arm) -> list[report.Crop]:
     """Pictures of two paired arms: those that differ most, in the middle, and one by lot."""
     pair = (first.images[0], second.images[0])
-    distance = (pair[0] - pair[1]).square().flatten(1).mean(1)
+    distance = torch.stack([(a - b).square().mean() for a, b in zip(*pair, strict=True)])
     order = distance.argsort(descending=True).tolist()
     lot = int(torch.randint(len(order), (1,), generator=generator_for(0, "crops")))
     chosen = {"differ most": order[0], "second": order[1], "in the middle": order[len(order) // 2], "by lot": lot}

@@ -111,7 +111,7 @@ def _measured(
 
 def varieties(images: Tensor, labels: Tensor) -> Tensor:
     """How far each picture, made coarse, is from the mean of its condition's (of all, where it is alone), [N]."""
-    coarse = adaptive_avg_pool2d(frames(images.float()), COARSE).reshape(len(images), -1)
+    coarse = torch.stack([adaptive_avg_pool2d(frames(image[None]).float(), COARSE).flatten() for image in images])
     same = (labels[:, None] == labels).float()
     same = torch.where(same.sum(1, keepdim=True) > 1, same, torch.ones_like(same))
     counts = same.sum(1, keepdim=True)
