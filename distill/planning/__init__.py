@@ -6,6 +6,7 @@ May import dar, objectives, training, sampling, models, config and what stands b
 from distill.planning.plan import Launch, Phase, Plan, plan_run, plan_train
 from distill.planning.roles import Role
 from distill.planning.shapes import named_shape, shape_in
+from distill.planning.subjects import Subject
 from distill.planning.work import DEVICES, UTILISATION, Device
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Role",
+    "Subject",
     "named_shape",
     "plan_run",
     "plan_train",

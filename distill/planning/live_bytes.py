@@ -53,13 +53,13 @@ def as_on_a_gpu() -> Iterator[None]:
     """Attention without a matrix of tokens by tokens, which a GPU never makes: tensors on meta would get one."""
     plain = F.scaled_dot_product_attention
 
-    def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **given: Any) -> Tensor:
-        wide = q.dtype == torch.float32
+    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        wide = query.dtype == torch.float32
         if attn_mask is not None or wide:
             op = torch.ops.aten._scaled_dot_product_efficient_attention
             bias = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
-            return op(q, k, v, bias, compute_log_sumexp=True)[0]
-        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+            return op(query, key, value, bias, compute_log_sumexp=True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     F.scaled_dot_product_attention = fused
     try:

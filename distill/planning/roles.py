@@ -50,7 +50,7 @@ def run_roles(config: RunConfig, subject: Subject) -> list[Role]:
         student = cast(nn.Module, models.student)
         averages = [Ema(student, decay).module for decay in (0.0, *config.student.more_ema_decays)]
     return _counted(
-        ("teacher", teacher, None),
+        ("teacher", cast(nn.Module, teacher), None),
         ("student", student, config.student.optim),
         *((role, network.model, network.optim) for role, network in models.networks.items()),
         *((name, copy_of(student), None) for name in copies_of(config)),
@@ -66,11 +66,12 @@ def copy_of(model: nn.Module) -> nn.Module:
 def train_roles(config: TrainConfig, subject: Subject) -> list[Role]:
     """The trainable teacher, with its projector, and its EMA. An encoder is not counted."""
     with torch.device("meta"):
-        model = cast(nn.Module, subject.build())
+        model: Any = subject.build()
         if config.start.path is not None:
             TRAINABLE[config.start.trainable](model, config.start)
         if config.repa is not None:
-            width = ENCODER_WIDTHS.get(config.repa.encoder, cast(Any, model).t_embedding_size)
+            own_width: int = model.t_embedding_size  # of SRA, which has no encoder
+            width = ENCODER_WIDTHS.get(config.repa.encoder or "", own_width)
             model = Aligned(model, config.repa, width)
         average = Ema(model, config.flow_matching.ema_decay).module
     return _counted(("teacher", model, config.optim), (EMA, average, None))

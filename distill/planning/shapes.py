@@ -63,8 +63,9 @@ def named_shape(model: Sequence[str]) -> SiTConfig | Subject:
 
 def _named_stock(name: str, changes: Sequence[str]) -> Subject:
     """A public stock transformer; any field of `routing` attaches one that starts as the stock model."""
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(changes)))
-    assert isinstance(given, dict)
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist(list(changes)))
+    assert isinstance(parsed, dict)
+    given = {str(field): value for field, value in parsed.items()}
     unknown = sorted(set(given) - {"routing", "sample_shape", "text_tokens", "sources"})
     if unknown:
         raise UserError(f"--model {name}: {unknown[0]} is not one of routing, sample_shape, text_tokens, sources")

@@ -23,13 +23,14 @@ from distill.models.stock import STOCK, StockBackbone
 from distill.models.stock.folders import said_in, source_of
 from distill.planning.activations import FLOAT, Setting
 from distill.planning.live_bytes import LiveBytes, as_on_a_gpu
+from distill.planning.subjects import Subject
 
 TEXT_TOKENS = 512
 NUM_EXAMPLES = 10
 
 
 @dataclass(frozen=True)
-class StockSubject:
+class StockSubject(Subject):
     """A stock transformer, by its configuration. The counts are those of one row; R rows take R times as much.
 
     config: of the class, as diffusers saves it. given_shape: of a sample; None for what the model was trained on last.
@@ -45,15 +46,13 @@ class StockSubject:
     dtype: torch.dtype = torch.bfloat16
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes_as_loaded", self.dtype.itemsize)
+        object.__setattr__(self, "merges_adapters", False)
+
     @property
     def sample_shape(self) -> tuple[int, ...]:
         return self._backbone.sample_shape
-
-    merges_adapters = False
-
-    @property
-    def bytes_as_loaded(self) -> int:
-        return self.dtype.itemsize
 
     @property
     def summary(self) -> str:
@@ -73,7 +72,9 @@ class StockSubject:
     def num_distinct(self) -> int:
         return NUM_EXAMPLES
 
-    num_examples = num_distinct
+    @property
+    def num_examples(self) -> int:
+        return NUM_EXAMPLES
 
     @property
     def parameters_at_once(self) -> int:

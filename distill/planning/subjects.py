@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,78 +16,79 @@ from distill.planning.activations import FLOAT, Setting, mlp_width
 from distill.planning.work import Work, flops_of
 
 
-class Subject(Protocol):
+class Subject(ABC):
     """A model that need not exist yet. Memory in bytes, of R rows.
 
-    summary: of its shape, for people. values: of its shape, as JSON has them. num_distinct: conditions.
-    num_examples: columns of a grid.
+    bytes_as_loaded: of a parameter. merges_adapters: whether a student with adapters is drawn from as another model.
     """
 
-    @property
-    def summary(self) -> str: ...
+    bytes_as_loaded: int = FLOAT
+    merges_adapters: bool = True
 
     @property
-    def values(self) -> dict[str, Any]: ...
+    @abstractmethod
+    def summary(self) -> str:
+        """Its shape, for people."""
 
     @property
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """Its shape, as JSON has it."""
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W), of video (C, F, H, W)."""
+
+    @property
+    @abstractmethod
     def num_parameters(self) -> int: ...
 
     @property
-    def sample_shape(self) -> tuple[int, ...]: ...
+    @abstractmethod
+    def num_distinct(self) -> int:
+        """Conditions."""
 
     @property
-    def bytes_as_loaded(self) -> int:
-        """Of a parameter."""
-        ...
+    @abstractmethod
+    def num_examples(self) -> int:
+        """Columns of a grid."""
 
     @property
-    def merges_adapters(self) -> bool:
-        """Whether a student with adapters is drawn from as a model of its own."""
-        ...
-
-    @property
-    def num_distinct(self) -> int: ...
-
-    @property
-    def num_examples(self) -> int: ...
-
-    @property
+    @abstractmethod
     def parameters_at_once(self) -> int:
         """What FSDP gathers of it at once: two blocks, and all that is outside of blocks."""
-        ...
 
+    @abstractmethod
     def build(self) -> Backbone:
         """The model, on the meta device."""
-        ...
 
+    @abstractmethod
     def saved(self, rows: int, setting: Setting) -> dict[str, int]:
         """What autograd keeps between forward and backward, by kind, without parameters."""
-        ...
 
+    @abstractmethod
     def backward(self, rows: int, setting: Setting) -> int:
         """Temporary tensors of the backward pass."""
-        ...
 
+    @abstractmethod
     def forward(self, rows: int, product_bytes: int) -> int:
         """Temporary tensors of a pass without gradient."""
-        ...
 
+    @abstractmethod
     def copies(self, setting: Setting) -> int:
         """Weights in low precision that autocast holds until it ends."""
-        ...
 
+    @abstractmethod
     def work(self, setting: Setting) -> Work:
         """Operations of one row."""
-        ...
 
 
 @dataclass(frozen=True)
-class SitSubject:
+class SitSubject(Subject):
     """A `dar.SiT`."""
 
     shape: SiTConfig
-    bytes_as_loaded = FLOAT
-    merges_adapters = True
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

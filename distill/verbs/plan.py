@@ -10,7 +10,7 @@ from typing import Any
 from dar import SiTConfig
 from distill.config import RunConfig, TrainConfig, build_config, read_values
 from distill.errors import UserError
-from distill.planning import Launch, Plan, named_shape, plan_run, plan_train, shape_in
+from distill.planning import Launch, Plan, Subject, named_shape, plan_run, plan_train, shape_in
 from distill.verbs.configs import ConfigLike, values_of
 
 STRATEGIES = {"MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp", "NO": "ddp"}
@@ -32,7 +32,7 @@ def plan(
     return plan_of(values_of(config, overrides), shape, launch or Launch())
 
 
-def plan_of(values: dict[Any, Any], shape: SiTConfig | None, launch: Launch) -> Plan:
+def plan_of(values: dict[Any, Any], shape: SiTConfig | Subject | None, launch: Launch) -> Plan:
     """The plan of plain values by section, of `train` where a section of its own is among them.
 
     shape: of the model in the folder that the values name; None to look there.
@@ -42,7 +42,7 @@ def plan_of(values: dict[Any, Any], shape: SiTConfig | None, launch: Launch) -> 
     return plan_of_config(build_config(config_type, values), shape, launch)
 
 
-def plan_of_config(config: RunConfig | TrainConfig, shape: SiTConfig | None, launch: Launch) -> Plan:
+def plan_of_config(config: RunConfig | TrainConfig, shape: SiTConfig | Subject | None, launch: Launch) -> Plan:
     """As `plan_of`."""
     _check_shares(config.train.batch_size, config.train.accumulation, launch)
     if isinstance(config, RunConfig):
