@@ -18,6 +18,7 @@ from distill.cli import main
 from distill.conditions import condition_of
 from distill.config import EvalConfig, TeacherConfig
 from distill.data import load_dataset
+from distill.evaluation.differences import answer, differences, resampled
 from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.metrics import (
@@ -138,12 +139,15 @@ def test_a_video_of_one_picture_is_measured_as_that_picture(monkeypatch: pytest.
 
 def test_measures_of_pictures_are_means_over_all_frames() -> None:
     samples, labels = videos(8), torch.zeros(8, dtype=torch.int64)
-    settings: dict[str, Any] = {"data": None, "extractor": None, "num_bootstrap": 0}
+    lpips = EmbeddedLpips(load_extractor("embedded"))  # pyright: ignore[reportArgumentType]
+    settings: dict[str, Any] = {"data": None, "extractor": None, "lpips": lpips, "num_bootstrap": 0}
     teacher = videos(8, seed=5)
     found = measure(samples, labels, paired_to=teacher, **settings)
     folded = measure(frames(samples), labels.repeat_interleave(5), paired_to=frames(teacher), **settings)
-    assert len(folded) > 15
+    assert len(folded) > 15 and "lpips_to_teacher" in folded
     for name, interval in folded.items():
+        if name == "lpips_diversity":  # of stills
+            continue
         assert found[name].value == pytest.approx(interval.value, rel=1e-4, nan_ok=True), name
 
 
@@ -238,6 +242,22 @@ def test_too_few_frames_have_no_flicker_and_pictures_no_motion() -> None:
     assert MEASURES["flicker"].kind == "time"
 
 
+def test_a_comparison_says_which_of_two_flickers() -> None:
+    def moving(num: int, seed: int) -> Tensor:
+        still = pictures(num, seed=seed)
+        return torch.stack([still.roll(number, -1) for number in range(6)], dim=2)
+
+    labels = torch.zeros(20, dtype=torch.int64)
+    data = reference_from_images(moving(60, 3), torch.zeros(60, dtype=torch.int64), None, "videos")
+    steady = moving(20, 1)
+    noisy = steady + 0.05 * normal(*steady.shape)
+    sides = [[resampled(side, labels, data, num_resamples=50)] for side in (noisy, steady)]
+    found = {one.measure: one for one in differences(*sides, data, 20)}
+    assert found["flicker"].is_clear and found["flicker"].gain < 0
+    (line,) = [line for line in answer("noisy", "steady", list(found.values())) if line.startswith("Motion")]
+    assert "steady is better than noisy: flicker" in line
+
+
 # watched
 
 
@@ -249,6 +269,8 @@ def test_looks_see_flicker_and_the_variety_of_whole_videos() -> None:
     same = pictures(12)
     repeated = same[:, :, None].expand(-1, -1, 4, -1, -1)
     torch.testing.assert_close(varieties(repeated, labels), varieties(same, labels))
+    parts = [varieties(samples[:, :, number], labels).square() for number in range(5)]
+    torch.testing.assert_close(varieties(samples, labels), torch.stack(parts).mean(0).sqrt())
     assert "flicker" not in Yardstick.of(same, labels, {}).target
 
 

@@ -176,11 +176,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "grain": ("grain", "sparsity_fine"),
     "colour": ("colourfulness", "contrast", "clipped_share", "colour_drift_data"),
     "variety": ("lpips_diversity",),
+    "motion": ("flicker", "motion"),
 }
 
 
 def answer(first: str, second: str, found: Sequence[Difference]) -> list[str]:
-    """In words, a line for each of edges, grain, colour and variety."""
+    """In words, a line for each of edges, grain, colour, variety and, of videos, motion."""
     by_name = {one.measure: one for one in found}
     lines = []
     for family, names in FAMILIES.items():
