@@ -485,6 +485,10 @@ def test_mistakes_are_one_line(
     assert "--int8 goes with --to onnx" in said("torch", "--int8")
     vae = save_vae(tmp_path / "vae")
     assert "the model makes samples of 1 channel; the autoencoder" in said("diffusers", "--vae", str(vae))
+    latents = student_folder(tmp_path / "latents", KINDS["dar"], in_channels=4)
+    vae = save_vae(tmp_path / "by_channel", latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    said_of = said("diffusers", "--vae", str(vae), model=latents)
+    assert "by_channel is of AutoencoderKL; the pipeline decodes by an AutoencoderKL with one scale" in said_of
     monkeypatch.setattr(base, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert "--to onnx needs onnxscript: pip install 'dar-distill[export]'" in said("onnx")
     monkeypatch.undo()
