@@ -100,7 +100,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 @lru_cache(maxsize=8)
 def ddpm_log_ratios(device: torch.device | str) -> Tensor:
-    """`DDPM_LOG_RATIOS` in float64. Of numbers, so that a graph that is exported holds them and not how they are made."""
+    """`DDPM_LOG_RATIOS` in float64. Of numbers, so that an exported graph holds them, not how they are made."""
     return torch.tensor(DDPM_LOG_RATIOS, dtype=torch.float64, device=device)
 
 

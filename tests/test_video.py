@@ -330,6 +330,7 @@ def test_a_model_of_videos_from_distillation_to_comparison(
         )
     with Image.open(tmp_path / "drawn" / "grid.png") as grid:
         assert grid.size == (3 * (6 * 32 + 4), 2 * 32) and drawn.grid(rows=1).size == (3 * (6 * 32 + 4), 32)
+    capsys.readouterr()
     assert r"samples are videos [3, 9, 32, 32]" in refused(capsys, "sample", run, "--npz", str(tmp_path / "v.npz"))
 
     argv = ["--num-images", "12", "--offline", "--output"]

@@ -196,7 +196,6 @@ def _by_our_names(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return result
 
 
-
 def by_diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The other way round: a plain SiT's tensors by the names of a DiTTransformer2DModel, which computes positions."""
     result: dict[str, Tensor] = {}

@@ -25,9 +25,7 @@ from dar.trunk import RoutedTrunk
 class Mixer(Protocol):
     """One forward pass."""
 
-    def mixture(
-        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
-    ) -> Tensor:
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None) -> Tensor:
         """What `reader` (from 1) reads, (B, T, d); `previous` is what its predecessor wrote.
 
         base: as in `dar.route.mixed`; a mixer that has no use for it passes it by.
@@ -46,9 +44,7 @@ class TorchMixer:
         self._weigher = weigher
         self._weights: list[Tensor] = []
 
-    def mixture(
-        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
-    ) -> Tensor:
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None) -> Tensor:
         mixture, weights = self._weigher.mixed(sources, reader, previous, base)
         self._weights.append(weights.detach())  # with their graph, what checkpointing computes again would stay
         return mixture
@@ -65,9 +61,7 @@ class OperatorMixer:
         self._logits: list[Tensor] = []
         self._counts: list[float] = []
 
-    def mixture(
-        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
-    ) -> Tensor:
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None) -> Tensor:
         from dar.kernels.op import route
 
         scorer, count = self._weigher.scorer, self._weigher.count(len(sources))
@@ -93,9 +87,7 @@ class TapeMixer:
         self._readers: list[int] = []
         self._alone: dict[int, Tensor] = {}  # by reader: its only source
 
-    def mixture(
-        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
-    ) -> Tensor:
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None) -> Tensor:
         self._readers.append(reader)
         if len(sources) == 1 and base is None:  # whatever the query is, which then gets no gradient to the bit
             return self._alone.setdefault(reader, sources[0].value)
@@ -151,9 +143,7 @@ class FoldedMixer:
         self._unfolded = unfolded
         self._weights: list[Tensor | None] = []  # None where they are the other mixer's
 
-    def mixture(
-        self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None
-    ) -> Tensor:
+    def mixture(self, sources: Sequence[Source], reader: int, previous: Tensor, base: Tensor | None = None) -> Tensor:
         constant = self._fold.weights[reader - 1]
         if constant is None:
             self._weights.append(None)

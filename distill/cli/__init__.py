@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(str(error), args)
     except KeyboardInterrupt as error:
         if args.verb in RESUMABLE:
-            return _stopped(f"stopped by {error or 'SIGINT'}", args)
+            return _stopped(f"stopped by {str(error) or 'SIGINT'}", args)
         print("\nstopped", file=sys.stderr)
         return 130
     except MemoryError as error:
