@@ -19,7 +19,6 @@ from distill.conditions import ClassLabels, Prompts, condition_of
 from distill.conditions.prompts import REFERENCE_FILE
 from distill.errors import UserError
 from distill.models.backbone import Backbone
-from distill.models.stock.backbone import StockBackbone
 from distill.models.stock.folders import is_stock, load_stock
 
 Loader = Callable[[Path], Backbone]
@@ -55,9 +54,9 @@ def load_sit(folder: Path) -> SiT:
 
 
 @register("stock", reads=is_stock)
-def load_stock_folder(folder: Path) -> StockBackbone:
+def load_stock_folder(folder: Path) -> Backbone:
     """Load a transformer of diffusers: its own folder, a pipeline's, or one with routing, adapters, prompts beside."""
-    return load_stock(folder)
+    return cast(Backbone, load_stock(folder))
 
 
 def model_folder(path: str) -> Path:
