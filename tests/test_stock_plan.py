@@ -35,7 +35,7 @@ def test_a_stock_transformer_is_counted_as_it_runs(small_stock: StockSubject) ->
     saved, checkpointed = (small_stock.saved(1, replace(lora, checkpointing=c))["activations"] for c in (False, True))
     backward = small_stock.backward(1, replace(lora, checkpointing=True))
     # One block is computed again at a time: were what is computed again kept, it would be nearly all.
-    assert checkpointed < 0.3 * saved and checkpointed + backward < 0.7 * saved
+    assert checkpointed < 0.3 * saved and checkpointed + backward < 0.4 * saved
     assert small_stock.saved(3, lora)["activations"] == 3 * saved
     work = small_stock.work(lora)
     assert 2 < work.update(lora) / work.forward < 3  # frozen weights have no gradient of their own
