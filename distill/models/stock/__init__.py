@@ -7,7 +7,8 @@ on a function, and where it shall be routed its norms in `dar/architectures`; a 
 from distill.models.stock import dit, flux, flux2, pixart, qwen_image, sd3, wan
 from distill.models.stock.backbone import StockBackbone
 from distill.models.stock.base import STOCK, Stock, register
-from distill.models.stock.folders import BACKBONE_FILE, load_stock, write_reference
+from distill.models.stock.folders import load_stock
+from distill.models.stock.saving import BACKBONE_FILE, write_reference
 
 __all__ = [
     "BACKBONE_FILE",

@@ -15,6 +15,7 @@ from distill.conditions import ClassLabels, Condition, Prompts
 from distill.conditions.prompt_files import INDEX
 from distill.errors import UserError
 from distill.models.stock.base import STOCK
+from distill.models.stock.saving import save_stock
 
 LINEARS_OUTSIDE = ("norm", "mod", "ada")
 """Parts of names of linear layers that no adapter is put on: modulations."""
@@ -145,8 +146,6 @@ class StockBackbone(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder that `load_stock` reads: adapters beside a reference to the weights that they adapt, or else
         all weights."""
-        from distill.models.stock.folders import save_stock
-
         save_stock(self, Path(folder))
 
 

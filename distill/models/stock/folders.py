@@ -8,10 +8,7 @@ FOLDER/prompts_from.json    where its prompts are
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,12 @@ from safetensors import SafetensorError, safe_open
 import dar
 from dar.checkpoints.diffusers import check_not_exported
 from distill.errors import UserError
-from distill.files import read_json, write_text
-from distill.models.lora import ADAPTER_CONFIG, has_adapters, load_adapters, save_adapters
+from distill.files import read_json
+from distill.models.lora import ADAPTER_CONFIG, load_adapters
 from distill.models.stock.backbone import StockBackbone
 from distill.models.stock.base import STOCK
+from distill.models.stock.saving import BACKBONE_FILE, WEIGHTS
 
-BACKBONE_FILE = "backbone.json"
-WEIGHTS = "transformer"
 ROUTING = "routing.json"
 
 
@@ -58,28 +54,6 @@ def load_stock(folder: Path) -> StockBackbone:
     if (folder / ADAPTER_CONFIG).is_file():
         load_adapters(backbone, folder)
     return backbone
-
-
-def save_stock(backbone: StockBackbone, folder: Path) -> None:
-    """Write adapters beside a reference to the weights that they adapt, or else all weights; and the routing."""
-    adapted, routed = has_adapters(backbone), backbone.routing is not None
-    source = backbone.source if adapted else Path(WEIGHTS)
-    write_reference(folder, source, backbone.sample_shape, backbone.guidance)
-    if routed:
-        dar.save_routing(backbone.transformer, folder)
-    if adapted:
-        save_adapters(backbone, folder)
-    else:
-        with dar.stock_weights(backbone.transformer) if routed else nullcontext():
-            backbone.transformer.save_pretrained(folder / WEIGHTS)
-
-
-def write_reference(folder: Path, source: Path, sample_shape: Sequence[int], guidance: float | None) -> None:
-    """Write `backbone.json`. source: a folder with the transformer's weights, or `transformer` for one beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    where = str(source) if source == Path(WEIGHTS) else str(source.resolve())
-    said = {"transformer": where, "sample_shape": list(sample_shape), "guidance": guidance}
-    write_text(folder / BACKBONE_FILE, json.dumps(said, indent=2) + "\n")
 
 
 def said_in(folder: Path) -> dict[str, Any]:
