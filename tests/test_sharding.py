@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
-from dar import SiT
+from dar import SiT, attach_routing
 from dar.layers import Block
 from distill.config import OptimConfig, RunConfig
 from distill.errors import UserError
 from distill.models.parameters import materialize, meta_copy
-from distill.models.sharding import name_blocks, sharding_plugin
+from distill.models.sharding import check_resharding, name_blocks, sharding_plugin
 from distill.training.checkpoint import load_checkpoint, save_checkpoint
 from distill.training.devices import make_accelerator
 from distill.training.learner import Learner
 from tests.conftest import tiny_config
 from tests.test_cli import refused, train_config, write_idx
+from tests.tiny_transformers import TINY
 
 ENVIRONMENT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
@@ -103,3 +106,18 @@ def test_a_filled_copy_computes_as_the_model_and_holds_the_values_themselves(tin
     pairs = zip(copy.parameters(), tiny_model.parameters(), strict=True)
     assert all(ours.data_ptr() == theirs.data_ptr() for ours, theirs in pairs)
     assert {parameter.device.type for parameter in blank.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("reshards", [True, False])
+def test_attached_routing_is_not_resharded_in_between(reshards: bool) -> None:
+    """What a sublayer wrote within a block may get its gradient before what the block returned."""
+    plugin = SimpleNamespace(reshard_after_forward=reshards)
+    accelerator: Any = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
+    model, _ = TINY["sd3"]()
+    check_resharding(model, accelerator)
+    attach_routing(model)
+    if reshards:
+        with pytest.raises(UserError, match="fsdp_reshard_after_forward must be false for a stock .*; got true"):
+            check_resharding(model, accelerator)
+    else:
+        check_resharding(model, accelerator)

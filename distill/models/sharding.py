@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 from accelerate.utils import fsdp2_prepare_model, parse_flag_from_env
 from torch import Tensor
 
+from dar.attached import AttachedRouting
 from distill.errors import UserError
 from distill.models.parameters import M
 
@@ -90,6 +91,21 @@ def name_blocks(model: Any) -> None:
     model._no_split_modules = sorted({name for part in model.modules() for name in getattr(part, "block_classes", ())})
 
 
+def check_resharding(model: Any, accelerator: Accelerator) -> None:
+    """See that what learns can be sharded as it is configured. Raises: UserError.
+
+    FSDP gathers a block for its backward pass when a gradient reaches what the block returned. Attached routing hands
+    on what a sublayer wrote within it, whose gradient may come first.
+    """
+    plugin: Any = accelerator.state.fsdp_plugin
+    routed = any(isinstance(part, AttachedRouting) for part in model.modules())
+    if accelerator.is_fsdp2 and routed and plugin.reshard_after_forward is not False:
+        raise UserError(
+            "FSDP: fsdp_reshard_after_forward must be false for a stock transformer with attached routing; got "
+            f"{str(plugin.reshard_after_forward).lower()}"
+        )
+
+
 def shard_frozen(model: M, accelerator: Accelerator) -> M:
     """Shard a frozen model in place, the way `Accelerator.prepare` shards trainable ones."""
     if not accelerator.is_fsdp2:
@@ -98,7 +114,8 @@ def shard_frozen(model: M, accelerator: Accelerator) -> M:
 
     name_blocks(model)
     sharded = fsdp2_prepare_model(accelerator, model)
-    register_fsdp_forward_method(sharded, "features")  # it gathers what it needs, as a call does; none is none
+    if hasattr(sharded, "features"):
+        register_fsdp_forward_method(sharded, "features")  # it gathers what it needs, as a call does
     return cast(M, sharded)
 
 

@@ -15,7 +15,7 @@ from distill.config import OptimConfig
 from distill.errors import NonFiniteError, UserError
 from distill.models.launching import Launch, eager
 from distill.models.parameters import meta_copy, trainable_parameters
-from distill.models.sharding import full_tensor, name_blocks, shard_like
+from distill.models.sharding import check_resharding, full_tensor, name_blocks, shard_like
 from distill.training.optimizers import OPTIMIZERS
 
 LossOf = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
@@ -67,6 +67,7 @@ class Learner:
         groups = parameter_groups(model, optim.routing_lr_factor)
         optimizer = OPTIMIZERS[optim.name](groups, optim, accelerator.device)
         name_blocks(model)
+        check_resharding(model, accelerator)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self._launch = launch
         self._failed = torch.zeros(2, device=accelerator.device)
