@@ -97,12 +97,13 @@ def check_resharding(model: Any, accelerator: Accelerator) -> None:
     FSDP gathers a block for its backward pass when a gradient reaches what the block returned. Attached routing hands
     on what a sublayer wrote within it, whose gradient may come first.
     """
-    plugin: Any = accelerator.state.fsdp_plugin
-    routed = any(isinstance(part, AttachedRouting) for part in model.modules())
-    if accelerator.is_fsdp2 and routed and plugin.reshard_after_forward is not False:
+    if not accelerator.is_fsdp2 or not any(isinstance(part, AttachedRouting) for part in model.modules()):
+        return
+    resharded = accelerator.state.fsdp_plugin.reshard_after_forward
+    if resharded is not False:
         raise UserError(
             "FSDP: fsdp_reshard_after_forward must be false for a stock transformer with attached routing; got "
-            f"{str(plugin.reshard_after_forward).lower()}"
+            f"{str(resharded).lower()}"
         )
 
 
