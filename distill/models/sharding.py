@@ -99,7 +99,8 @@ def check_resharding(model: Any, accelerator: Accelerator) -> None:
     """
     if not accelerator.is_fsdp2 or not any(isinstance(part, AttachedRouting) for part in model.modules()):
         return
-    resharded = accelerator.state.fsdp_plugin.reshard_after_forward
+    plugin: Any = accelerator.state.fsdp_plugin
+    resharded = plugin.reshard_after_forward
     if resharded is not False:
         raise UserError(
             "FSDP: fsdp_reshard_after_forward must be false for a stock transformer with attached routing; got "
