@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dar.architectures import Architecture, StreamNorms, architecture_of
 from dar.architectures.base import Carried
 from dar.routing import DepthRouting, RoutingConfig, build_routing
-from dar.stream_passes import SOURCES, StreamPass
+from dar.stream_passes import SOURCES, StreamPass, Written
 
 ATTRIBUTE = "routing"
 """Where an attached routing is found in its model, as a `SiT` has its own."""
@@ -238,13 +238,16 @@ class _Block(_Hook):
         for argument, stream in carried:
             self.arguments.setdefault(stream, []).append(argument)
 
+    def written(self, stream: str) -> Written:
+        return cast(Written, self.routing.at(stream))  # the only kind whose blocks have these hooks
+
 
 class _Enter(_Block):
     def __call__(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
         for stream, arguments in self.arguments.items():
             parts = [given[name] for name in arguments]
-            self.routing.at(stream).enter(parts)
+            self.written(stream).enter(parts)
             given |= {name: torch.zeros_like(part) for name, part in zip(arguments, parts, strict=True)}
         return (), given
 
@@ -256,7 +259,7 @@ class _Leave(_Block):
             places = [place for place, (name, _) in enumerate(self.carried) if name in arguments]
             if outputs[places[0]] is None:  # the last block, whose text nobody reads
                 continue
-            for place, z in zip(places, self.routing.at(stream).leave([outputs[p] for p in places]), strict=True):
+            for place, z in zip(places, self.written(stream).leave([outputs[p] for p in places]), strict=True):
                 outputs[place] = z
         return tuple(outputs) if isinstance(output, tuple) else outputs[0]
 

@@ -60,14 +60,6 @@ class StreamPass(ABC):
     def _since(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """What was written since the last reader, and the stream itself as it is now, if that is known."""
 
-    def enter(self, parts: Sequence[Tensor]) -> None:
-        """A block begins that is handed zeros for `parts` of the stream, side by side in T."""
-        raise NotImplementedError
-
-    def leave(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """It has ended with `parts` of what it wrote; returns the stream."""
-        raise NotImplementedError
-
 
 class Differences(StreamPass):
     """v_l = z_l - z_{l-1}."""
@@ -99,11 +91,13 @@ class Written(StreamPass):
         self._left: Tensor | None = None  # what the last block wrote after its last reader
 
     def enter(self, parts: Sequence[Tensor]) -> None:
+        """A block begins that is handed zeros for `parts` of the stream, side by side in T."""
         self._entered = parts
         if self._embedding is None:
             self._embedding = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
 
     def leave(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """It has ended with `parts` of what it wrote; returns the stream."""
         written = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
         self._left = written if self._seen is None else written - self._seen
         self._seen = None

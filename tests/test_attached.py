@@ -91,7 +91,7 @@ def test_both_kinds_of_sources_route_alike(name: str) -> None:
     stock = velocity(model, inputs)
     differences = dar.attach_routing(copy.deepcopy(model), COUNT)
     written = dar.attach_routing(model, COUNT, sources="written")
-    torch.testing.assert_close(velocity(written, inputs), stock, rtol=0, atol=1e-6 * float(stock.abs().max()))
+    torch.testing.assert_close(velocity(written, inputs), stock, rtol=0, atol=1e-6 * stock.abs().max().item())
     moved(differences), moved(written)
     expected = velocity(differences, inputs)
     torch.testing.assert_close(velocity(written, inputs), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
@@ -131,9 +131,10 @@ class Written(nn.Module):
 
 @pytest.fixture
 def plain_sum(monkeypatch: pytest.MonkeyPatch) -> Any:
-    describe = lambda model: dar.architectures.Architecture(  # noqa: E731
-        {"z": dar.architectures.StreamNorms(("norms.0", "norms.1", "norms.2"), "norms.3")}, "time"
-    )
+    def describe(model: Any) -> dar.architectures.Architecture:
+        norms = dar.architectures.StreamNorms(("norms.0", "norms.1", "norms.2"), "norms.3")
+        return dar.architectures.Architecture({"z": norms}, "time")
+
     monkeypatch.setitem(ARCHITECTURES, "Written", describe)
     torch.manual_seed(0)
     return Written(8, 3).double()

@@ -95,6 +95,9 @@ def test_a_scheduler_steps_as_a_few_step_student_does(tmp_path: Path) -> None:
     path, _ = student(tmp_path, adapted=False, routed=False)
     assert main(["export", str(path), str(tmp_path / "out"), "--to", "diffusers"]) == 0
     assert not (tmp_path / "out" / "routing.py").exists()
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    compile(code, "README.md", "exec")
+    assert "import diffusers" in code and "diffusers.SD3Transformer2DModel.from_pretrained" in code
     assert (tmp_path / "out" / "transformer" / "config.json").is_file()
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "out", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=T_LIST.tolist())

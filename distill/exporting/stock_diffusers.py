@@ -33,12 +33,12 @@ USE = """## Draw
 ```python
 import sys
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-pipe = DiffusionPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)
+pipe = diffusers.DiffusionPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)
 {load}
-pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("this folder", subfolder="scheduler")
+pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained("this folder", subfolder="scheduler")
 drawn = pipe("a prompt", num_inference_steps={steps}, sigmas=[{sigmas}], guidance_scale={guidance})
 ```
 
@@ -66,7 +66,7 @@ def export_stock(source: Source, options: Options, folder: Path) -> list[str]:
     adapted, routed = has_adapters(backbone), backbone.routing is not None
     if adapted:
         save_file(lora_weights(backbone), folder / LORA_FILE)
-        load, base = 'pipe.load_lora_weights("this folder")', '"the model that was adapted"'
+        load, base = 'pipe.load_lora_weights("this folder")', f'"the pipeline of {backbone.source.parent.name}"'
     else:
         with dar.stock_weights(backbone.transformer) if routed else nullcontext():
             backbone.transformer.save_pretrained(folder / "transformer")

@@ -145,10 +145,10 @@ def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> P
             for turn in turns
         ),
         Phase("grids", _drawing(subject, config.evaluate.batch_size, num_full)),
-        # The report loads the teacher again and merges adapters into separate weights.
-        Phase("report", _drawing(subject, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))),
     ]
-    phases = phases if config.evaluate.num_images else phases[:-1]
+    if config.evaluate.num_images:  # the report loads the teacher again and merges adapters into separate weights
+        drawing = _drawing(subject, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))
+        phases.append(Phase("report", drawing))
     return Plan(
         title=f"run -> {config.output}: {config.student.steps} steps from {config.teacher.path}, "
         f"cfg_scale {config.teacher.cfg_scale:g}",

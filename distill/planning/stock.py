@@ -46,9 +46,13 @@ class StockSubject(Subject):
     dtype: torch.dtype = torch.bfloat16
     _measured: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bytes_as_loaded", self.dtype.itemsize)
-        object.__setattr__(self, "merges_adapters", False)
+    @property
+    def bytes_as_loaded(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def merges_adapters(self) -> bool:
+        return False
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

@@ -17,13 +17,17 @@ from distill.planning.work import Work, flops_of
 
 
 class Subject(ABC):
-    """A model that need not exist yet. Memory in bytes, of R rows.
+    """A model that need not exist yet. Memory in bytes, of R rows."""
 
-    bytes_as_loaded: of a parameter. merges_adapters: whether a student with adapters is drawn from as another model.
-    """
+    @property
+    def bytes_as_loaded(self) -> int:
+        """Of a parameter."""
+        return FLOAT
 
-    bytes_as_loaded: int = FLOAT
-    merges_adapters: bool = True
+    @property
+    def merges_adapters(self) -> bool:
+        """Whether a student with adapters is drawn from as another model."""
+        return True
 
     @property
     @abstractmethod
