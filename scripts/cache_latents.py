@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from distill.cli.common import resumable_script
 from distill.data import load_dataset
 from distill.data.caching import Cache, claim, write_latents
 from distill.data.checking import fingerprint
@@ -85,15 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the autoencoder (float32)")
     parser.add_argument("--device", help="such as cuda:1 or cpu (the first accelerator there is)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read images (2)")
-    try:
-        cache_latents(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        print(f"cache_latents: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with what is missing", file=sys.stderr)
-        return 130
-    return 0
+    return resumable_script("cache_latents", lambda: cache_latents(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

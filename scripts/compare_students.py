@@ -196,7 +196,7 @@ def main() -> None:
         elif args.report or not run_queue(jobs, lambda job: job.is_done, Job.do):
             print("\n".join(str(page) for variant in experiment.variants for page in report(experiment, variant)))
     except (ValueError, OSError) as error:
-        sys.exit(f"compare_experiment: error: {error}")
+        sys.exit(f"compare_students: error: {error}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from distill.cli.common import positive
+from distill.cli.common import positive, resumable_script
 from distill.data.prompt_encoding import BATCH, TextEncoders, encode_prompts, read_prompts
 from distill.processes import default_device
 from distill.progress import progress_bar, show_progress
@@ -55,15 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="such as cuda:1 or cpu (the first accelerator there is)")
     args = parser.parse_args(argv)
     show_progress()
-    try:
-        encode(args)
-    except (ValueError, OSError) as error:
-        print(f"encode_prompts: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with what is missing", file=sys.stderr)
-        return 130
-    return 0
+    return resumable_script("encode_prompts", lambda: encode(args))
 
 
 if __name__ == "__main__":
