@@ -18,8 +18,9 @@ import torch
 import yaml
 from scipy import stats
 
+from dar import SiT
 from distill.comparison import jobs as queue
-from distill.comparison.claims import Claim, arms_by_chunk_size, chunk_finding, finding
+from distill.comparison.claims import Claim, arms_by_chunk_size, chunk_finding, claims_on, finding
 from distill.comparison.config import Comparison, Job, ValidationConfig, load_comparison
 from distill.comparison.gather import QUANTITIES, Gathered, Result, figures_at_time
 from distill.comparison.measuring import MEASURES_FILE, MeasuredJob, is_measured
@@ -45,6 +46,7 @@ from distill.comparison.training import (
     held_out_loss,
     is_trained,
     load_data,
+    num_trainable,
     stratified_t,
     train_job,
 )
@@ -157,6 +159,24 @@ def test_arms_of_a_seed_see_the_same_data_noise_t_and_labels_and_begin_with_the_
     assert not torch.equal(first._draw(0)[1], other_seed._draw(0)[1])
 
 
+def test_an_aligned_arm_is_judged_and_kept_without_its_projector(settings):
+    settings["arms"]["residual"] = {**ARMS["residual"], "repa": {"encoder": "embedded", "block": 1}}
+    settings["seeds"] = [0]
+    comparison = load(settings)
+    job = comparison.jobs[0]
+    data = load_data(job.config.train, "train")
+    assert "projector" in dict(build_task(job, data).learner.module.named_children())
+    train_job(job, data, held_out(data, job.config.validation, TConfig()))
+    trained = Trained.load(job.folder / "training.json")
+    assert len(trained.curve) == 2 and math.isfinite(trained.curve[-1].raw)
+    assert trained.parameters == num_trainable(SiT(job.model))
+    SiT.from_pretrained(job.folder / "model")
+
+
+def test_only_claims_whose_arms_are_there_are_judged():
+    assert [claim.better for claim in claims_on(["residual", "residual_repa"])] == [("residual_repa",)]
+
+
 # Validation
 
 
@@ -209,10 +229,7 @@ def test_time_for_validation_is_not_counted(monkeypatch):
         class accelerator:  # noqa: N801
             device = torch.device("cpu")
 
-        class Holder:
-            module = None
-
-        ema = learner = Holder
+        averaged_model = trained_model = None
 
     def slow_loss(*_):
         for _ in range(20):

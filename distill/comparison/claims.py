@@ -57,6 +57,9 @@ CLAIMS = (
     Claim("DAR keeps the magnitude flat over depth", ADAPTIVE, ("residual",), ("magnitude_departure",)),
     Claim("DAR keeps the gradient flat over depth", ADAPTIVE, ("residual",), ("gradient_departure",)),
     Claim("DAR makes neighbouring blocks less alike", ADAPTIVE, ("residual",), ("redundancy",)),
+    Claim("Alignment with an encoder (REPA) makes the plain model better", ("residual_repa",), ("residual",)),
+    Claim("Alignment makes DAR better", ("static_t_repa",), ("static_t",)),
+    Claim("With alignment, DAR is better than the plain residual stream", ("static_t_repa",), ("residual_repa",)),
 )
 
 
@@ -65,13 +68,18 @@ def judge(gathered: Gathered) -> list[Finding]:
     sizes = gathered.sizes
     findings = [
         finding(gathered, claim, size, best_clock(gathered, quantity))
-        for claim in CLAIMS
+        for claim in claims_on(gathered.comparison.arms)
         for size in sizes
         for quantity in claim.quantities
     ]
     return findings + [
         chunk_finding(gathered, size, best_clock(gathered, quantity)) for size in sizes for quantity in QUALITY
     ]
+
+
+def claims_on(arms: Sequence[str]) -> list[Claim]:
+    """The claims whose arms are all there."""
+    return [claim for claim in CLAIMS if {*claim.better, *claim.than} <= set(arms)]
 
 
 def best_clock(gathered: Gathered, quantity: str) -> str:

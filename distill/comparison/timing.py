@@ -8,11 +8,11 @@ import time
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.comparison.config import Comparison, Job
@@ -122,7 +122,13 @@ def measure_costs(jobs: list[Job], data: Dataset, repeats: int) -> list[Cost]:
             if step >= WARM_UP:
                 times.append(time.perf_counter() - started)
     return [
-        Cost(job.size, job.arm, num_trainable(task.learner.module), times, update_memory(task, WARM_UP + repeats))
+        Cost(
+            job.size,
+            job.arm,
+            num_trainable(cast(nn.Module, task.trained_model)),
+            times,
+            update_memory(task, WARM_UP + repeats),
+        )
         for job, task, times in zip(jobs, tasks, seconds, strict=True)
     ]
 

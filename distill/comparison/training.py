@@ -7,7 +7,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,8 +138,8 @@ class ValidatedTask:
     def probe(self, step: int, folder: Path) -> dict[str, float]:
         return {
             "train_s": self.train_s,
-            "ema": held_out_loss(self.task.ema.module, self.samples),
-            "raw": held_out_loss(self.task.learner.module, self.samples),
+            "ema": held_out_loss(cast(nn.Module, self.task.averaged_model), self.samples),
+            "raw": held_out_loss(cast(nn.Module, self.task.trained_model), self.samples),
         }
 
     def headline(self, values: dict[str, float]) -> str:
@@ -177,10 +177,10 @@ def _train_into(folder: Path, job: Job, data: Dataset, samples: HeldOut) -> None
         for record in read_log(folder)
         if "ema" in record
     ]
-    averaged = task.ema.module
+    averaged = task.averaged_model
     assert isinstance(averaged, SiT)
     averaged.save_pretrained(folder / MODEL_FOLDER)
-    Trained(num_trainable(task.learner.module), curve).save(folder / TRAINING_FILE)
+    Trained(num_trainable(cast(nn.Module, task.trained_model)), curve).save(folder / TRAINING_FILE)
     shutil.rmtree(folder / CHECKPOINTS)  # the loop writes a checkpoint at the end
     task.accelerator.free_memory()
 

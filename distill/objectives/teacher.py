@@ -107,9 +107,16 @@ class TeacherTask:
         return {}
 
     @property
+    def trained_model(self) -> Backbone:
+        """What learns, without the projector of an alignment."""
+        return self._without_projector(self.learner.module)
+
+    @property
     def averaged_model(self) -> Backbone:
         """The EMA, which is what is saved; all processes have to ask for it."""
-        module: Any = self.ema.module
+        return self._without_projector(self.ema.module)
+
+    def _without_projector(self, module: Any) -> Backbone:
         return module.backbone if self.alignment else module
 
     def headline(self, values: dict[str, float]) -> str:
