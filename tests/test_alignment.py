@@ -27,6 +27,7 @@ from distill.objectives.alignment import (
     spatially_normed,
 )
 from distill.objectives.teacher import TeacherTask
+from distill.planning.encoders import encoder_of
 from distill.verbs.plan import plan
 from distill.verbs.train import train
 from tests.conftest import perturbed, tiny_config
@@ -270,7 +271,26 @@ def test_settings_are_checked(values: dict[str, Any], repa: dict[str, Any], mess
         build_config(TrainConfig, {**values, "repa": repa})
 
 
-def test_the_plan_counts_the_projector(values: dict[str, Any]) -> None:
+def test_the_plan_counts_projector_and_encoder(values: dict[str, Any]) -> None:
     plain, aligned = plan({**values, "repa": None}), plan(values)
-    projector = Aligned(SiT(SHAPE), RepaConfig(block=2), 64).projector
+    projector = Aligned(SiT(SHAPE), RepaConfig(block=2), 12).projector
     assert aligned.roles[0].trainable - plain.roles[0].trainable == sum(p.numel() for p in projector.parameters())
+    encoder = Classifier.from_pretrained(values["repa"]["path"])
+    (role,) = (role for role in aligned.roles if role.name == "encoder")
+    assert (role.weights, role.optimizer, role.trainable) == (
+        sum(p.nbytes for p in (*encoder.parameters(), *encoder.buffers())),
+        0,
+        0,
+    )
+    images, convolutions = 4, 2 * (8 * 8 * 9 * 1 * 6 + 4 * 4 * 9 * 6 * 12)
+    assert aligned.flops - plain.flops == images * convolutions
+    (phase,) = (phase for phase in aligned.phases if phase.name == "alignment")
+    assert phase.total >= images * 2 * 8 * 8 * 6 * 4  # the maps before and after a norm
+
+
+def test_the_plan_knows_dinov2_without_its_weights(values: dict[str, Any]) -> None:
+    encoder = encoder_of(RepaConfig(), (3, 64, 64))
+    assert encoder is not None and encoder.width == 768
+    assert sum(p.numel() for p in encoder.model.parameters()) == 86_580_480  # facebook/dinov2-base
+    with pytest.raises(UserError, match=r"repa.encoder = dinov2, repa.path = /nowhere: its shape is not there"):
+        plan({**values, "repa": {"encoder": "dinov2", "path": "/nowhere"}})

@@ -12,7 +12,7 @@ from distill.errors import UserError
 class RepaConfig:
     """Representation alignment (REPA, arXiv:2410.06940): features of a block come to agree with an encoder's.
 
-    encoder: `dinov2` (by transformers; `path` a folder or a Hub name), `embedded` (the shipped classifier), `stored`
+    encoder: `dinov2` (by transformers; `path` a folder or a Hub name, null for DINOv2-B), `embedded` (the shipped classifier), `stored`
         (`path` a folder that scripts/cache_features.py made, for latents), or `self`: no encoder, the average of the
         model itself at a later block and less noise (SRA).
     block: after so many blocks. coefficient: of the loss. projector: `mlp` of three layers, or `conv`, 3 x 3 (iREPA).
@@ -30,6 +30,11 @@ class RepaConfig:
     stop_at: int = 0
     later_block: int = 20
     less_noise: float = 0.2
+
+    @property
+    def encoder_path(self) -> str | None:
+        """Where the encoder's weights are; None for the one that is shipped."""
+        return self.path or ("facebook/dinov2-base" if self.encoder == "dinov2" else None)
 
     def __post_init__(self) -> None:
         one_of(self, "repa", "encoder", ("dinov2", "embedded", "stored", "self"))

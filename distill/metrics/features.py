@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,8 +52,12 @@ class Extractor(Protocol):
     """The interface of a feature extractor."""
 
     name: str
-    version: str  # identifies the weights: features of two versions cannot be compared
     feature_dim: int
+
+    @property
+    def version(self) -> str:
+        """Identifies the weights: features of two versions cannot be compared."""
+        ...
 
     def reads(self, image_shape: tuple[int, ...]) -> bool:
         """Whether it can read images of shape (C, H, W)."""
@@ -75,10 +80,10 @@ class EmbeddedExtractor:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         self.feature_dim = model.config.feature_dim
-        digest = hashlib.sha256()
-        for key, value in sorted(model.state_dict().items()):
-            digest.update(key.encode() + value.cpu().numpy().tobytes())
-        self.version = digest.hexdigest()[:8]
+
+    @cached_property
+    def version(self) -> str:
+        return _digest(self.model)
 
     def reads(self, image_shape: tuple[int, ...]) -> bool:
         config = self.model.config
@@ -156,10 +161,10 @@ class DinoExtractor:
         self.device = torch.device(device)
         self.model = model.eval().requires_grad_(False).to(device)
         self.feature_dim = model.config.hidden_size
-        digest = hashlib.sha256()
-        for key, value in sorted(model.state_dict().items()):
-            digest.update(key.encode() + value.float().cpu().numpy().tobytes())
-        self.version = digest.hexdigest()[:8]
+
+    @cached_property
+    def version(self) -> str:
+        return _digest(self.model)
 
     def reads(self, image_shape: tuple[int, ...]) -> bool:
         return image_shape[0] in (1, 3)
@@ -185,6 +190,14 @@ class DinoExtractor:
         pixels = (images.float().to(self.device).expand(-1, 3, -1, -1).clamp(-1, 1) + 1) / 2
         pixels = interpolate(pixels, size=(DINO_SIDE, DINO_SIDE), mode="bicubic", antialias=True)
         return self.model((pixels - mean) / std).last_hidden_state.float()
+
+
+def _digest(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        value = value.float() if value.is_floating_point() else value
+        digest.update(key.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def _load_embedded(path: Path | None, device: torch.device | str, offline: bool) -> Extractor:

@@ -154,7 +154,7 @@ def load_encoder(repa: RepaConfig, data: Dataset, device: torch.device) -> DinoE
             "scripts/cache_features.py made of the images"
         )
     try:
-        encoder = load_extractor(repa.encoder, repa.path, device=device)
+        encoder = load_extractor(repa.encoder, repa.encoder_path, device=device)
     except FileNotFoundError as error:
         raise UserError(f"repa.encoder = {repa.encoder}: {error}") from error
     if not encoder.reads(tuple(data.sample_shape)):

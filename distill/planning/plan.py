@@ -18,6 +18,7 @@ from distill.objectives.mixture import turns_of
 from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
 from distill.objectives.watching import GRID_ROWS
 from distill.planning.activations import COPIES, FLOAT, Setting
+from distill.planning.encoders import encoder_of
 from distill.planning.roles import Role, run_roles, train_roles
 from distill.planning.subjects import Subject, subject_of
 from distill.sampling.samplers import num_in_grid
@@ -199,14 +200,16 @@ def _frozen_passes(subject: Subject, turn: Turn, rows: int, product_bytes: int, 
 
 
 def plan_train(config: TrainConfig, model: SiTConfig | Subject, launch: Launch) -> Plan:
-    """Plan a teacher training: the trainable teacher and its EMA."""
+    """Plan a teacher training: the trainable teacher, its EMA, and what it is aligned with."""
     subject, loop = subject_of(model), config.train
     setting = _setting(loop, launch, config.start.trainable, config.start.lora_rank)
     rows = loop.batch_size // launch.processes // loop.accumulation
     roles = [_share(role, launch) for role in train_roles(config, subject)]
     gathered = _gathered(subject, setting, launch)
     grid_rows = TRAIN_GRID_ROWS * subject.num_examples * (2 if config.grid_cfg_scale != 1 else 1)
+    aligned = _alignment(config, subject, setting)
     phases = [
+        Phase("alignment", {TEMPORARY: aligned[0] * (loop.batch_size // launch.processes)}),
         _update_phase("update", subject, rows, setting, loop, roles[0].gradients, 0, gathered),
         Phase("grids", _drawing(subject, grid_rows, int(launch.sharded))),
     ]
@@ -222,12 +225,22 @@ def plan_train(config: TrainConfig, model: SiTConfig | Subject, launch: Launch) 
         phases=_without_zeros(phases),
         rows=rows,
         forwards=3 * loop.batch_size,
-        flops=loop.batch_size * subject.work(setting).update(setting),
+        flops=loop.batch_size * (subject.work(setting).update(setting) + aligned[1]),
         warmup_flops=0,
         watching_flops=0,
         drawing_flops=0,
         drawing_precision="no",
     )
+
+
+def _alignment(config: TrainConfig, subject: Subject, setting: Setting) -> tuple[int, float]:
+    """Bytes and operations of one row for what its features are aligned with."""
+    if config.repa is None or config.repa.encoder == "stored":
+        return 0, 0
+    encoder = encoder_of(config.repa, subject.sample_shape)
+    if encoder is None:  # the average itself
+        return subject.forward(1, setting.product_bytes), subject.work(setting).forward
+    return encoder.forward()
 
 
 def _setting(loop: LoopConfig, launch: Launch, trainable: str, lora_rank: int) -> Setting:

@@ -15,11 +15,11 @@ from distill.models.parameters import copy_sharing, frozen_parameters, trainable
 from distill.objectives.alignment import Aligned
 from distill.objectives.mixture import copies_of
 from distill.objectives.task import models_from
+from distill.planning.encoders import STORED_WIDTH, encoder_of
 from distill.planning.subjects import Subject
 from distill.training.start import TRAINABLE
 
 EMA = "EMA"
-ENCODER_WIDTHS = {"dinov2": 768, "stored": 768, "embedded": 64}  # of DINOv2-B; what a projector ends in
 SMALL_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in float32
 BLOCK_8BIT = 256  # moments per float32 scale
 TABLES_8BIT = 2 * 256 * 4  # the 256 possible values of an 8-bit moment, for each of the two moments
@@ -64,17 +64,19 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def train_roles(config: TrainConfig, subject: Subject) -> list[Role]:
-    """The trainable teacher, with its projector, and its EMA. An encoder is not counted."""
+    """The trainable teacher, with its projector, its EMA, and the encoder that it is aligned with."""
+    encoder = encoder_of(config.repa, subject.sample_shape) if config.repa else None
     with torch.device("meta"):
         model: Any = subject.build()
         if config.start.path is not None:
             TRAINABLE[config.start.trainable](model, config.start)
         if config.repa is not None:
             own_width: int = model.t_embedding_size  # of SRA, which has no encoder
-            width = ENCODER_WIDTHS.get(config.repa.encoder or "", own_width)
-            model = Aligned(model, config.repa, width)
+            width = {"stored": STORED_WIDTH, "self": own_width}
+            model = Aligned(model, config.repa, encoder.width if encoder else width[config.repa.encoder])
         average = Ema(model, config.flow_matching.ema_decay).module
-    return _counted(("teacher", model, config.optim), (EMA, average, None))
+    frozen = [("encoder", encoder.model, None)] if encoder else []
+    return _counted(("teacher", model, config.optim), *frozen, (EMA, average, None))
 
 
 def _counted(*models: tuple[str, nn.Module, OptimConfig | None]) -> list[Role]:
