@@ -108,7 +108,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "list": {"student": {"t_list": [1.0, 0.4]}},
     "shared": {"student": {"rollout": "shared"}, "mix": {"gan": {}}},
     "rescaled": {"teacher": {"cfg_rescale": 0.7}},
-    "lora": {"roles": {"trainable": "lora", "lora_rank": 2}, "mix": {"gan": {}, "flow_matching": {}}},
+    "lora": {
+        "roles": {"trainable": "lora", "lora_rank": 2},
+        "objective": {"name": "dmd", "critic_share": 0.75, "critic_share_until": 2},
+        "mix": {"gan": {}, "flow_matching": {}},
+    },
     "started": {"student": {"start": "BASE"}},
 }
 

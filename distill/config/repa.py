@@ -12,9 +12,9 @@ from distill.errors import UserError
 class RepaConfig:
     """Representation alignment (REPA, arXiv:2410.06940): features of a block come to agree with an encoder's.
 
-    encoder: `dinov2` (by transformers; `path` a folder or a Hub name, null for DINOv2-B), `embedded` (the shipped classifier), `stored`
-        (`path` a folder that scripts/cache_features.py made, for latents), or `self`: no encoder, the average of the
-        model itself at a later block and less noise (SRA).
+    encoder: `dinov2` (by transformers; `path` a folder or a Hub name, null for DINOv2-B), `embedded` (the shipped
+        classifier), `stored` (`path` a folder that scripts/cache_features.py made, for latents), or `self`: no encoder,
+        the average of the model itself at a later block and less noise (SRA).
     block: after so many blocks. coefficient: of the loss. projector: `mlp` of three layers, or `conv`, 3 x 3 (iREPA).
     spatial_norm: how much of their mean over places the encoder's features lose, before their spread is made one
         (iREPA: .6 to .8); 0 leaves them. stop_at: the update from which on nothing is aligned (HASTE); 0 for never.

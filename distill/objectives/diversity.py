@@ -84,7 +84,7 @@ class Diversity(Dmd):
         grid = torch.linspace(first, second, self.config.teacher_steps + 1)
         x = first * noise
         with self.setting.accelerator.autocast():
-            return (euler(self.teacher.velocity_field(y), x, grid) - x) / (second - first)
+            return (euler(self.setting.teacher.velocity_field(y), x, grid) - x) / (second - first)
 
     def loss(self, samples: Samples | None, *batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         *matching, noise, target, y = batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,23 +12,37 @@ from torch import Tensor
 
 from distill.conditions import ConditionBatch
 from distill.config import RunConfig, TConfig
+from distill.config.checks import at_least, within
+from distill.errors import UserError
 from distill.models.backbone import Backbone
+from distill.models.part_way import PartWay
 from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, Turn, register
 from distill.objectives.critic import ROLE, FakeScore, FakeScoreConfig
 from distill.objectives.losses import dmd_loss
 from distill.objectives.monitor import Monitor
 from distill.objectives.noising import t_and_eps
 from distill.objectives.rollouts import ROLLOUTS
-from distill.sampling import interpolate
+from distill.sampling import guided, interpolate
 
 
 @dataclass
 class DmdConfig(ObjectiveConfig):
-    """t: of the distribution-matching loss, drawn for each sample."""
+    """t: of the distribution-matching loss, drawn for each sample.
+
+    critic_share, critic_share_until: at first the teacher of this loss carries so much of the critic's adapters, by a
+        cosine down to nothing at that update (DynaDG, arXiv:2511.13649); with LoRA roles.
+    """
 
     name: str = "dmd"
     t: TConfig = field(default_factory=lambda: TConfig(low=0.02, high=0.98))
+    critic_share: float = 0.0
+    critic_share_until: int = 10_000
     fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "objective", 0, 1, "critic_share")
+        at_least(self, "objective", 1, "critic_share_until")
 
 
 @register("dmd")
@@ -48,10 +63,21 @@ class Dmd(Objective):
         super().__init__(setting, config)
         self.teacher = setting.teacher
         self.fake_score = FakeScore(setting, config.fake_score)
+        self.between: PartWay | None = None
+        if config.critic_share:
+            if setting.accelerator.is_fsdp2:
+                raise UserError(f"FSDP: objective.critic_share must be 0; got {config.critic_share:g}")
+            self.between = PartWay(self.fake_score.learner.module)
+            self.teacher = guided(self.between, setting.condition, setting.config.teacher)
         self.monitor = Monitor(setting.accelerator, len(setting.t_list), setting.teacher_std)
 
     @classmethod
     def networks(cls, config: RunConfig, own: Any, teacher: Backbone) -> dict[str, Network]:
+        if own.critic_share and config.roles.trainable != "lora":
+            raise UserError(
+                f"objective.critic_share = {own.critic_share:g} needs roles.trainable = lora; "
+                f"got {config.roles.trainable}"
+            )
         return {ROLE: FakeScore.network(config, own.fake_score, teacher)}
 
     @classmethod
@@ -67,6 +93,9 @@ class Dmd(Objective):
         return [self.monitor]
 
     def teach(self, step: int, *, log_now: bool) -> dict[str, Any]:
+        if self.between:
+            fallen = min(step / self.config.critic_share_until, 1)
+            self.between.go(self.config.critic_share * (1 + math.cos(math.pi * fallen)) / 2)
         return self.fake_score.teach(step, log_now=log_now)
 
     def batch(self, step: int, num_rows: int, generator: torch.Generator) -> tuple[ConditionBatch, ...]:

@@ -52,6 +52,8 @@ class Watcher:
         self.accelerator: Accelerator = setting.accelerator
         self.watch = Watch()
         self._data, self._on_look = data, on_look
+        watch = self.config.watch
+        self._returns = watch.pick or "roll_back" in vars(watch.guards).values()  # to the best look, which is kept
         examples = num_rows(setting.condition.examples())
         self._rows = -(-self.config.watch.num_images // examples)
         self._y = grid_conditions(setting.condition, self._rows)
@@ -87,7 +89,7 @@ class Watcher:
                 look = self._measured(step, images, decay if number else None)
             looks.append(Processes.all().agreed(look))
             figures |= looks[-1].figures()
-            if self.watch.add(looks[-1]):
+            if self.watch.add(looks[-1]) and self._returns:
                 self.watch.averages = {name: value.cpu().clone() for name, value in ema.averages().items()}
         self._act(looks[0], lag)
         if self.accelerator.is_main_process:
