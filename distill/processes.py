@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, gather_object, parse_flag_from_env
+from accelerate.utils import gather, parse_flag_from_env
 from torch import Tensor
 
 from distill.errors import SAID_BY_MAIN, UserError
@@ -19,10 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that draw one set of images together; all make the same calls with the same arguments."""
+    """The processes that draw one set of images together; all make the same calls with the same arguments.
+
+    group: torch's, in which values are exchanged; None for the one of everything else.
+    """
 
     index: int = 0
     number: int = 1
+    group: Any = None
 
     @classmethod
     def all(cls) -> Processes:
@@ -30,6 +34,10 @@ class Processes:
         state = _state()
         check_started(state.num_processes)
         return cls(state.process_index, state.num_processes)
+
+    def apart(self) -> Processes:
+        """The same in a group of its own on the host, for a thread that waits for no device and for no other thread."""
+        return self if self.number == 1 else replace(self, group=torch.distributed.new_group(backend="gloo"))
 
     @property
     def is_main(self) -> bool:
@@ -73,11 +81,17 @@ class Processes:
 
     def from_all(self, value: T) -> list[T]:
         """The values of all processes, in each of them."""
-        return [value] if self.number == 1 else gather_object([value])
+        values: list[Any] = [value] * self.number
+        if self.number > 1:
+            torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
 
     def agreed(self, value: T) -> T:
         """The main process's `value`."""
-        return value if self.number == 1 else broadcast_object_list([value])[0]
+        values = [value]
+        if self.number > 1:
+            torch.distributed.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
 
 
 ALONE = Processes()

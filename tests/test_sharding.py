@@ -16,11 +16,12 @@ from distill.config import OptimConfig, RunConfig
 from distill.errors import UserError
 from distill.models.parameters import materialize, meta_copy
 from distill.models.sharding import check_resharding, name_blocks, sharding_plugin
-from distill.training.checkpoint import load_checkpoint, save_checkpoint
+from distill.training.checkpoint import load_checkpoint
 from distill.training.devices import make_accelerator
 from distill.training.learner import Learner
 from tests.conftest import tiny_config
 from tests.test_cli import refused, train_config, write_idx
+from tests.test_resume import save_checkpoint
 from tests.tiny_transformers import TINY
 
 ENVIRONMENT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -57,6 +58,7 @@ def test_blocks_are_groups_of_their_own_and_inputs_keep_their_type(fsdp) -> None
         ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "must be TRANSFORMER_BASED_WRAP or NO_WRAP; got SIZE_BASED_WRAP"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", r"set train\.gradient_checkpointing=true instead"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params must be false"),
+        ("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT", "fsdp_state_dict_type must be SHARDED_STATE_DICT; got FULL_STATE"),
         ("FSDP_IGNORED_MODULES", "routing", "fsdp_ignored_modules must not be set"),
     ],
 )

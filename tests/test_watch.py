@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from dar import SiT
+from dar.checkpoints.pickles import read_pickle
 from distill.config import GuardsConfig, RunConfig, build_config
 from distill.errors import UserError
 from distill.metrics import measure
 from distill.objectives import watching
 from distill.objectives.watch import LOWER, WATCHED, Event, Look, Watch, Yardstick, faults, varieties, watched_values
 from distill.report.training import TrainingPage, looks_table
+from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from distill.verbs.run import run
 from tests.conftest import perturbed, tiny_config
@@ -169,6 +171,9 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     return given
 
 
+WATCH_FILE = "custom_checkpoint_1.pkl"
+
+
 def weights(folder: Path) -> list[Tensor]:
     return list(SiT.from_pretrained(folder).state_dict().values())
 
@@ -187,6 +192,8 @@ def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: di
     last = {**config, "output": str(tmp_path / "last"), "watch": {**config["watch"], "pick": False}}
     run(last)
     assert equal(weights(tmp_path / "run" / "student_last"), weights(tmp_path / "last" / "student"))
+    held = [len(read_pickle(checkpoints(tmp_path / name)[-1] / WATCH_FILE)["averages"]) for name in ("run", "last")]
+    assert held[0] > 0 == held[1]  # where nothing goes back to the best, it is not kept
     assert not (tmp_path / "last" / "student_last").exists() and not (tmp_path / "two" / "student_last").exists()
     scores[4] = 0.5  # going on, the last becomes the best
     run(config, from_step=3)

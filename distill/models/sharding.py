@@ -45,7 +45,7 @@ def sharding_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin | No
 
 
 def _check(plugin: FullyShardedDataParallelPlugin, mixed_precision: str) -> None:
-    from torch.distributed.fsdp import CPUOffloadPolicy
+    from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
     from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
     rules = (
@@ -59,6 +59,10 @@ def _check(plugin: FullyShardedDataParallelPlugin, mixed_precision: str) -> None
             "fsdp_activation_checkpointing must be false; set train.gradient_checkpointing=true instead",
         ),
         (not isinstance(plugin.cpu_offload, CPUOffloadPolicy), "fsdp_offload_params must be false"),
+        (
+            plugin.state_dict_type is StateDictType.SHARDED_STATE_DICT,
+            f"fsdp_state_dict_type must be SHARDED_STATE_DICT; got {getattr(plugin.state_dict_type, 'name', None)}",
+        ),
         (plugin.ignored_modules is None, "fsdp_ignored_modules must not be set: gradients of theirs would differ"),
         (
             mixed_precision in GATHERED,

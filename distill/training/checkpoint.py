@@ -1,10 +1,6 @@
-"""Checkpoints: complete and atomic; the newest k are kept.
+"""Checkpoints: where they are, and going on from one. `saving.py` writes them.
 
-accelerate writes models, optimizers, random states and every object that a task registers. Of a model it writes only
-trainable parameters: frozen parameters are loaded again from the model's folder, and several models may share them.
-The folder gets its final name after everything is written, so a folder with that name is a complete checkpoint.
-
-torch.distributed.checkpoint writes sharded models; every process writes its shard, and frozen parameters are included.
+A folder gets its final name after everything is written, so a folder with that name is a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -16,22 +12,18 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import SAFE_MODEL_NAME
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from dar.checkpoints.pickles import check_pickles, only_allowed, refusal
-from dar.checksums import CHECKSUMS_FILE, check_checksums, checksums, files_below
-from distill.errors import NonFiniteError, UserError
-from distill.files import seal_folder, temporary_name
-from distill.files.whole import put_in_place, synchronise
-from distill.models.parameters import frozen_parameters, trainable_parameters
-from distill.models.sharding import local_shard
+from dar.checksums import CHECKSUMS_FILE, check_checksums
+from distill.errors import UserError
+from distill.models.parameters import frozen_parameters
 from distill.processes import Processes, is_lost_process
 from distill.progress import logger
+from distill.training.state import load_state, weights_file
 
 FOLDER = "checkpoints"
 
@@ -52,70 +44,6 @@ def number_of(checkpoint: Path) -> int:
 
 def has_checkpoint(run_folder: Path, step: int) -> bool:
     return checkpoint_path(run_folder, step).is_dir()
-
-
-def save_checkpoint(accelerator: Accelerator, run_folder: Path, step: int, keep: int) -> Path:
-    """Write the checkpoint of `step` and remove all but the newest `keep`.
-
-    Raises: NonFiniteError if a trainable parameter is not finite; UserError if the checkpoint cannot be written.
-    """
-    _check_finite(accelerator, step)
-    processes = Processes.all()
-    final = checkpoint_path(run_folder, step)
-    fresh = processes.from_main(lambda: _fresh(final))
-    hook = accelerator.register_save_state_pre_hook(_drop_frozen)
-    try:
-        accelerator.save_state(str(fresh))
-        accelerator.wait_for_everyone()
-        _seal(fresh, processes)
-    except (Exception, _sharded_checkpoint_error()) as error:  # each library has its own for a full disk
-        shutil.rmtree(fresh, ignore_errors=True)
-        if is_lost_process(_reason(error)):
-            raise
-        intact = next(reversed(checkpoints(run_folder)), None)
-        raise UserError(
-            f"the checkpoint of step {step} could not be written: {_reason(error)}; "
-            f"{f'{intact} is intact' if intact else 'there is no earlier one'}"
-        ) from error
-    finally:
-        hook.remove()
-    if accelerator.is_main_process:
-        put_in_place(fresh, final)
-        for old in checkpoints(run_folder)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-    return final
-
-
-def _fresh(final: Path) -> Path:
-    """A new name for what becomes `final`. What processes that were killed had begun beside it is removed."""
-    for left in final.parent.glob(".step_????????*.partial"):
-        shutil.rmtree(left)
-    return temporary_name(final)
-
-
-def _seal(folder: Path, processes: Processes) -> None:
-    """Checksums of all files, to which every process has read its share, and all of it on the disk."""
-    mine = files_below(folder)[processes.index :: processes.number]
-    sums = checksums(folder, mine)
-    for name in mine:
-        synchronise(folder / name)
-    shares = processes.from_all(sums)
-    if processes.is_main:
-        seal_folder(folder, {name: value for share in shares for name, value in share.items()})
-    processes.from_main(lambda: None)  # all go on when it is done
-
-
-def _check_finite(accelerator: Accelerator, step: int) -> None:
-    # No loss is computed after the last optimizer step, so no loss would show that it failed.
-    parameters = [
-        local_shard(p.detach()) for model in accelerator._models for p in trainable_parameters(model).values()
-    ]
-    broken = sum(not bool(parameter.isfinite().all()) for parameter in parameters)
-    everywhere = accelerator.reduce(torch.tensor(float(broken), device=accelerator.device))
-    assert isinstance(everywhere, Tensor)
-    if everywhere:
-        raise NonFiniteError(f"the weights are not finite after step {step}")
 
 
 def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None = None) -> Path:
@@ -145,12 +73,13 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
             f"--resume: {path} holds {len(states)} states beside models and optimizers, this version keeps "
             f"{len(accelerator._custom_objects)}: another version wrote it, and can go on from it"
         )
-    hook = accelerator.register_load_state_pre_hook(_check_weights)
     try:
+        if not sharded:
+            _check_weights(accelerator._models, path)
         with only_allowed():
-            accelerator.load_state(str(path), strict=False)  # not strict: the checkpoint has no frozen parameters
-    except _sharded_checkpoint_error() as error:
-        reason = _reason(error)
+            load_state(accelerator, path)
+    except sharded_checkpoint_error() as error:
+        reason = reason_of(error)
         if isinstance(reason, UnpicklingError):
             raise UserError(f"--resume: {refusal(path, reason)}") from error
         raise UserError(f"--resume: {path} does not fit this run: {reason}") from error
@@ -161,8 +90,6 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
             raise
         reason = f"{path} is damaged or of another model: {error}{_way_out(path, found)}"
         raise UserError(f"--resume: {reason}") from error
-    finally:
-        hook.remove()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for later in found[found.index(path) + 1 :]:
@@ -201,29 +128,22 @@ def _way_out(path: Path, found: Sequence[Path]) -> str:
     return f"; {whole.name} before it is whole, go on from it with --from {number_of(whole)}"
 
 
-def _sharded_checkpoint_error() -> type[BaseException]:
+def sharded_checkpoint_error() -> type[BaseException]:
     """The exception of torch.distributed.checkpoint, which takes a second to import."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     return CheckpointException
 
 
-def _reason(error: BaseException) -> BaseException:
+def reason_of(error: BaseException) -> BaseException:
     """One of the errors that `error` collects from all processes, or `error` itself."""
     failures: dict[int, Any] = getattr(error, "failures", {})
     return next((cause for cause, _ in failures.values()), error)
 
 
-def _drop_frozen(models: Sequence[nn.Module], weights: Sequence[dict[str, Tensor]], folder: str) -> None:
-    # For sharded models accelerate passes no weights here: they are already written.
-    for model, state in zip(models, weights, strict=bool(weights)):
-        for name in frozen_parameters(model):
-            del state[name]
-
-
-def _check_weights(models: Sequence[nn.Module], folder: str) -> None:
+def _check_weights(models: Sequence[nn.Module], folder: Path) -> None:
     for i, model in enumerate(models):
-        path = Path(folder) / f"{SAFE_MODEL_NAME}{f'_{i}' if i else ''}.safetensors"
+        path = folder / weights_file(i)
         with safe_open(path, framework="pt") as file:
             different = set(file.keys()) ^ (set(model.state_dict()) - set(frozen_parameters(model)))
         if different:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from distill.config import LoopConfig
 from distill.errors import StoppedError, UserError
 from distill.progress import logger, on_terminal, progress_bar
-from distill.training.checkpoint import load_checkpoint, number_of, save_checkpoint
+from distill.training.checkpoint import load_checkpoint, number_of
 from distill.training.run_log import RunLog
+from distill.training.saving import Saver
 from distill.training.signals import Stop
 
 COLUMNS = (
@@ -114,7 +115,8 @@ def run_loop(
 ) -> None:
     """Train `task` for `config.steps` updates; with `resume`, continue from its newest checkpoint or `from_step`'s.
 
-    Raises: StoppedError where a signal asked to stop, after the update and its checkpoint; what the task raises.
+    Raises: StoppedError where a signal asked to stop, after the update and its checkpoint; UserError, an update after
+        it is known, where a checkpoint cannot be written; what the task raises.
     """
     counter = Counter()
     accelerator.register_for_checkpointing(counter)
@@ -127,14 +129,18 @@ def run_loop(
     lines = not on_terminal()
     started = time.perf_counter() - counter.elapsed_s
     estimate = TimeEstimate(config.steps)
-    with progress_bar(COLUMNS, main_process=is_main) as progress, Stop(accelerator.num_processes) as stop:
+    with (
+        progress_bar(COLUMNS, main_process=is_main) as progress,
+        Stop(accelerator.num_processes) as stop,
+        Saver(accelerator, folder, config.keep) as saver,
+    ):
         bar = progress.add_task("", total=config.steps, completed=counter.step)
         stopping = False
         while counter.step < config.steps and not task.stopped and not stopping:
             values = task.update(counter.step)
             counter.step += 1
             counter.elapsed_s = time.perf_counter() - started
-            stopping = stop.agreed()
+            stopping = stop.agreed(saver.failed)
             time_text = estimate.text(counter.step, counter.elapsed_s)
             is_probed = task.is_probed(counter.step)
             is_saved = stopping or is_due(counter.step, config.save_every, config)
@@ -146,7 +152,7 @@ def run_loop(
                     values |= task.probe(counter.step, folder / "grids")
             finally:  # with what the probe found; whatever it may raise, the updates are not lost
                 if is_saved or task.stopped:
-                    save_checkpoint(accelerator, folder, counter.step, config.keep)
+                    saver.save(counter.step)
             progress.update(bar, completed=counter.step)
             if logged:
                 figures = {name: float(value) for name, value in values.items()}
@@ -154,5 +160,6 @@ def run_loop(
                 progress.update(bar, description=task.headline(figures))
                 if lines and is_main:
                     logger.info(f"step {counter.step}/{config.steps}  {task.headline(figures)}  {time_text}")
+        saver.wait()
         if stopping or stop.agreed():
             raise StoppedError(stop.name, counter.step)

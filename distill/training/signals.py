@@ -56,9 +56,12 @@ class Stop:
         """The signal that asked, as far as this process knows."""
         return "another process" if self._signal is None else signal.Signals(self._signal).name
 
-    def agreed(self) -> bool:
-        """Whether to stop here, which all processes are told alike. All of them call it, after every update."""
-        asked = self._signal is not None
+    def agreed(self, failed: bool = False) -> bool:
+        """Whether to stop here, which all processes are told alike. All of them call it, after every update.
+
+        failed: whether this process has a reason of its own, that it will raise.
+        """
+        asked = failed or self._signal is not None
         if not self._several:
             return asked
         import torch.distributed

@@ -178,7 +178,7 @@ def test_a_resume_holds_back_what_libraries_read(
             failures: Any = {0: (error, [])}
             raise CheckpointException("read", failures) from error
 
-    monkeypatch.setattr(accelerator, "load_state", load_state)
+    monkeypatch.setattr("distill.training.checkpoint.load_state", load_state)
     with pytest.raises(UserError, match=r"step_00000002 asks to run posix\.mkdir"):
         run_loop(task, loop, accelerator, trained, resume=True)
     assert not harm.mark.exists()
