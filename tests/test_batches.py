@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dar import SiT
 from distill.conditions import ClassLabels
-from distill.config import LoopConfig, TrainConfig
+from distill.config import FlowMatchingConfig, LoopConfig, TConfig, TrainConfig
 from distill.data.base import Noise, shuffled_indices
 from distill.objectives.teacher import TeacherTask
 from distill.seeds import generator_for
@@ -48,7 +48,9 @@ def one_of(processes: int, rank: int) -> Accelerator:
 @pytest.fixture
 def task(accelerator) -> TeacherTask:
     loop = LoopConfig(batch_size=4, seed=5)
-    return TeacherTask(TrainConfig("out", tiny_config(), train=loop), SiT(tiny_config()), Latents(), accelerator)
+    settings = FlowMatchingConfig(label_dropout=0.4, t=TConfig("logit_normal", low=0.2, high=0.9, mean=0.5, std=0.7))
+    config = TrainConfig("out", tiny_config(), flow_matching=settings, train=loop)
+    return TeacherTask(config, SiT(tiny_config()), Latents(), accelerator)
 
 
 def drawn_at_once(data: Latents, step: int) -> tuple[Tensor, ...]:
@@ -57,8 +59,9 @@ def drawn_at_once(data: Latents, step: int) -> tuple[Tensor, ...]:
     indices = shuffled_indices(12, 4, step, seed=5)
     x0 = data.mean[indices] + 0.3 * torch.randn(4, 1, 8, 8, generator=generator)
     eps = torch.randn(4, 1, 8, 8, generator=generator)
-    t = torch.special.ndtri(torch.rand(4, generator=generator)).sigmoid()
-    dropped = torch.rand(4, generator=generator) < 0.1
+    u = (0.5 + 0.7 * torch.special.ndtri(torch.rand(4, generator=generator))).sigmoid()
+    t = 0.2 + (0.9 - 0.2) * u
+    dropped = torch.rand(4, generator=generator) < 0.4
     return x0, eps, t, torch.where(dropped, 3, indices % 3)
 
 
@@ -66,6 +69,7 @@ def drawn_at_once(data: Latents, step: int) -> tuple[Tensor, ...]:
 def test_processes_draw_together_what_one_draws(task: TeacherTask, processes: int) -> None:
     data = task.data
     assert isinstance(data, Latents)
+    labels = []
     for step in (0, 2, 7):
         shares = []
         for rank in range(processes):
@@ -73,6 +77,8 @@ def test_processes_draw_together_what_one_draws(task: TeacherTask, processes: in
             shares.append(task._draw(step))
         together = [torch.cat(parts) for parts in zip(*shares, strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(together, drawn_at_once(data, step), strict=True))
+        labels += together[3].tolist()
+    assert 0 < labels.count(3) < len(labels)  # some conditions are dropped
 
 
 def test_a_process_reads_its_own_rows(task: TeacherTask) -> None:

@@ -276,7 +276,7 @@ def diffusers_model(**changes: Any) -> Any:
     torch.manual_seed(0)
     shape = {"num_layers": DEPTH, "num_attention_heads": HEADS, "attention_head_dim": DIM // HEADS}
     shape |= {"in_channels": CHANNELS, "out_channels": 2 * CHANNELS, "sample_size": SIZE, "patch_size": 2}
-    model = diffusers.DiTTransformer2DModel(**shape, num_embeds_ada_norm=CLASSES, **changes)
+    model = diffusers.DiTTransformer2DModel(**{**shape, "num_embeds_ada_norm": CLASSES, **changes})
     first = model.transformer_blocks[0].norm1.emb
     with torch.no_grad():
         for parameter in model.parameters():
@@ -392,6 +392,22 @@ def test_diffusers_weights_under_the_original_numerics(tmp_path):
     check_rows(load_pretrained(tmp_path, numerics="original"), original)
     x_t, t, velocity = original
     assert relative(load_pretrained(tmp_path).double()(x_t, t, Y)[2], velocity[2]) > 1e-2
+
+
+def test_what_a_diffusers_folder_leaves_out_is_what_diffusers_takes(tmp_path):
+    source = diffusers_model(num_embeds_ada_norm=1000)
+    source.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("norm_eps", "num_embeds_ada_norm", "activation_fn", "norm_type", "attention_bias"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    loaded = load_pretrained(tmp_path)
+    assert loaded.config.norm2_eps == 1e-5 and loaded.config.num_classes == 1000
+    path.write_text(json.dumps(config | {"norm_eps": 1e-3}))
+    assert load_pretrained(tmp_path).config.norm2_eps == 1e-3
+    with pytest.raises(ValueError, match=f"has {HEADS} heads; num_heads = {HEADS + 1}"):
+        load_pretrained(tmp_path, num_heads=HEADS + 1)
 
 
 def test_diffusers_untied_embedders_are_refused(tmp_path):

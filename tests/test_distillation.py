@@ -26,7 +26,7 @@ from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import t_grid
 from distill.seeds import generator_for
 from distill.training.preflight import preflight
-from tests.conftest import build_roles, critic, models_of
+from tests.conftest import build_roles, critic, models_of, perturbed
 from tests.recording import Launches
 
 
@@ -109,17 +109,47 @@ def test_ema_moves_once_per_student_update(run_config, tiny_model, accelerator) 
 def test_critic_updates_per_student_update_and_warm_up(run_config, tiny_model, accelerator, monkeypatch) -> None:
     task = make_task(run_config, tiny_model, accelerator)
     seen: list[int] = []
+    with_lags: list[int] = []
     update = member(task).fake_score.update
 
     def recorded(number: int, step: int, *, with_lag: bool) -> dict[str, Tensor]:
         seen.append(number)
+        with_lags.extend([number] if with_lag else [])
         return update(number, step, with_lag=with_lag)
 
     monkeypatch.setattr(member(task).fake_score, "update", recorded)
     task.update(0)
     assert seen == [0, 1, 2]  # one of warm-up, two regular
     task.update(1)
-    assert seen == [0, 1, 2, 3, 4]
+    assert seen == [0, 1, 2, 3, 4] and with_lags == [2, 4]
+    task.objective.members["dmd"].teach(2, log_now=False)
+    assert seen[5:] == [5, 6] and with_lags == [2, 4]
+
+
+def test_the_critics_lag_is_its_loss_over_the_teachers(run_config, tiny_model, accelerator) -> None:
+    """On the same samples, noise and t; 1 where it is still the teacher."""
+    task = make_task(run_config, tiny_model, accelerator)
+    fake_score = member(task).fake_score
+    assert float(fake_score.update(0, 0, with_lag=True)["fake_score/lag"]) == pytest.approx(1, rel=1e-6)
+    perturbed(critic(task).module, std=0.3)
+    generator = generator_for(run_config.train.seed, "fake_score", 1)
+    inputs = rollout_of(task).inputs(generator)
+    t, x0 = torch.rand(8, generator=generator), rollout_of(task).finished(inputs)
+    eps = torch.randn(8, 1, 8, 8, generator=generator)
+    x_t = interpolate(x0, eps, t)
+    with torch.no_grad():
+        velocities = [model(x_t, t, inputs.y) for model in (critic(task).module, member(task).teacher.model)]
+    losses = [float((velocity - (eps - x0)).square().mean()) for velocity in velocities]
+    figures = fake_score.update(1, 0, with_lag=True)
+    assert float(figures["fake_score/lag"]) == pytest.approx(losses[0] / losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+
+
+def test_where_the_teacher_is_asked_is_drawn_as_configured(run_config, tiny_model, accelerator) -> None:
+    task = make_task(run_config, tiny_model, accelerator)
+    t, eps = member(task).batch(3, 8, generator_for(0))
+    assert torch.equal(t, 0.02 + 0.96 * torch.rand(8, generator=(drawn := generator_for(0))))
+    assert torch.equal(eps, torch.randn(8, 1, 8, 8, generator=drawn))
 
 
 @pytest.mark.parametrize("rollout", ["random_step", "every_step", "shared"])
@@ -251,7 +281,7 @@ def test_student_gradient_vanishes_where_critic_is_the_unguided_teacher(run_conf
     assert guided.objective.update_student(0, log_now=True)["student/grad_norm"] > 1e-6
 
 
-def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:
+def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sound(nn.Module):
         """velocity = eps - x0 of data at 0 with unit variance, from x_t alone."""
 
@@ -277,6 +307,14 @@ def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong() -> None:
         preflight(Sound(-1.0), {"student": Sound(-1.0), "fake_score": Sound(-1.0)}, settings)
     with pytest.raises(UserError, match="fake_score differs from the teacher"):
         preflight(Sound(), {"student": Sound(), "fake_score": Sound(1.01)}, settings)
+    drawn = torch.tensor([1.0, -1.0]).repeat(5000)
+    for std in (0.11, 2.9):
+        monkeypatch.setattr("distill.training.preflight.draw_images", lambda *_, std=std, **__: (std * drawn, None))
+        assert preflight(Sound(), {}, settings) == pytest.approx(std, rel=1e-3)
+    for std, message in ((0.09, "std 0.09; expected 0.1 to 3"), (3.1, "std 3.1"), (torch.nan, "are not finite")):
+        monkeypatch.setattr("distill.training.preflight.draw_images", lambda *_, std=std, **__: (std * drawn, None))
+        with pytest.raises(UserError, match=message):
+            preflight(Sound(), {}, settings)
 
 
 class GaussianFlow(nn.Module):
