@@ -104,7 +104,7 @@ class ReferenceStatistics:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, allow_pickle=False, format=np.asarray(FORMAT), **entries)
+                np.savez_compressed(file, format=np.asarray(FORMAT), **entries)
             Path(temporary).chmod(0o644)  # mkstemp makes the file readable for its owner only
             Path(temporary).replace(path)
         except BaseException:
