@@ -162,6 +162,8 @@ def _left_out(node: ast.AST, function: str) -> bool:
             return True
         case ast.BinOp(left=left, right=right) if any(_is_text(side) for side in (left, right)):
             return True
+        case ast.IfExp(body=body, orelse=orelse) if any(_is_text(part) for part in (body, orelse)):
+            return True
         case ast.BinOp(op=ast.BitOr()) if function == MODULE:
             return True  # a union of types
     return isinstance(node, LEFT_OUT_NODES)
