@@ -14,7 +14,7 @@ from distill.metrics.colour import colour_drift, mean_colour, tones
 from distill.metrics.edges import BIN_WIDTH, edge_count, edge_width, edge_widths, gradient_distance, gradient_histogram
 from distill.metrics.grain import grain, grain_power, grain_share, sparsity, sparsity_coarse, sparsity_fine
 from distill.metrics.grid import grid, grid_scores, steps
-from distill.metrics.paired import low_frequency_psnr, ssim_to_teacher
+from distill.metrics.paired import edge_f_score, low_frequency_psnr, ms_ssim_to_teacher, ssim_to_teacher
 from distill.metrics.registry import Context
 from distill.metrics.spectrum import (
     anisotropy,
@@ -181,6 +181,52 @@ def test_tones_of_two_colours() -> None:
     assert math.isnan(float(mean(tones(image[:, :1]))[2]))
     assert mean(tones(torch.tensor([[[[-1.0, 1.0] * 4] * 8]])))[0] == pytest.approx(1, rel=0.01)
     assert colour_drift(mean(mean_colour(image)), mean(mean_colour(image + 0.1))) == pytest.approx(0.1)
+
+
+def beside(images: Tensor, teachers: Tensor) -> Context:
+    return Context(images, torch.zeros(len(images)), None, None, None, None, teachers, 0, 0)
+
+
+def stripes(*columns: int) -> Tensor:
+    """Two images, alike, that turn from dark to light, or back, at each of these columns."""
+    turns = torch.zeros(48).index_fill(0, torch.tensor(columns, dtype=torch.long), 1).cumsum(0)
+    return (1.6 * (turns % 2) - 0.8).expand(2, 1, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("image", "teacher", "score"),
+    [
+        (stripes(20), stripes(20), 1.0),
+        (stripes(21), stripes(20), 1.0),  # a pixel aside
+        (stripes(22), stripes(20), 0.5),  # of its two columns one is beside
+        (stripes(24), stripes(20), 0.0),
+        (stripes(12, 32), stripes(12), 2 / 3),  # all that is wanted, and as much that is not
+        (stripes(12), stripes(12, 32), 2 / 3),
+        (stripes(), stripes(20), 0.0),
+        (stripes(20), stripes(), 0.0),
+        (0.02 * stripes(20), stripes(20), 0.0),  # no edge is as faint
+    ],
+)
+def test_edges_in_the_teachers_places(image: Tensor, teacher: Tensor, score: float) -> None:
+    assert edge_f_score(beside(image, teacher)).value == pytest.approx(score, abs=1e-6)
+
+
+def test_what_paired_measures_say_of_known_differences() -> None:
+    assert edge_f_score(beside(stripes(), stripes())) is None
+    assert edge_f_score(beside(torch.cat([stripes(), stripes(9)]), torch.cat([stripes()] * 2))).value == 0
+    waves = [4.8 * torch.outer(dct_matrix(48)[0], dct_matrix(48)[u]).float() for u in (5, 6)]  # 5 / 96 and 1 / 16
+    psnr = [low_frequency_psnr(beside(stripes(20) + error, stripes(20))).value for error in (0.1, *waves, 0)]
+    assert psnr == pytest.approx([10 * math.log10(x) for x in (400, 400, 4e10, 4e10)], rel=1e-4)
+    for images, of_ssim, of_ms_ssim in ((NOISE[:, :, :10, :10], 0, 0), (NOISE[:, :, :11, :], 1, 0), (NOISE, 1, 1)):
+        pair = beside(images, images)
+        for found, is_there in ((ssim_to_teacher(pair), of_ssim), (ms_ssim_to_teacher(pair), of_ms_ssim)):
+            assert (found is not None) == bool(is_there) and (found is None or found.value == pytest.approx(1))
+    assert ms_ssim_to_teacher(beside(NOISE[..., :20, :20], NOISE[..., :20, :20])) is None
+    assert ms_ssim_to_teacher(beside(NOISE[..., :21, :21], NOISE[..., :21, :21])).value == pytest.approx(1)
+    flat, other = torch.full((2, 1, 32, 32), 0.5), torch.full((2, 1, 32, 32), -0.25)
+    c1 = (0.01 * 2) ** 2  # of two constants SSIM is its luminance term
+    luminance = (2 * 0.5 * -0.25 + c1) / (0.5**2 + 0.25**2 + c1)
+    assert ssim_to_teacher(beside(flat, other)).value == pytest.approx(luminance, rel=1e-3)
 
 
 def test_pictures_that_are_all_alike_or_constant_have_no_nan() -> None:
