@@ -10,7 +10,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from distill.metrics import MEASURES, TABLES, Interval, bootstrap_mean, measure, reference_from_images
-from distill.metrics.colour import colour_drift, mean_colour, tones
+from distill.metrics.colour import clipped_share, colour_drift, mean_colour, tones
 from distill.metrics.edges import BIN_WIDTH, edge_count, edge_width, edge_widths, gradient_distance, gradient_histogram
 from distill.metrics.grain import grain, grain_power, grain_share, sparsity, sparsity_coarse, sparsity_fine
 from distill.metrics.grid import grid, grid_scores, steps
@@ -23,6 +23,7 @@ from distill.metrics.spectrum import (
     dct_matrix,
     high_frequency_ratio,
     high_frequency_share,
+    middle_frequency_ratio,
     power_spectrum,
     ring_frequencies,
     rings,
@@ -98,6 +99,53 @@ def test_slope_distance_and_direction() -> None:
         spectral_distance(torch.cat([row[:-2], torch.tensor([48.0, 32.0])]), row)
     assert anisotropy(mean(sectors(NOISE))) < 0.3
     assert anisotropy(mean(sectors(NOISE[:, :, :1].expand_as(NOISE)))) > 20
+
+
+def wave(u: int, v: int = 0) -> Tensor:
+    """One image [1, 1, 32, 32] of power 1 a pixel, at the frequency (u / 64, v / 64)."""
+    return 32 * torch.outer(dct_matrix(32)[u], dct_matrix(32)[v]).float()[None, None]
+
+
+def test_where_bands_rings_and_sectors_begin_and_end() -> None:
+    """At a limit of 1 / 16, 1 / 8, 1 / 4 and 1 / 2 cycles per pixel, and just below it."""
+    places = {(3, 0): 0, (4, 0): 1, (0, 7): 1, (8, 0): 2, (0, 15): 2, (16, 0): 3, (31, 0): 3, (22, 22): 3, (23, 23): 4}
+    for place, band in places.items():
+        torch.testing.assert_close(bands(wave(*place))[0], torch.eye(5)[band], rtol=1e-4, atol=1e-6)
+    shares = [bands(sum(wave(u) for u in (3, 4, 8, 16))), bands(wave(16) + wave(23, 23))]
+    assert [middle_frequency_ratio(mean(row)) for row in shares] == pytest.approx([1 / 4, 0], abs=1e-5)
+    assert [high_frequency_ratio(mean(row)) for row in shares] == pytest.approx([1 / 4, 1], abs=1e-5)
+    assert corner_ratio(mean(shares[1])) == pytest.approx(1 / 2, abs=1e-5)
+    none, across, down, diagonal = None, 0, 1, 2  # 22.5 degrees lie between 6 and 7 of 16
+    places = {(15, 0): none, (16, 0): down, (0, 16): across, (31, 0): down, (24, 24): none, (16, 16): diagonal}
+    for place, sector in {**places, (16, 6): down, (16, 7): diagonal, (6, 16): across, (7, 16): diagonal}.items():
+        found = sectors(wave(*place))[0]
+        assert [i for i in range(3) if found[i] > 1e-3] == ([] if sector is none else [sector])
+    flat = torch.cat([torch.ones(22), torch.tensor([32.0, 32.0])])
+    for ring, moves_slope, moves_distance in ((3, False, False), (4, True, False), (7, True, False), (8, True, True)):
+        louder = flat.clone()
+        louder[ring - 1] = 10.0
+        assert (abs(spectral_slope(louder)) > 1e-3) == moves_slope
+        assert spectral_distance(louder, flat) == pytest.approx(10 / math.sqrt(15) if moves_distance else 0, abs=1e-5)
+    empty, faint = (torch.cat([torch.full((22,), power), flat[-2:]]) for power in (0.0, 1e-8))
+    assert (spectral_distance(empty, faint), spectral_slope(empty)) == pytest.approx((20, 0), abs=1e-6)
+    assert anisotropy(torch.tensor([0.0, 1e-8, 1e-9])) == pytest.approx(20)
+
+
+def test_what_is_too_faint_or_too_small_to_count() -> None:
+    last, below = torch.full((1, 3, 4, 4), 1 - 1 / 255 + 1e-6), torch.full((1, 3, 4, 4), -1 + 1 / 255 + 1e-6)
+    assert clipped_share(mean(tones(last))) == 1 and clipped_share(mean(tones(below))) == 0
+    rises = [(stripe * (torch.arange(32) >= 16)).expand(1, 1, 32, 32) for stripe in (0.249, 0.251)]
+    assert [edge_count(mean(edge_widths(image))) for image in rises] == pytest.approx([0, 1000 / 32])
+    ramp = (((torch.arange(32) - 10) / 3).clamp(0, 1) * 1.5).expand(1, 1, 32, 32)
+    shares = mean(edge_widths(ramp))[2:]
+    assert len(shares) == 48 and shares.nonzero().flatten().tolist() in ([11], [12])  # quarters of a pixel
+    wide = mean(edge_widths(torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)))[2:]
+    assert wide.nonzero().flatten().tolist() == [47]  # all that is wider is in the last
+    for power, known in ((1.1e-8, 1), (0.9e-8, 0)):
+        assert float(mean(sparsity(math.sqrt(power) * NOISE[:1] / NOISE[:1].std()))[1]) == known
+    noise = torch.randn(4, 1, 17, 64, generator=torch.Generator().manual_seed(2))
+    assert list(grid_scores(mean(steps(noise)))) == [2, 3, 4] and not grid_scores(mean(steps(noise[:, :, :7])))
+    assert list(grid_scores(mean(steps(noise[:, :, :16])))) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("period", [2, 3, 4, 7, 8, 16])
