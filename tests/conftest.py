@@ -6,19 +6,22 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
+from PIL import Image
 
 from dar import RoutingConfig, SiT, SiTConfig
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.metrics import sets
 from distill.objectives import DmdConfig, FakeScoreConfig, Network
 from distill.objectives.task import DistillationTask, Models, build_models
-from distill.report import Report
 from distill.training.learner import Learner
+from distill.training.run_log import read_log
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start: workers share the cores
@@ -27,6 +30,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ["DAR_DISTILL_CACHE"] = tempfile.mkdtemp()  # verdicts on data are no one else's
 if not torch.cuda.is_available():  # before any kernel is defined
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+RENDER = Figure.savefig
+
+
+def blank(figure: Figure, file: IO[bytes] | Path, **_: object) -> None:
+    """A white picture of the figure's size: to render those of a page takes seconds."""
+    Image.new("L", figure.canvas.get_width_height(), 255).save(file, "PNG")
+
+
+Figure.savefig = blank  # pyright: ignore[reportAttributeAccessIssue]
 
 
 SLOW_FIRST = (
@@ -56,6 +70,11 @@ def tiny_config(**changes) -> SiTConfig:
     return SiTConfig(**{**values, **changes})
 
 
+def without_time(folder: Path) -> list[dict[str, float]]:
+    """The log of a run, but for the seconds that things took."""
+    return [{name: value for name, value in record.items() if not name.endswith("_s")} for record in read_log(folder)]
+
+
 def perturbed(model: torch.nn.Module, seed: int = 0, std: float = 0.05) -> torch.nn.Module:
     """Away from adaLN-Zero's initialisation, at which a SiT gives zero whatever it is fed."""
     generator = torch.Generator().manual_seed(seed)
@@ -83,6 +102,12 @@ def models_of(config: RunConfig, roles: tuple[SiT, SiT, SiT]) -> Models:
 
 def critic(task: DistillationTask) -> Learner:
     return task.objective.setting.networks["fake_score"]
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures as a reader gets them."""
+    monkeypatch.setattr(Figure, "savefig", RENDER)
 
 
 @pytest.fixture
@@ -118,16 +143,3 @@ def run_config(tmp_path: Path) -> RunConfig:
         train=LoopConfig(steps=4, batch_size=4, log_every=1, grid_every=100, save_every=100),
         evaluate=EvalConfig(num_images=20),
     )
-
-
-@pytest.fixture
-def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without drawing their page, which takes seconds, where another thing is tested."""
-
-    def written(page: Report, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(page.title)
-        return folder / "report.html"
-
-    monkeypatch.setattr("distill.verbs.run.write_report", written)
-    monkeypatch.setattr("distill.verbs.run.TrainingPage.write", lambda *_: None)

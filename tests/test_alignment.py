@@ -30,9 +30,8 @@ from distill.objectives.teacher import TeacherTask
 from distill.planning.encoders import encoder_of
 from distill.verbs.plan import plan
 from distill.verbs.train import train
-from tests.conftest import perturbed, tiny_config
+from tests.conftest import perturbed, tiny_config, without_time
 from tests.test_more_objectives import script
-from tests.test_resume import without_time
 
 SHAPE = tiny_config(depth=4, num_classes=3)
 

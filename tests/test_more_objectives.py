@@ -15,20 +15,22 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from dar import SiT
+from dar.layers import Block
 from distill.config import RunConfig, build_config, plain_values
 from distill.errors import UserError
 from distill.objectives import OBJECTIVES, Samples
 from distill.objectives.discriminator import Discriminator, Heads
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
+from distill.objectives.mixture import turns_of
 from distill.objectives.preference import errors
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import interpolate, shift_t, unshift_t
 from distill.verbs.run import load_data, run
-from tests.conftest import critic, perturbed, tiny_config
+from tests.conftest import critic, perturbed, tiny_config, without_time
 from tests.gaussian_roles import gaussian_task
-from tests.test_resume import without_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +136,6 @@ def changed(values: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> 
     return result
 
 
-@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize("name", RUNS)
 def test_each_goes_through_run_and_is_resumed(values: dict[str, Any], tmp_path: Path, name: str) -> None:
     config = changed(values, RUNS[name], tmp_path)
@@ -146,6 +147,26 @@ def test_each_goes_through_run_and_is_resumed(values: dict[str, Any], tmp_path: 
     assert all("student/loss" in record and np.isfinite(list(record.values())).all() for record in log)
     before, after = (SiT.from_pretrained(folder).state_dict() for folder in (tmp_path / "base", whole.student))
     assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("started", "lora")])
+def test_an_update_asks_for_as_many_rows_as_the_plan_has(values: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Rows through all blocks of all networks, also those that are asked for features of their first blocks."""
+    config = changed(values, RUNS[name], tmp_path)
+    config["train"] = {"steps": 200, "batch_size": 4, "log_every": 100}
+    config["objective"] = {**config["objective"], "weight": 1.0}
+    task = task_of(config)
+    task.update(4)  # what is made once
+    rows: list[int] = []
+    watched = register_module_forward_hook(
+        lambda module, inputs, _: rows.append(len(inputs[0])) if isinstance(module, Block) else None
+    )
+    try:
+        task.update(5)
+    finally:
+        watched.remove()
+    turns = turns_of(task.config)
+    assert sum(rows) / tiny_config().depth == sum(turn.per_update * (turn.passes + turn.rows) for turn in turns)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from distill.training.checkpoint import checkpoints
 from distill.training.loop import run_loop
 from distill.training.run_log import read_log
 from distill.training.signals import SIGNALS
+from tests.conftest import without_time
 from tests.test_cli import train_config, write_idx
 from tests.test_processes import ON_CPU, ROOT, TORCHRUN
-from tests.test_resume import state_of, teacher_task, without_time
+from tests.test_resume import state_of, teacher_task
 
 LONG = ["train.steps=100000", "train.save_every=100000", "train.grid_every=100000"]
 

@@ -22,8 +22,7 @@ from distill.report.training import TrainingPage, looks_table
 from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from distill.verbs.run import run
-from tests.conftest import perturbed, tiny_config
-from tests.test_resume import without_time
+from tests.conftest import perturbed, tiny_config, without_time
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(40) % 4
@@ -182,7 +181,6 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
     scores |= {1: 3.0, 2: 1.0, 3: 2.0}
     run(config)
@@ -200,7 +198,6 @@ def test_the_student_of_the_best_look_is_kept(config: dict[str, Any], scores: di
     assert not (tmp_path / "run" / "student_last").exists()
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
     """At each look the second is half a point better; a run with its decay alone gives that average."""
     scores |= {2: 1.0}
@@ -216,7 +213,6 @@ def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: di
     assert equal(kept, weights(tmp_path / "run" / "student"))
 
 
-@pytest.mark.usefixtures("without_pages")
 @pytest.mark.parametrize("after", [1, 3])
 def test_the_best_look_is_resumed(config: dict[str, Any], scores: dict[int, float], tmp_path: Path, after: int) -> None:
     """A later best is forgotten where the run goes another way from before it."""
@@ -247,7 +243,6 @@ def test_a_page_on_the_way(config: dict[str, Any], scores: dict[int, float], tmp
     assert "Looks: score" in on_the_way
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_what_guards_do_and_that_it_is_resumed(
     config: dict[str, Any], scores: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
@@ -291,7 +286,6 @@ def test_what_guards_do_and_that_it_is_resumed(
         assert without_time(tmp_path / "run") == log
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_a_look_that_fails_loses_no_update(config: dict[str, Any], tmp_path: Path, monkeypatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no look")
@@ -334,7 +328,6 @@ def test_faults_are_seen(config: dict[str, Any], tmp_path: Path, changes: dict[s
     assert f"update 10: {guard}: " in page
 
 
-@pytest.mark.usefixtures("without_pages")
 def test_a_sound_run_is_left_alone(config: dict[str, Any], tmp_path: Path, caplog) -> None:
     with caplog.at_level("WARNING", logger="distill"):
         run(shipped(config, {}))

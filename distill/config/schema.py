@@ -236,9 +236,10 @@ class StudentConfig:
     ode_steps: after so many of the first steps a sample follows the student's ODE, after the others its noise is fresh:
         0, or `steps` for a student whose picture is a function of one noise.
     start: the student begins as this model, a student's folder for one, instead of as a copy of the teacher.
-    rollout: steps of the list that an update learns at: `random_step`, one for the whole batch; `every_step`, all of
-        them, train.batch_size then counting trajectories (small models: more gradient per rollout); `shared`, drawn row
-        by row, out of one rollout for the whole update, which takes fewer evaluations; `last_step`, the last alone.
+    rollout: steps of the list that an update learns at: `shared`, all of them alike often, row by row, out of one
+        rollout for the whole update, which takes fewest evaluations; `random_step`, one for the whole batch, as DMD2
+        published it; `every_step`, all of them, train.batch_size then counting trajectories (small models: more
+        gradient per rollout); `last_step`, the last alone.
     ema_decay: of the average that is saved; at most 0.05^(1 / train.steps), or it would still be where it began.
     more_ema_decays: of further averages; each is looked at, and the best look's is the one that is saved.
     """
@@ -248,7 +249,7 @@ class StudentConfig:
     t_list: list[float] | None = None
     ode_steps: int = 0
     start: str | None = None
-    rollout: str = "random_step"
+    rollout: str = "shared"
     ema_decay: float = 0.98
     more_ema_decays: list[float] = field(default_factory=list)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, betas=(0.0, 0.95)))

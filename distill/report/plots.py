@@ -181,11 +181,15 @@ def training_plots(
     return figures
 
 
-def training_span(history: Sequence[Mapping[str, Any]]) -> tuple[int, float | None]:
-    """The last step of the log and the seconds elapsed by then; None if the log does not record them."""
-    steps = [record["step"] for record in history if _is_number(record.get("step"))]
-    seconds = [record["elapsed_s"] for record in history if _is_number(record.get("elapsed_s"))]
-    return max(steps, default=0), max(seconds, default=None)
+def training_span(history: Sequence[Mapping[str, Any]]) -> tuple[int, float | None, float]:
+    """The last step of the log, the seconds elapsed by then, None if the log does not record them, and the share of
+    them that looks took."""
+    steps, seconds, looks = (
+        [record[name] for record in history if _is_number(record.get(name))]
+        for name in ("step", "elapsed_s", "probe_s")
+    )
+    elapsed = max(seconds, default=None)
+    return max(steps, default=0), elapsed, sum(looks) / (elapsed + looks[-1]) if elapsed and looks else 0.0
 
 
 def _line(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -68,13 +68,14 @@ class TrainingPage:
             Picture(f"training-{panel.name}.png", png(figure), panel.title, caption=panel.caption)
             for panel, figure in training_plots(history).items()
         ]
-        steps, seconds = training_span(history)
+        steps, seconds, looks = training_span(history)
         html = template("training.html.j2").render(
             title=self._title,
             pictures=pictures,
             table=looks_table(watch) if watch.looks else None,
             events=[str(event) for event in watch.events],
-            span=f"{steps} updates" + (f", {duration(seconds)}" if seconds is not None else ""),
+            span=f"{steps} updates"
+            + (f", {duration(seconds)}, {looks:.1%} of it for looks" if seconds is not None else ""),
         )
         path = self._folder / "report" / PAGE
         write_text(path, html)

@@ -149,7 +149,9 @@ def run_loop(
                 task.check()
             try:
                 if is_probed:
+                    began = time.perf_counter()
                     values |= task.probe(counter.step, folder / "grids")
+                    values["probe_s"] = time.perf_counter() - began
             finally:  # with what the probe found; whatever it may raise, the updates are not lost
                 if is_saved or task.stopped:
                     saver.save(counter.step)
