@@ -118,7 +118,8 @@ class Discriminator:
     @staticmethod
     def turn(config: RunConfig, own: DiscriminatorConfig) -> Turn:
         rows, before, finishing = ROLLOUTS[config.student.rollout].cost(config.train.batch_size, config.student.steps)
-        return Turn(ROLE, own.updates, 0, before + finishing + 2 * own.share * rows, 0, 0)
+        judged = 3 if own.r1_weight else 2  # data, samples, and data nudged
+        return Turn(ROLE, own.updates, 0, before + finishing + judged * own.share * rows, 0, 0)
 
     def teach(self, step: int) -> dict[str, Any]:
         """Its updates before update number `step` of the student."""
