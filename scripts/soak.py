@@ -48,6 +48,8 @@ SHORTEST_S = 600.0  # of a part whose curves are judged; before, checkpoints are
 FLAT = 0.01  # of memory and bytes, last quarter against the second
 SLACK_S = 2.0  # of a clock that prints whole seconds
 ESTIMATE = 0.5  # how far the time left may be off, of what was left: other work on the machine comes and goes
+STOP = (0.25, 0.4)  # of the time, between which it is stopped
+MOST = 0.8  # of the time, for which the part before has updates; more may follow, fewer not
 STOPPED = 75
 LINE = re.compile(r"step (\d+)/(\d+)  .*?(\d+) s(?:, (-?\d+) s left)?$")
 
@@ -259,15 +261,19 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[list[Part], int]:
     parts = [run_part("first updates", folder, [f"train.steps={FIRST}"], interval)]
     if parts[0].code:
         return parts, FIRST
-    first, last = parts[0].lines[0], parts[0].lines[-1]
-    rate = (last.step - first.step) / (last.at - first.at)
-    steps = FIRST + round(rate * seconds)
-    stop_at = seconds * random.Random(seed).uniform(0.25, 0.5)
-    rest = [f"train.steps={steps}", "--resume"]
-    parts.append(run_part("to the stop", folder, rest, interval, stop_at))
-    if parts[-1].code == STOPPED:
-        parts.append(run_part("resumed", folder, rest, interval))
+    steps = planned(parts[0], MOST * seconds)
+    stop_at = seconds * random.Random(seed).uniform(*STOP)
+    parts.append(run_part("to the stop", folder, [f"train.steps={steps}", "--resume"], interval, stop_at))
+    if parts[1].code == STOPPED:
+        steps = max(steps + 1, planned(parts[1], seconds - stop_at))
+        parts.append(run_part("resumed", folder, [f"train.steps={steps}", "--resume"], interval))
     return parts, steps
+
+
+def planned(part: Part, seconds: float) -> int:
+    """The last update of a part that follows and takes so long, at the rate of this one."""
+    first, last = part.lines[0], part.lines[-1]
+    return last.step + round((last.step - first.step) / (last.at - first.at) * seconds)
 
 
 def curve(parts: Sequence[Part]) -> bytes:

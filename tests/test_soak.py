@@ -145,3 +145,9 @@ def test_the_record(soak: ModuleType, parts: list[Any]) -> None:
     assert "| resumed, 4 |" in page and "953.6743" in page
     assert "| resumed: exit code 0 | 1 | **broken** |" in page and "Verdict: 1 broken." in page
     assert soak.curve(parts).startswith(b"\x89PNG")
+
+
+def test_updates_are_planned_by_the_rate(soak: ModuleType, parts: list[Any]) -> None:
+    assert soak.planned(parts[0], 100) == 50 + 100
+    parts[1].lines = [replace(line, at=4 * line.at) for line in parts[1].lines]
+    assert soak.planned(parts[1], 100) == 800 + 25
