@@ -116,7 +116,7 @@ def test_a_wrong_line_is_seen(soak: ModuleType, parts: list[Any], change: Any, p
 
 
 def test_lines_are_read_as_the_loop_writes_them(soak: ModuleType) -> None:
-    assert soak.parsed_line("step 10/150  critic 0.1  std -0.1  9 s, 99 s left", 3.0) == soak.Line(3, 10, 150, 12, 168)
+    assert soak.parsed_line("step 10/150  critic 0.1  12 s, 168 s left", 3.0) == soak.Line(3, 10, 150, 12, 168)
     assert soak.parsed_line("step 1/150  critic 0.1  12 s", 3.0) == soak.Line(3, 1, 150, 12, None)
     assert soak.parsed_line("watch: update 10: lag: 2 s left", 3.0) is None
 
