@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,12 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import OptimConfig, RunConfig, TConfig, config_to_yaml, load_config
+from distill.config import DataConfig, OptimConfig, RunConfig, TConfig, config_to_yaml, load_config
 from distill.config.checks import at_least
+from distill.errors import UserError
 from distill.models import Backbone
 from distill.objectives import OBJECTIVES, Cost, Network, Objective, Samples, Setting, register
+from distill.objectives.critic import FakeScoreConfig
 from distill.objectives.data_rows import data_rows
+from distill.objectives.decoupled_dmd import DecoupledDmdConfig
+from distill.objectives.discriminator import DiscriminatorConfig
+from distill.objectives.diversity import DiversityConfig
+from distill.objectives.dmd import DmdConfig
+from distill.objectives.f_distill import FDistillConfig
+from distill.objectives.gan import GanConfig
 from distill.objectives.monitor import reduced
+from distill.objectives.preference import PreferenceConfig
+from distill.objectives.regression import RegressionConfig
 from distill.seeds import generator_for
 from distill.training.run_log import read_log
 from distill.verbs.plan import plan
@@ -231,3 +241,63 @@ def test_sections_of_earlier_configurations_are_read(tmp_path: Path) -> None:
     written = tmp_path / "written.yaml"
     written.write_text(config_to_yaml(found))
     assert load_config(RunConfig, written) == found
+
+
+NOISE = DataConfig("npz", "data.npz")
+NEEDED: dict[type, dict[str, Any]] = {
+    RegressionConfig: {"pairs": "folder"},
+    PreferenceConfig: {"preferred": NOISE, "rejected": NOISE},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "allowed", "refused"),
+    [
+        (DmdConfig, "weight", (0.0,), (-0.01,)),
+        (DmdConfig, "critic_share", (0.0, 1.0), (-0.01, 1.01)),
+        (DmdConfig, "critic_share_until", (1,), (0,)),
+        (FakeScoreConfig, "updates", (1,), (0,)),
+        (FakeScoreConfig, "warmup_updates", (0,), (-1,)),
+        (DecoupledDmdConfig, "guidance_shift", (1e-3,), (0.0,)),
+        (DiscriminatorConfig, "features", ("teacher", "fake_score"), ("student",)),
+        (DiscriminatorConfig, "updates", (1,), (0,)),
+        (DiscriminatorConfig, "r1_weight", (0.0,), (-0.01,)),
+        (DiscriminatorConfig, "r1_std", (0.0,), (-0.01,)),
+        (DiversityConfig, "first_weight", (0.0,), (-0.01,)),
+        (DiversityConfig, "teacher_steps", (1,), (0,)),
+        (FDistillConfig, "divergence", ("reverse_kl", "jeffreys"), ("kl",)),
+        (FDistillConfig, "gan_weight", (0.0,), (-0.01,)),
+        (PreferenceConfig, "beta", (0.0,), (-1.0,)),
+        (RegressionConfig, "batch_size", (1, None), (0,)),
+        (RegressionConfig, "distance", ("huber", "mse", "lpips"), ("l1",)),
+    ],
+)
+def test_limits_of_the_fields(config: type, name: str, allowed: tuple[Any, ...], refused: tuple[Any, ...]) -> None:
+    for value in allowed:
+        assert getattr(config(**{**NEEDED.get(config, {}), name: value}), name) == value
+    for value in refused:
+        with pytest.raises(UserError, match=rf"\.{name} must .*; got"):
+            config(**{**NEEDED.get(config, {}), name: value})
+
+
+@pytest.mark.parametrize("missing", ["pairs", "preferred", "rejected"])
+def test_what_they_learn_from_must_be_named(missing: str) -> None:
+    config = RegressionConfig if missing == "pairs" else PreferenceConfig
+    with pytest.raises(UserError, match=rf"^objective\.{missing} must"):
+        config(**{name: value for name, value in NEEDED[config].items() if name != missing})
+
+
+def test_what_is_taken_where_nothing_is_said() -> None:
+    """Of the papers, or said in docs: a run that names an objective alone is trained so."""
+    dmd, gan, judge_of = DmdConfig(), GanConfig(), DiscriminatorConfig()
+    assert (dmd.weight, dmd.t, dmd.critic_share, dmd.critic_share_until) == (1, TConfig(low=0.02, high=0.98), 0, 10_000)
+    assert (dmd.fake_score.updates, dmd.fake_score.warmup_updates, dmd.fake_score.t) == (5, 0, TConfig())
+    assert dmd.fake_score.knows_step and dmd.fake_score.optim == OptimConfig(lr=3e-4, betas=(0.0, 0.95))
+    assert (gan.weight, gan.discriminator, FDistillConfig().gan_weight) == (3e-3, judge_of, 0)
+    assert (judge_of.updates, judge_of.r1_weight, judge_of.r1_std) == (1, 0, 0.01)
+    assert judge_of.blocks is None and judge_of.optim == OptimConfig(lr=1e-4, betas=(0.0, 0.99))
+    assert (DiversityConfig().first_weight, DiversityConfig().teacher_steps) == (1, 5)
+    shifted = TConfig(sampler="shifted", shift=3.0)
+    decoupled = DecoupledDmdConfig()
+    assert (decoupled.t, decoupled.fake_score.t, decoupled.guidance_shift) == (shifted, shifted, 3)
+    assert PreferenceConfig(**NEEDED[PreferenceConfig]).beta == 2000
