@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SAID_BY_MAIN = "the main process says so"
 """A note on what is raised in all processes because of the main one, which alone prints it."""
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says only of writing: no room, beyond a quota, beyond a limit, a disk that is read-only."""
 
 
 class UserError(ValueError):
@@ -28,6 +33,21 @@ def reading(path: Path, complaint: str = "is damaged") -> Iterator[None]:
         if isinstance(error, ValueError) and said.startswith(str(path)):
             raise
         raise UserError(f"{path} {complaint}: {said}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it a file, or files in a folder, are written: that the disk takes no more is the user's to mend.
+
+    Libraries say so without the file's name. What names one elsewhere is handed on as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(path.parent)
+        if error.errno not in DISK or elsewhere:
+            raise
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 class NonFiniteError(RuntimeError):

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.cli.common import positive
-from distill.data import load_dataset
+from distill.cli.common import positive, resumable_script
+from distill.data import Dataset, load_dataset
 from distill.data.checking import fingerprint
-from distill.data.features import FEATURES_FILE, INDEX_FILE, read_index, write_index
+from distill.data.features import FEATURES_FILE, INDEX_FILE, SUMS_FILE, read_index, row_sums, write_index
 from distill.errors import UserError
+from distill.files import locked, resolved
+from distill.files.bounded import new_npy
+from distill.files.folders import contents
 from distill.metrics import load_extractor
 from distill.processes import default_device
 from distill.progress import progress_bar, show_progress
@@ -30,7 +33,7 @@ SAVE_EVERY = 50  # batches
 
 
 def cache_features(args: argparse.Namespace) -> None:
-    source, target = Path(args.source).expanduser(), Path(args.target).expanduser()
+    source, target = Path(args.source).expanduser(), resolved(args.target)
     data = load_dataset("npz" if source.suffix == ".npz" else "images", source, args.split, args.size)
     encoder: Any = load_extractor(args.encoder, args.path, device=default_device())
     if not encoder.reads(tuple(data.sample_shape)):
@@ -40,21 +43,29 @@ def cache_features(args: argparse.Namespace) -> None:
         "made_from": " ".join(map(str, (fingerprint(source), args.split, *([args.size] if args.size else [])))),
         "num": len(data),
     }
+    with locked(target):
+        _encode_missing(args.batch_size, data, encoder, target, index)
+    print(f"{target}: repa.encoder=stored repa.path={target}")
+
+
+def _encode_missing(batch_size: int, data: Dataset, encoder: Any, target: Path, index: dict[str, Any]) -> None:
     done = begun(target, index)
     with progress_bar() as progress, torch.no_grad():
         bar = progress.add_task("features", total=len(data), completed=done)
         rows: Any = None
-        for number, first in enumerate(range(done, len(data), args.batch_size), 1):
-            chosen = torch.arange(first, min(first + args.batch_size, len(data)))
+        sums: Any = None
+        for number, first in enumerate(range(done, len(data), batch_size), 1):
+            chosen = torch.arange(first, min(first + batch_size, len(data)))
             images, _ = data.batch(chosen, torch.zeros)
             tokens = encoder.tokens(images).half().cpu().numpy()
-            rows = opened(target, (len(data), *tokens.shape[1:]), exists=done > 0) if rows is None else rows
+            rows, sums = opened(target, (len(data), *tokens.shape[1:]), done) if rows is None else (rows, sums)
             rows[first : first + len(tokens)] = tokens
+            sums[first : first + len(tokens)] = row_sums(tokens)
             if number % SAVE_EVERY == 0 or first + len(tokens) == len(data):
                 rows.flush()
+                sums.flush()
                 write_index(target, {**index, "done": first + len(tokens)})
             progress.advance(bar, len(tokens))
-    print(f"{target}: repa.encoder=stored repa.path={target}")
 
 
 def begun(target: Path, index: dict[str, Any]) -> int:
@@ -65,16 +76,21 @@ def begun(target: Path, index: dict[str, Any]) -> int:
         if different:
             raise UserError(f"{target} holds features of another {different[0]}: {there.get(different[0])}")
         return there["done"]
-    if target.exists() and any(entry.name != FEATURES_FILE for entry in target.iterdir()):
+    if any(entry.name not in (FEATURES_FILE, SUMS_FILE) for entry in contents(target)):
         raise UserError(f"{target} is not empty; choose another")
-    target.mkdir(parents=True, exist_ok=True)
     return 0
 
 
-def opened(target: Path, shape: tuple[int, ...], *, exists: bool) -> Any:
-    if exists:
-        return np.load(target / FEATURES_FILE, mmap_mode="r+")
-    return np.lib.format.open_memmap(target / FEATURES_FILE, "w+", np.float16, shape)
+def opened(target: Path, shape: tuple[int, ...], done: int) -> tuple[np.memmap, np.memmap]:
+    """The files of features, of which `done` are there, and of their checksums, which an earlier version wrote not."""
+    if not done:
+        return new_npy(target / FEATURES_FILE, np.float16, shape), new_npy(target / SUMS_FILE, np.uint64, shape[:1])
+    rows = np.lib.format.open_memmap(target / FEATURES_FILE, "r+")
+    if (target / SUMS_FILE).is_file():
+        return rows, np.lib.format.open_memmap(target / SUMS_FILE, "r+")
+    sums = new_npy(target / SUMS_FILE, np.uint64, shape[:1])
+    sums[:done] = row_sums(rows[:done])
+    return rows, sums
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,12 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=positive, default=50, metavar="N", help="images at once (50)")
     args = parser.parse_args(argv)
     show_progress()
-    try:
-        cache_features(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return resumable_script("cache_features", lambda: cache_features(args))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from distill.cli.common import add_sampler_arguments, load_sampler, positive
+from distill.cli.common import add_sampler_arguments, load_sampler, positive, resumable_script
 from distill.conditions import slice_rows
 from distill.data.pairs import (
     INDEX_FILE,
     SHARD,
+    finish,
     missing_shards,
     read_index,
     shard_path,
@@ -29,14 +31,17 @@ from distill.data.pairs import (
     write_shard,
 )
 from distill.errors import UserError
+from distill.files import locked, resolved
+from distill.files.folders import contents
 from distill.progress import progress_bar, show_progress
+from distill.sampling import Sampler
 from distill.sampling.drawing import draw_batches
 
 COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
 
 
 def make_pairs(args: argparse.Namespace) -> None:
-    sampler, folder = load_sampler(args, args.model), Path(args.output).expanduser()
+    sampler, folder = load_sampler(args, args.model), resolved(args.output)
     if sampler.num_noises != 1:
         raise UserError(f"{args.model}: {sampler.description} takes {sampler.num_noises} noises; pairs are of an ODE")
     index = {
@@ -47,17 +52,28 @@ def make_pairs(args: argparse.Namespace) -> None:
         "num": args.num,
         "sample_shape": list(sampler.model.sample_shape),
     }
+    with locked(folder):
+        _begin(folder, index)
+        _draw_missing(folder, sampler, args)
+    print(f"{folder}: {args.num:,} pairs, objective.name=regression objective.pairs={folder}")
+
+
+def _begin(folder: Path, index: dict[str, Any]) -> None:
+    """Raises: UserError where the folder holds other pairs, or anything else."""
     if (folder / INDEX_FILE).is_file():
         there = {name: value for name, value in read_index(folder).items() if name != "version"}
         if there != index:
             different = next(name for name in index if there.get(name) != index[name])
             raise UserError(f"{folder} holds pairs of another {different}: {there.get(different)}; take another folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif contents(folder):
         raise UserError(f"{folder} is not empty; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_index(folder, index)
+    else:
+        write_index(folder, index)
+
+
+def _draw_missing(folder: Path, sampler: Sampler, args: argparse.Namespace) -> None:
     conditions = sampler.condition.balanced(args.num)
-    missing = set(missing_shards(folder, args.num))
+    missing = missing_shards(folder, args.num)
     with progress_bar(COLUMNS) as progress:
         bar = progress.add_task("", total=args.num)
         for first in range(0, args.num, SHARD):
@@ -70,7 +86,7 @@ def make_pairs(args: argparse.Namespace) -> None:
                 write_shard(folder, first, torch.cat(batches), slice_rows(conditions, first, last))
             else:
                 progress.advance(bar, last - first)
-    print(f"{folder}: {args.num:,} pairs, objective.name=regression objective.pairs={folder}")
+    finish(folder, args.num, [path.name for path in missing])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,12 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_sampler_arguments(parser)
     args = parser.parse_args(argv)
     show_progress()
-    try:
-        make_pairs(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return resumable_script("make_pairs", lambda: make_pairs(args))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dar import RoutingConfig, SiT
 from distill.config import RepaConfig, TrainConfig, build_config
 from distill.data import load_dataset
-from distill.data.features import StoredFeatures
+from distill.data.features import FEATURES_FILE, SUMS_FILE, StoredFeatures
 from distill.errors import UserError
+from distill.files import locked
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.models import load_model
 from distill.objectives.alignment import (
@@ -32,6 +33,7 @@ from distill.verbs.plan import plan
 from distill.verbs.train import train
 from tests.conftest import perturbed, tiny_config, without_time
 from tests.test_more_objectives import script
+from tests.test_resume import flip
 
 SHAPE = tiny_config(depth=4, num_classes=3)
 
@@ -191,7 +193,7 @@ def test_a_training_is_resumed_and_saved_without_its_projector(
     assert isinstance(model, SiT) and set(model.state_dict()) == set(SiT(SHAPE).state_dict())
 
 
-def test_stored_features_are_the_encoders(values: dict[str, Any], tmp_path: Path, capsys) -> None:
+def test_stored_features_are_the_encoders(values: dict[str, Any], tmp_path: Path, capsys, caplog) -> None:
     made = script("cache_features")
     arguments = [str(tmp_path / "data.npz"), str(tmp_path / "f"), "--encoder", "embedded", "--path"]
     arguments += [str(tmp_path / "encoder"), "--batch-size", "7"]
@@ -208,6 +210,22 @@ def test_stored_features_are_the_encoders(values: dict[str, Any], tmp_path: Path
         StoredFeatures(tmp_path / "f", 24)
     assert made.main(arguments) == 0
     assert torch.equal(StoredFeatures(tmp_path / "f", 24).rows(chosen), stored.rows(chosen))
+    with locked(tmp_path / "f"):
+        assert made.main(arguments) == 2 and "is being written by process" in capsys.readouterr().err
+    flip(tmp_path / "f" / FEATURES_FILE)
+    damaged = StoredFeatures(tmp_path / "f", 24)
+    with pytest.raises(UserError, match=r"features\.npy is not as it was written: row 15 is damaged"):
+        damaged.rows(torch.arange(24))
+    damaged.rows(torch.arange(15))
+    (tmp_path / "f" / SUMS_FILE).unlink()
+    with caplog.at_level("INFO", logger="distill"):
+        for _ in range(2):
+            StoredFeatures(tmp_path / "f", 24).rows(torch.arange(24))
+    assert caplog.text.count(f"has no {SUMS_FILE}") == 1
+    flip(tmp_path / "f" / FEATURES_FILE)
+    (tmp_path / "f" / "features.json").write_text(json.dumps({**index, "done": 14}))
+    assert made.main(arguments) == 0  # begun by an earlier version
+    StoredFeatures(tmp_path / "f", 24).rows(torch.arange(24))
     with pytest.raises(UserError, match="holds features of 24 samples; the data have 25"):
         StoredFeatures(tmp_path / "f", 25)
     assert made.main([*arguments[:2], "--encoder", "embedded", "--size", "8"]) == 2

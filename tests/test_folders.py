@@ -155,7 +155,7 @@ def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     for write in (replace_folder, write_folder):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match="student could not be written: No space left"):
             write(tmp_path / "student", fill)
     assert [path.name for path in tmp_path.iterdir()] == ["student"] and (tmp_path / "student" / "a").is_file()
 

@@ -18,9 +18,12 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
 
 from dar import SiT
+from dar.checksums import CHECKSUMS_FILE, check_checksums
 from dar.layers import Block
 from distill.config import RunConfig, build_config, plain_values
+from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
+from distill.files import locked
 from distill.objectives import OBJECTIVES, Samples
 from distill.objectives.discriminator import Discriminator, Heads
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
@@ -100,16 +103,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "f_distill": {"objective": {"name": "f_distill", "gan_weight": 0.01}},
     "gan": {"mix": {"gan": {"discriminator": {"r1_weight": 1.0, "features": "fake_score"}}}},
     "gan alone": {"objective": {"name": "gan"}},
-    "regression": {"mix": {"regression": {"pairs": "PAIRS"}}},
+    "regression, ode": {"mix": {"regression": {"pairs": "PAIRS"}}, "student": {"ode_steps": 2}},
     "regression alone": {"objective": {"name": "regression", "pairs": "PAIRS", "distance": "mse"}},
     "diversity": {"objective": {"name": "diversity", "teacher_steps": 2}, "student": {"ode_steps": 1}},
-    "flow_matching": {"mix": {"flow_matching": {"weight": 0.1}}},
     "flow_matching alone": {"objective": {"name": "flow_matching"}},
     "preference": {"objective": {"name": "preference", **PREFERENCE}},
-    "ode": {"student": {"ode_steps": 2}},
-    "list": {"student": {"t_list": [1.0, 0.4]}},
+    "list, rescaled": {"student": {"t_list": [1.0, 0.4]}, "teacher": {"cfg_rescale": 0.7}},
     "shared": {"student": {"rollout": "shared"}, "mix": {"gan": {}}},
-    "rescaled": {"teacher": {"cfg_rescale": 0.7}},
     "lora": {
         "roles": {"trainable": "lora", "lora_rank": 2},
         "objective": {"name": "dmd", "critic_share": 0.75, "critic_share_until": 2},
@@ -378,6 +378,24 @@ def test_regression_is_zero_at_the_teacher(values: dict[str, Any], tmp_path: Pat
     assert float(ours.loss(None, *batch)[0].detach()) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("cfg_scale", None, "cfg_scale must be a number; got None"),
+        ("seed", True, "seed must be a whole number; got True"),
+        ("num", 0, "num must be at least 1; got 0"),
+        ("teacher", ..., "it lacks teacher, a text"),
+    ],
+)
+def test_an_index_of_pairs_is_checked(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    index = {"teacher": "0", "sampler": "s", "cfg_scale": 1, "seed": 0, "num": 1, "sample_shape": [1]}
+    write_index(tmp_path, index)
+    assert read_index(tmp_path)["cfg_scale"] == 1
+    write_index(tmp_path, {key: said for key, said in {**index, name: value}.items() if said is not ...})
+    with pytest.raises(UserError, match=rf"pairs\.json is damaged: {message}$"):
+        read_index(tmp_path)
+
+
 def test_pairs_are_made_once_and_of_one_teacher(values: dict[str, Any], tmp_path: Path, capsys, monkeypatch) -> None:
     made = script("make_pairs")
     monkeypatch.setattr("distill.data.pairs.SHARD", 5)
@@ -393,13 +411,23 @@ def test_pairs_are_made_once_and_of_one_teacher(values: dict[str, Any], tmp_path
         task_of(config)
     assert made.main(other) == 0
     assert files[0].stat().st_mtime_ns == kept and files[1].read_bytes() == missing
+    check_checksums(tmp_path / "few")
+    with locked(tmp_path / "few"):
+        assert made.main(other) == 2 and "is being written by process" in capsys.readouterr().err
     assert made.main([*other, "--seed", "2"]) == 2 and "holds pairs of another seed: 1" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"was drawn at cfg_scale 1\.5; teacher\.cfg_scale is 3"):
         task_of({**config, "teacher": {**values["teacher"], "cfg_scale": 3.0}})
     third = files[2].read_bytes()
     files[2].write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"pairs_00002\.safetensors is not as it was written"):
+        task_of(config)
+    sums = tmp_path / "few" / CHECKSUMS_FILE
+    whole = sums.read_bytes()
+    sums.unlink()
     with pytest.raises(UserError, match=r"pairs_00002\.safetensors is damaged"):
         task_of(config)
+    sums.write_bytes(whole)
+    assert made.main(other) == 0 and sums.read_bytes() == whole  # what is there is not vouched for anew
     files[2].write_bytes(third)
     perturbed(SiT(tiny_config()), seed=9).save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="holds pairs of another teacher"):
@@ -518,18 +546,16 @@ RING = {
     "decoupled_dmd": "objective.name=decoupled_dmd teacher.cfg_scale=1.2",
     "timestep_sharing": "objective.name=timestep_sharing",
     "f_distill": "objective.name=f_distill objective.discriminator.features=fake_score",
-    "gan": "mix.gan.weight=0.01 mix.gan.discriminator.features=fake_score",
     "diversity": "objective.name=diversity student.ode_steps=1",
-    "flow_matching": "mix.flow_matching.weight=0.1",
 }
 
 
-def test_a_ring_keeps_its_modes_under_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight modes, of which plain distribution matching keeps all, too; a few updates bring the samples nearer."""
+def test_a_ring_keeps_its_modes() -> None:
+    """All eight, under whatever matches distributions; a few updates bring the samples nearer."""
     module = script("distil_ring")
     ring = module.Ring()
-    net = module.fitted(ring, 800)
-    short = ["train.steps=60", "objective.fake_score.updates=3"]
+    net = module.fitted(ring, 700)
+    short = ["train.steps=60", "objective.fake_score.updates=2", "student.optim.lr=1e-3"]
     for name, overrides in RING.items():
         found = module.distil(module.configured([*short, *overrides.split()], 0), ring, net)
         assert found.modes == module.MODES, name

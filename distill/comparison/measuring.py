@@ -13,9 +13,10 @@ from distill.comparison.config import Job, MeasuringConfig
 from distill.comparison.training import MODEL_FOLDER, HeldOut
 from distill.conditions import to_device
 from distill.config import TeacherConfig, merge_values
+from distill.errors import reading
 from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
-from distill.files import write_text
+from distill.files import read_json, write_text
 from distill.metrics import Interval
 from distill.processes import default_device
 from distill.sampling.samplers import teacher_sampler
@@ -40,9 +41,10 @@ class MeasuredJob:
 
     @classmethod
     def load(cls, path: Path) -> MeasuredJob:
-        values = json.loads(path.read_text())
-        values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
-        return cls(**values)
+        values = read_json(path, {"settings": dict, "measures": dict})
+        with reading(path):
+            values["measures"] = {name: Interval.from_json(entry) for name, entry in values["measures"].items()}
+            return cls(**values)
 
 
 def is_measured(job: Job, config: MeasuringConfig) -> bool:

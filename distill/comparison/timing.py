@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.comparison.config import Comparison, Job
 from distill.comparison.training import build_task, load_data, num_trainable
 from distill.data.base import Dataset
+from distill.errors import reading
 from distill.files import write_text
 from distill.objectives.teacher import TeacherTask
 
@@ -154,4 +155,7 @@ def save_costs(costs: list[Cost], path: Path) -> None:
 
 def load_costs(path: Path) -> list[Cost]:
     """Read what `save_costs` wrote; an empty list if there is no file."""
-    return [Cost(**cost) for cost in json.loads(path.read_text())] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(path):
+        return [Cost(**cost) for cost in json.loads(path.read_bytes())]

@@ -17,8 +17,8 @@ from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.conditions import ConditionBatch, slice_rows, to_device
 from distill.config import CONFIG_FILE, TConfig, TrainConfig, config_to_yaml, flat_values, load_config
 from distill.data.base import Dataset, configured_dataset, noise_of
-from distill.errors import UserError
-from distill.files import write_folder, write_text
+from distill.errors import UserError, reading
+from distill.files import read_json, write_folder, write_text
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.teacher import TeacherTask
 from distill.sampling.flow import interpolate
@@ -75,8 +75,9 @@ class Trained:
 
     @classmethod
     def load(cls, path: Path) -> Trained:
-        values = json.loads(path.read_text())
-        return cls(values["parameters"], [CurvePoint(**point) for point in values["curve"]])
+        values = read_json(path, {"parameters": int, "curve": list})
+        with reading(path):
+            return cls(values["parameters"], [CurvePoint(**point) for point in values["curve"]])
 
 
 def stratified_t(num: int, config: TConfig, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.conditions import ConditionBatch, Prompts
 from distill.conditions.prompt_files import shortened
-from distill.errors import UserError
+from distill.errors import UserError, reading
 
 if TYPE_CHECKING:
     from distill.data.base import Dataset, Noise
@@ -50,10 +50,8 @@ class Captioned:
 
 
 def _numbers(file: Path, num_samples: int, prompts: Prompts) -> Tensor:
-    try:
-        captions = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    with reading(file):
+        captions = json.loads(file.read_bytes())
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise UserError(f"{file} must be a list of texts, one a sample")
     if len(captions) != num_samples:

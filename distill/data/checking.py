@@ -107,7 +107,7 @@ def _read_verdict(file: Path | None) -> float | None:
 def _keep(file: Path, verdict: dict[str, object]) -> None:
     try:
         write_text(file, json.dumps(verdict) + "\n")
-    except OSError as error:  # a home that cannot be written is no reason not to train
+    except (OSError, UserError) as error:  # a home that cannot be written is no reason not to train
         logger.warning(f"the samples are sound, but will be read again next time: {error}")
 
 

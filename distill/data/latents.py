@@ -18,6 +18,7 @@ from dar.checksums import CHECKSUMS_FILE, read_checksums
 from distill.conditions import ClassLabels
 from distill.data.base import Noise, register
 from distill.errors import reading
+from distill.files import say_unchecked
 from distill.files.bounded import check_ratio, npy_from_bytes
 from distill.latents.space import LatentSpace
 
@@ -118,6 +119,8 @@ class _Files:
         """How the checksum of each file begins; None where there are none, and in a zip, which has its own."""
         sums = None if self._zip is not None else read_checksums(self._root)
         if sums is None:
+            if self._zip is None:
+                say_unchecked(self._root)
             return None
         missing = next((name for name in names if name not in sums), None)
         if missing is not None:

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch, take_rows
 from distill.errors import UserError
-from distill.files import read_json, write_text
+from distill.files import check_whole, read_json, seal_files, write_bytes, write_text
 
 INDEX_FILE = "pairs.json"
 SHARD = 1000
 VERSION = 1
+FIELDS = {"teacher": str, "sampler": str, "cfg_scale": float, "seed": int, "num": int, "sample_shape": list}
 
 
 def weights_hash(model: Any) -> str:
@@ -45,9 +47,7 @@ def write_shard(folder: Path, first: int, x0: Tensor, y: ConditionBatch) -> None
     """Pairs `first`, .. of the list: x0 (N, *sample_shape), kept in float16, and conditions, N rows."""
     conditions = y if isinstance(y, dict) else {"": y}
     tensors = {"x0": x0.half(), **{f"y.{name}": part for name, part in conditions.items()}}
-    partial = shard_path(folder, first).with_suffix(".writing")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(shard_path(folder, first))
+    write_bytes(shard_path(folder, first), save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 class Pairs:
@@ -67,6 +67,7 @@ class Pairs:
             raise UserError(
                 f"{self.folder} lacks {len(missing)} of its files, {missing[0].name} first; go on making it"
             )
+        check_whole(self.folder)
         parts = [_read(shard_path(self.folder, first)) for first in range(0, self.index["num"], SHARD)]
         self.x0 = torch.cat([part["x0"] for part in parts])
         names = [name for name in parts[0] if name != "x0"]
@@ -82,17 +83,27 @@ class Pairs:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
+    """What `pairs.json` says. Raises: UserError where it is missing, damaged or of another version."""
     file = folder / INDEX_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no pairs (no {INDEX_FILE}); make some with scripts/make_pairs.py")
-    index = read_json(file)
-    if index.get("version") != VERSION:
-        raise UserError(f"{file} is of version {index.get('version')}; this one reads {VERSION}")
+    version = read_json(file).get("version")
+    if version != VERSION:
+        raise UserError(f"{file} is of version {version}; this one reads {VERSION}")
+    index = read_json(file, FIELDS)
+    if index["num"] < 1:
+        raise UserError(f"{file} is damaged: num must be at least 1; got {index['num']}")
     return index
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
     write_text(folder / INDEX_FILE, json.dumps({"version": VERSION, **index}, indent=2) + "\n")
+
+
+def finish(folder: Path, num: int, fresh: Container[str]) -> None:
+    """Write checksums of `num` pairs; fresh: names of the files that were written just now."""
+    names = [INDEX_FILE, *(shard_path(folder, first).name for first in range(0, num, SHARD))]
+    seal_files(folder, names, fresh)
 
 
 def missing_shards(folder: Path, num: int) -> list[Path]:

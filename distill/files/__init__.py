@@ -5,8 +5,11 @@ May import dar.checksums, within functions, and errors.
 
 from distill.files.folders import claimed, locked, new_folder, resolved
 from distill.files.whole import (
+    check_whole,
     read_json,
     replace_folder,
+    say_unchecked,
+    seal_files,
     seal_folder,
     temporary_name,
     write_bytes,
@@ -15,12 +18,15 @@ from distill.files.whole import (
 )
 
 __all__ = [
+    "check_whole",
     "claimed",
     "locked",
     "new_folder",
     "read_json",
     "replace_folder",
     "resolved",
+    "say_unchecked",
+    "seal_files",
     "seal_folder",
     "temporary_name",
     "write_bytes",

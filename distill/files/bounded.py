@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+
+from distill.errors import UserError, writing
 
 ALWAYS = 2**26  # bytes that a packed file may become, however small it is
 MOST_RATIO = 100  # of unpacked to packed bytes beyond that: data have about 2, and what is made to harm 1000
@@ -51,6 +54,24 @@ def npy_array(file: IO[bytes], size: int) -> np.ndarray:
 def npy_from_bytes(content: bytes) -> np.ndarray:
     """As `npy_array`."""
     return npy_array(io.BytesIO(content), len(content))
+
+
+def new_npy(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new file in numpy's format, as an array that is written part by part.
+
+    Its room is taken at once: a mapped file that finds the disk full ends the process, without a word.
+
+    Raises: UserError where there is no room.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    try:
+        with writing(path), path.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except UserError:
+        path.unlink()
+        raise
+    return array
 
 
 def npz_names(path: Path) -> list[str]:

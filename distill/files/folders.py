@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.errors import UserError
+from distill.errors import UserError, writing
 
 LOCK_FILE = ".lock"
 _LEFT_OVER = re.compile(r"\..+-[0-9a-f]{12}\.partial")
@@ -60,11 +60,13 @@ def claimed(path: str | Path, name: str = "--output", begun: str = "") -> Iterat
 def locked(folder: Path) -> Iterator[Path]:
     """Be the one writer of `folder`, which is made if there is none. Raises: UserError, which says who else is it."""
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
-    descriptor = _taken(path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _taken(path)
     try:
-        yield folder
+        with writing(folder):
+            yield folder
     finally:
         path.unlink(missing_ok=True)  # before it is let go: who waits with it open finds it gone
         os.close(descriptor)

@@ -7,26 +7,65 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from distill.errors import UserError, reading
+from distill.errors import UserError, reading, writing
+
+log = logging.getLogger("distill")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises: UserError where it is damaged; FileNotFoundError where it is missing."""
+KINDS = {int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+
+
+def read_json(file: Path, kinds: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    kinds: of `KINDS`, by the names that it must hold.
+
+    Raises: UserError where it is damaged, which names the field; FileNotFoundError where it is missing.
+    """
     content = file.read_bytes()
     with reading(file):
         read = json.loads(content)
         if not isinstance(read, dict):
             raise TypeError(f"it must hold a mapping of names to values; it holds a {type(read).__name__}")
+        for name, kind in (kinds or {}).items():
+            if name not in read:
+                raise ValueError(f"it lacks {name}, {KINDS[kind]}")
+            if type(read[name]) is not kind and (kind, type(read[name])) != (float, int):
+                raise ValueError(f"{name} must be {KINDS[kind]}; got {read[name]!r}")
         return read
+
+
+_UNCHECKED: set[Path] = set()
+"""Folders of which it was said that they have no checksums."""
+
+
+def check_whole(folder: Path) -> None:
+    """See that the files of a folder are as they were written; of one without checksums it is said that none are.
+
+    Raises: ValueError, which names the file.
+    """
+    from dar.checksums import check_checksums, read_checksums
+
+    if read_checksums(folder) is None:
+        say_unchecked(folder)
+    check_checksums(folder)
+
+
+def say_unchecked(folder: Path, name: str = "checksums.json") -> None:
+    """Say, once, that a folder's files are read as they are. name: of the file that is not there."""
+    if folder.is_dir() and folder.resolve() not in _UNCHECKED:
+        _UNCHECKED.add(folder.resolve())
+        log.info(f"{folder} has no {name}, as others or earlier versions write it: its files are not checked")
 
 
 def temporary_name(path: Path) -> Path:
@@ -41,20 +80,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write under a temporary name, then rename. sync: not to be waited for where the caller syncs many at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary_name(path)
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if sync:
-        synchronise(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        if sync:
+            synchronise(path.parent)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
@@ -98,6 +138,17 @@ def seal_folder(folder: Path, sums: dict[str, str] | None = None) -> None:
         synchronise(path)
 
 
+def seal_files(folder: Path, names: Collection[str], fresh: Container[str]) -> None:
+    """`seal_folder` of files by name, of which `fresh` were written just now and others may have their checksums."""
+    from dar.checksums import checksums, read_checksums
+
+    there = read_checksums(folder) or {}
+    sums = checksums(folder, [name for name in names if name in fresh or name not in there])
+    for name in sums:
+        synchronise(folder / name)
+    seal_folder(folder, {name: {**there, **sums}[name] for name in names})
+
+
 def synchronise(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk. Some file systems know no such thing of folders."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -112,12 +163,13 @@ def synchronise(path: Path) -> None:
 def _filled(folder: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
     """A sealed folder beside `folder`; removed where it does not get its name."""
     partial = temporary_name(folder)
-    partial.mkdir(parents=True)
     try:
-        fill(partial)
-        seal_folder(partial)
-        yield partial
-        synchronise(folder.parent)
+        with writing(folder):
+            partial.mkdir(parents=True)
+            fill(partial)
+            seal_folder(partial)
+            yield partial
+            synchronise(folder.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError):  # what a full disk is to it

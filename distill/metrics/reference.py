@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import reading
+from distill.files import write_bytes
 from distill.files.bounded import npz_arrays
 from distill.metrics.features import Extractor, Features, patch_features
 from distill.metrics.frechet import MIN_IMAGES, FrechetStatistics, check_moments, frechet_statistics
@@ -95,21 +95,14 @@ class ReferenceStatistics:
     def save(self, path: str | Path) -> None:
         """Write the .npz file atomically: a reader sees the old file or the complete new one."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        entries = {
+        entries: dict[str, Any] = {
             field.name: np.asarray(getattr(self, field.name)) for field in fields(self) if field.name not in NESTED
         }
         for name in NESTED:
             entries |= {f"{name}.{key}": array for key, array in getattr(self, name).items()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, format=np.asarray(FORMAT), **entries)
-            Path(temporary).chmod(0o644)  # mkstemp makes the file readable for its owner only
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        content = io.BytesIO()
+        np.savez_compressed(content, format=np.asarray(FORMAT), **entries)
+        write_bytes(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceStatistics:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from dar import SiT
-from dar.checksums import check_checksums
 from distill.assets import resolve
 from distill.conditions import ClassLabels, Prompts, condition_of
 from distill.conditions.prompts import REFERENCE_FILE
 from distill.errors import UserError
+from distill.files import check_whole
 from distill.models.backbone import Backbone
 from distill.models.stock.folders import is_stock, load_stock
 
@@ -81,7 +81,7 @@ def load_model(path: str | Path, prompts: str | None = None) -> Backbone:
         not finite.
     """
     folder = model_folder(str(path))
-    check_checksums(folder)
+    check_whole(folder)
     model = FAMILIES[family_of(folder)].load(folder)
     check_finite(model, str(path))
     if prompts is not None:

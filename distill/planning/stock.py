@@ -17,6 +17,7 @@ from dar.attached_folder import CONFIG as ROUTING_FILE
 from dar.predictions import PREDICTIONS
 from distill.conditions import Prompts
 from distill.conditions.prompts import REFERENCE_FILE
+from distill.errors import reading
 from distill.files import read_json
 from distill.models.lora import add_adapters
 from distill.models.stock import STOCK, StockBackbone
@@ -200,17 +201,26 @@ def stock_subject(folder: Path) -> StockSubject:
     said = said_in(folder)
     source = source_of(folder, said)
     config = read_json(source / "config.json")
-    routing = read_json(folder / ROUTING_FILE) if (folder / ROUTING_FILE).is_file() else None
+    routing, sources = _routing_in(folder / ROUTING_FILE)
     prompts = Prompts.of_model_folder(folder) if (folder / REFERENCE_FILE).is_file() else None
     shape = said.get("sample_shape")
     return StockSubject(
         config["_class_name"],
         {key: value for key, value in config.items() if not key.startswith("_")},
         None if shape is None else tuple(shape),
-        None if routing is None else RoutingConfig(**routing["routing"]),
-        "written" if routing is None else routing["sources"],
+        routing,
+        sources,
         TEXT_TOKENS if prompts is None else prompts.index.length,
     )
+
+
+def _routing_in(file: Path) -> tuple[RoutingConfig | None, str]:
+    """Attached routing and its sources. Raises: UserError where the file is damaged."""
+    if not file.is_file():
+        return None, "written"
+    read = read_json(file, {"routing": dict, "sources": str})
+    with reading(file):
+        return RoutingConfig(**read["routing"]), read["sources"]
 
 
 NAMED = {

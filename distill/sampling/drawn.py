@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.conditions import ConditionBatch, num_rows
 from distill.errors import UserError, reading
 from distill.files import write_text
+from distill.files.bounded import new_npy
 from distill.latents.decoding import Decoder
 from distill.models import Backbone
 from distill.processes import Processes
@@ -49,7 +50,8 @@ class DrawnImages:
             return
         self.done, self.seconds = _progress(_state_file(stem), made_of)
         stem.parent.mkdir(parents=True, exist_ok=True)
-        self.array = np.lib.format.open_memmap(_array_file(stem), "r+" if self.done else "w+", dtype, shape)
+        file = _array_file(stem)
+        self.array = np.lib.format.open_memmap(file, "r+") if self.done else new_npy(file, dtype, shape)
 
     def append(self, images: np.ndarray, seconds: float) -> None:
         self.array[self.done : self.done + len(images)] = images

@@ -20,9 +20,9 @@ from torch import nn
 from dar.checkpoints.pickles import check_pickles, only_allowed, refusal
 from dar.checksums import CHECKSUMS_FILE, check_checksums
 from distill.errors import UserError
+from distill.files import say_unchecked
 from distill.models.parameters import frozen_parameters
 from distill.processes import Processes, is_lost_process
-from distill.progress import logger
 from distill.training.state import load_state, weights_file
 
 FOLDER = "checkpoints"
@@ -65,7 +65,7 @@ def load_checkpoint(accelerator: Accelerator, run_folder: Path, step: int | None
     if sharded != accelerator.is_fsdp2:
         raise UserError(f"--resume: {path} was written {'with' if sharded else 'without'} FSDP; resume it likewise")
     if not (path / CHECKSUMS_FILE).is_file():
-        logger.info(f"{path} has no {CHECKSUMS_FILE}, as an earlier version wrote it: its files are not checked")
+        say_unchecked(path)
     _check_whole(path, found, Processes.all())
     states = sorted(path.glob("custom_checkpoint_*.pkl"))
     if len(states) != len(accelerator._custom_objects):

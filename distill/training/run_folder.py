@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from distill.assets import EMBEDDED
 from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
 from distill.data.base import Dataset
-from distill.errors import UserError
+from distill.errors import UserError, writing
 from distill.files import locked, read_json, resolved, write_text
 from distill.files.folders import contents
 from distill.processes import Processes
@@ -62,8 +62,9 @@ def opened_run(
             return resumes
 
         run = RunFolder(folder, Processes.all().from_main(claim))
-        start_trackers(accelerator, config)
-        yield run
+        with writing(folder):
+            start_trackers(accelerator, config)
+            yield run
 
 
 def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distill.errors import UserError
+from distill.errors import UserError, writing
 from distill.files import write_text
 
 FILE = "metrics.jsonl"
@@ -26,7 +26,7 @@ class RunLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._accelerator.is_main_process:
             return
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self._accelerator.log(values, step=step)
 

@@ -57,7 +57,8 @@ def write_state(folder: Path, files: dict[str, Any], group: Any) -> None:
         elif path.suffix == WEIGHTS:
             save_file(content, path, metadata={"format": "pt"})
         else:
-            torch.save(content, path)
+            with path.open("xb") as file:  # given a name torch does not say that the disk is full
+                torch.save(content, file)
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, writing
+from distill.files import temporary_name
 from distill.latents.decoding import decoder_for
 from distill.processes import Processes
 from distill.progress import progress_bar
@@ -90,7 +91,12 @@ def _as_adm_has_them(images: Tensor) -> Tensor:
 
 
 def _write(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    whole = file.with_name(f".{file.name}.partial")
-    with whole.open("wb") as opened:
-        np.savez(opened, arr_0=images, arr_1=labels)
-    whole.replace(file)
+    whole = temporary_name(file)
+    with writing(file):
+        try:
+            with whole.open("xb") as opened:
+                np.savez(opened, arr_0=images, arr_1=labels)
+            whole.replace(file)
+        except BaseException:
+            whole.unlink(missing_ok=True)
+            raise
