@@ -62,6 +62,7 @@ def test_classifier_folder_roundtrip_and_version(tmp_path):
     again = load_extractor("embedded", tmp_path / "extractor")
     torch.testing.assert_close(again.extract(pictures(3)).features, model(pictures(3))[0].detach())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["extractor"]
+    assert (tmp_path / "extractor" / "model.safetensors").stat().st_mode & 0o777 == 0o644  # others may read it
     assert not Classifier.from_pretrained(tmp_path / "extractor").training
     assert again.version == EmbeddedExtractor(model).version
     model.scale_features(2)

@@ -28,6 +28,7 @@ from distill.data.npz import load_npz
 from distill.errors import UserError
 from distill.evaluation.measured import Measured
 from distill.files import read_json
+from distill.files.bounded import check_ratio
 from distill.metrics import ReferenceStatistics
 from distill.metrics.published import published_reference
 from distill.sampling.samplers import read_steps
@@ -83,6 +84,14 @@ def test_npz_files(tmp_path: Path, what: bytes | int, names: tuple[str, ...], re
     path = zipped(tmp_path / "bomb.npz", {f"{name}.npy": what for name in names})
     with pytest.raises(ValueError, match=r"bomb\.npz .*(declares|would become)"):
         read(path)
+
+
+def test_how_far_a_packed_file_may_grow() -> None:
+    """To 64 MiB however small it is, and to a hundred times its size."""
+    for packed, most in ((1, 2**26), (2**20, 100 * 2**20)):
+        check_ratio(packed, most)
+        with pytest.raises(ValueError, match=f"{packed:,} bytes would become {most + 1:,}, more than 100 times"):
+            check_ratio(packed, most + 1)
 
 
 def test_latents(tmp_path: Path) -> None:
