@@ -6,9 +6,9 @@
 
 Faults are put into a copy of the tree. One process has torch imported and forks for each fault: it costs its tests
 alone. Which tests enter which function is seen once for each file of tests, without faults, and is kept in
-`.cache/mutate` until that file changes. A fault is judged by the tests that enter its function, in the files that speak
-of it, and the first red one ends it. Each judgement is also a line in a file beside --output: a run that was ended goes
-on where it was, and --again judges the survivors anew. benchmarks/mutation_reasons.json says why survivors may stay.
+`.cache/mutate` until that file changes. A fault is judged by the tests that enter its function, in the files that are
+nearest to it, up to the first red one. Each judgement is also a line in a file beside --output: a run that was ended
+goes on where it was, and --again judges the survivors anew. benchmarks/mutation_reasons.json says why some may stay.
 
 cosmic-ray would start a process, 3 s of torch, for each fault, and has one command of tests for all files; mutmut first
 runs the whole suite in one process, and draws no samples.
@@ -26,12 +26,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from mutants import Mutant, folder_of, mutants_of, sampled
-from mutation_tests import Tests, judge
+from mutation_tests import MOST_FILES, SLOWEST_S, Tests, judge
 
 ROOT = Path(__file__).parents[1]
 CORE = ("dar", "distill/sampling", "distill/objectives", "distill/training", "distill/metrics", "distill/files")
@@ -80,19 +80,19 @@ def prepare(copy: Path, heavy: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def outcomes(root: Path, copy: Path, chosen: Sequence[Mutant], record: Path, seconds: float) -> dict[str, str]:
-    """The outcome of each mutant by name; those that `record` has are not judged again, others are appended to it."""
+def judged(root: Path, copy: Path, chosen: Sequence[Mutant], record: Path, seconds: float) -> Iterator[Mutant]:
+    """Each mutant, once its outcome is in `record`; those that have one there are not judged again."""
     known = read_record(record)
     tests = Tests(copy, root / ".cache" / "mutate")
     begin = time.monotonic()
     for number, mutant in enumerate(chosen):
         if mutant.name not in known:
-            known[mutant.name] = outcome = judge(copy, mutant, tests.that_reach(mutant, seconds))
+            outcome = judge(copy, mutant, tests.that_enter(mutant, seconds))
             with record.open("a") as file:
                 file.write(json.dumps({"name": mutant.name, "outcome": outcome}) + "\n")
             took = f"{(time.monotonic() - begin) / 60:.1f} min"
             print(f"{number + 1}/{len(chosen)} {took} {outcome}: {mutant.line} {mutant.name}", flush=True)
-    return {mutant.name: known[mutant.name] for mutant in chosen}
+        yield mutant
 
 
 def read_record(record: Path) -> dict[str, str]:
@@ -131,7 +131,7 @@ def _cell(code: str) -> str:
     return code.replace("|", "\\|") if len(code) < 90 else _cell(code[:86] + " ...")
 
 
-def setup_of(root: Path, args: argparse.Namespace) -> str:
+def setup_of(root: Path, args: argparse.Namespace, number: str) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
     )
@@ -139,8 +139,9 @@ def setup_of(root: Path, args: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytest", "diffusers"))
     return (
         f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, Python {sys.version.split()[0]}, "
-        f"{versions}. At most {args.seconds:g} CPU seconds of tests a fault; where they take far longer than without "
-        "the fault, it has timed out and counts as seen."
+        f"{versions}; {number} faults. The {MOST_FILES} nearest files of tests judge a fault, at most {args.seconds:g} "
+        f"CPU seconds of them and no test slower than {SLOWEST_S:g} s. Where they take far longer than without the "
+        "fault, it has timed out and counts as seen."
     )
 
 
@@ -169,12 +170,18 @@ def main(root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> None:
         forget_survivors(record)
     reasons_file = root / "benchmarks" / REASONS
     reasons = json.loads(reasons_file.read_text()) if reasons_file.exists() else {}
+    done: list[Mutant] = []
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         copy = Path(folder) / "tree"
         copied(root, copy)
         prepare(copy, heavy)
-        found = outcomes(root, copy, chosen, record, args.seconds)
-        output.write_text(page(chosen, found, reasons, setup_of(root, args)))
+        try:
+            for mutant in judged(root, copy, chosen, record, args.seconds):
+                done.append(mutant)
+        finally:  # also where it was ended: the first of a sample are a sample
+            if done:
+                setup = setup_of(root, args, f"{len(done)} of {len(chosen)}")
+                output.write_text(page(done, read_record(record), reasons, setup))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -29,11 +29,11 @@ LEFT_OUT = re.compile(
 )
 OPTIONS = ("-x", "-n", "0", "-p", "no:cacheprovider", "--no-header", "--tb=no")
 SHARED = re.compile(r'scope="(module|session)"|@(functools\.)?(lru_)?cache\b')
-MOST_FILES = 2  # of tests that judge one fault
+MOST_FILES = 3  # of tests that judge one fault
 MOST_COMMON = 5  # letters: shorter names of functions are words that any file has, and so are
 COMMON = {MODULE, "__init__", "__post_init__", "forward", "weights", "update"}
-SLOWEST_S = 4.0  # CPU seconds, traced: slower tests do not judge
-FILE_S = 30.0  # CPU seconds, traced: the tests of a file that come later do not judge
+SLOWEST_S = 3.0  # CPU seconds, traced: slower tests do not judge
+FILE_S = 20.0  # CPU seconds, traced: the tests of a file that come later do not judge
 SLOWER = 5.0  # than without a fault: then it is taken to hang
 GRACE_S = 20.0
 WAITING = 10.0  # times the CPU seconds it may take: then it is taken to wait for ever
@@ -110,24 +110,22 @@ class Tests:
         self.texts = {str(path.relative_to(copy)): path.read_text() for path in files if not LEFT_OUT.match(path.name)}
         self._known: dict[str, list[Test]] = {}
 
-    def that_reach(self, mutant: Mutant, seconds: float) -> list[Test]:
-        """Tests that may kill it, in the order to run them, up to `seconds` of them: the tests that enter its function,
-        of the few files that are nearest to it.
-
-        After them come, where tests of a file share what they make, the others of that file. A fault in what runs when
-        the file is imported is for the tests that enter anything in it.
+    def that_enter(self, mutant: Mutant, seconds: float) -> Iterator[list[Test]]:
+        """Tests that may kill it, file by file, the nearest first, the fastest of a file first, up to `seconds` in all:
+        those that enter its function, or for a fault in what runs when the file is imported, anything in it. After them
+        come, where tests of a file share what they make, the others of that file.
         """
-        is_whole = mutant.function == MODULE
-        entered = f"{mutant.path} " if is_whole else f"{mutant.path} {mutant.function}"
-        found: list[Test] = []
         files = 0
         for file in self._nearest(mutant):
-            tests = self._that_enter(file, entered, is_whole)
-            found += tests
-            files += bool(tests)
-            if files == MOST_FILES or sum(test.seconds for test in found) > seconds:
+            tests = self._of_file(file, mutant)
+            while tests and sum(test.seconds for test in tests) > seconds:
+                tests.pop()
+            if tests:
+                yield tests
+                seconds -= sum(test.seconds for test in tests)
+                files += 1
+            if files == MOST_FILES:
                 break
-        return _up_to(seconds, found)
 
     def _nearest(self, mutant: Mutant) -> list[str]:
         """Files that import the module, have its name or its folder's, or speak of its function; the nearest first."""
@@ -144,7 +142,9 @@ class Tests:
             near = {file: len(re.findall(rf"\b{re.escape(package)}\b", text)) for file, text in self.texts.items()}
         return sorted(filter(near.__getitem__, near), key=lambda file: -near[file])
 
-    def _that_enter(self, file: str, entered: str, is_whole: bool) -> list[Test]:
+    def _of_file(self, file: str, mutant: Mutant) -> list[Test]:
+        is_whole = mutant.function == MODULE
+        entered = f"{mutant.path} " if is_whole else f"{mutant.path} {mutant.function}"
         first = [
             test
             for test in self._of(file)
@@ -169,28 +169,20 @@ class Tests:
         return self._known[file]
 
 
-def _up_to(seconds: float, tests: Sequence[Test]) -> list[Test]:
-    chosen = []
-    for test in tests:
-        if not chosen or test.seconds <= seconds:
-            chosen.append(test)
-            seconds -= test.seconds
-    return chosen
-
-
-def judge(copy: Path, mutant: Mutant, tests: Sequence[Test]) -> str:
-    """killed, timed out or survived; the copy is as before afterwards."""
+def judge(copy: Path, mutant: Mutant, by_file: Iterable[Sequence[Test]]) -> str:
+    """killed, timed out or survived; the copy is as before afterwards, and whenever the next tests are asked for."""
     file = copy / mutant.path
     source = file.read_text()
-    by_file: dict[str, list[str]] = {}
-    for test in tests:
-        by_file.setdefault(test.file, []).append(test.name)
-    file.write_text(mutated(source, mutant.place))
-    try:
-        code = in_fork(lambda: _run(by_file.values()), GRACE_S + SLOWER * sum(test.seconds for test in tests))
-    finally:
-        file.write_text(source)
-    return {0: "survived", None: "timed out", -signal.SIGXCPU: "timed out"}.get(code, "killed")
+    for tests in by_file:
+        names = [test.name for test in tests]
+        file.write_text(mutated(source, mutant.place))
+        try:
+            code = in_fork(lambda names=names: _run(names), GRACE_S + SLOWER * sum(test.seconds for test in tests))
+        finally:
+            file.write_text(source)
+        if code != 0:
+            return "timed out" if code in (None, -signal.SIGXCPU) else "killed"
+    return "survived"
 
 
 def in_fork(call: Callable[[], object], cpu_s: float) -> int | None:
@@ -218,15 +210,11 @@ def _alone(call: Callable[[], object], cpu_s: int) -> None:
     call()
 
 
-def _run(by_file: Iterable[list[str]]) -> None:
-    """One file of tests after the other, up to the first red test. Compiled faults are not kept."""
+def _run(names: Sequence[str]) -> None:
+    """Up to the first red test. Compiled faults are not kept."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    for names in by_file:
-        code = pytest.main([*OPTIONS, *names])
-        if code:
-            os._exit(int(code))
-    os._exit(0)
+    os._exit(int(pytest.main([*OPTIONS, *names])))
 
 
 def _watch(copy: Path, file: str, written: Path) -> None:
