@@ -267,6 +267,7 @@ def test_json_holds_every_figure_and_no_nan() -> None:
 
 
 class TestVerb:
+    @pytest.mark.usefixtures("rendered")
     def test_plain_and_routed_side_by_side(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         plain = saved(tmp_path / "plain")
         saved(tmp_path / "run" / "teacher", RoutingConfig(chunk_size=2))

@@ -6,12 +6,14 @@ import dataclasses
 import html
 import re
 import struct
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from distill.report import (
     DATA,
@@ -32,12 +34,20 @@ from distill.report.page_data import MAX_PER_ROLE
 from distill.report.plots import spectra_plot, training_plots
 from distill.report.style import new_figure, sampler_colours
 from distill.report.table import MISSING, compare, format_cell, format_number, table_rows, verdicts
+from tests.conftest import RENDER
 
 TEACHER, STUDENT, OTHER = "teacher, 4 steps", "student, 4 steps", "other student, 4 steps"
 LOWER = Measure("frechet", "sets", "Fréchet distance", "", "lower", "Distance of two Gaussian fits.")
 HIGHER = Measure("agreement", "sets", "Class agreement", "", "higher", "Share of images of the right class.")
 AS_DATA = Measure("high", "spectrum", "High-frequency share", "dB", "as data", "Too little is blur, too much is grain.")
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rendered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", RENDER)
+        yield
 
 
 def images(seed: int = 0, shape: tuple[int, ...] = (6, 1, 8, 8)) -> np.ndarray:
