@@ -138,13 +138,43 @@ def test_names_that_others_might_have_are_not_taken(tmp_path: Path) -> None:
     theirs.mkdir()
     (theirs / "notes").write_text("mine")
     write_folder(tmp_path / "student", lambda folder: (folder / "a").write_text("a"))
+    (tmp_path / "student").rename(tmp_path / "a_student")
     replace_folder(tmp_path / "student", lambda folder: (folder / "b.safetensors").write_text("b"))
     left = sorted(path.name for path in (tmp_path / "student").iterdir())
     assert left == ["b.safetensors", CHECKSUMS_FILE]
     (tmp_path / ".a.partial").write_text("mine")
     write_bytes(tmp_path / "a", b"a")
     assert (theirs / "notes").read_text() == (tmp_path / ".a.partial").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.partial", ".student.partial", "a", "student"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".a.partial",
+        ".student.partial",
+        "a",
+        "a_student",
+        "student",
+    ]
+
+
+def test_what_others_put_into_a_folder_stays_when_it_is_made_anew(tmp_path: Path, caplog) -> None:
+    student = tmp_path / "student"
+
+    def made(*names: str) -> list[str]:
+        replace_folder(student, lambda folder: [(folder / name).write_text(f"of {names}") for name in names])
+        return sorted(path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file())
+
+    assert made("a.safetensors", "b", "README.md") == ["README.md", "a.safetensors", "b", CHECKSUMS_FILE]
+    for name in ("notes.txt", "pictures/1.png", "c"):
+        (student / name).parent.mkdir(exist_ok=True)
+        (student / name).write_text("mine")
+    left = made("a.safetensors", "README.md", "c")  # b was ours, and is of the one before
+    assert left == ["README.md", "a.safetensors", "c", CHECKSUMS_FILE, "notes.txt", "pictures/1.png"]
+    assert (student / "notes.txt").read_text() == (student / "pictures" / "1.png").read_text() == "mine"
+    assert "README" in (student / "c").read_text()
+    assert made("a.safetensors") == ["a.safetensors", CHECKSUMS_FILE, "notes.txt", "pictures/1.png"]
+    (student / CHECKSUMS_FILE).unlink()  # now nobody knows
+    with caplog.at_level("INFO", logger="distill"):
+        assert made("d.safetensors") == [CHECKSUMS_FILE, "d.safetensors"]
+    (kept,) = tmp_path.glob("student.before-*")
+    assert (kept / "notes.txt").is_file() and (kept / "a.safetensors").is_file() and kept.name in caplog.text
 
 
 def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

@@ -110,9 +110,32 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """As `write_folder`, in the place of what an earlier call made within a folder that this process has claimed."""
+    """As `write_folder`, in the place of what an earlier call made within a folder that this process has claimed.
+
+    What that call made its checksums name; whatever else lies there is taken along. Where that cannot be, since there
+    are no checksums, or a file of the same name is made now, the whole folder is kept beside the new one.
+    """
     with _filled(folder, fill) as partial:
+        if folder.exists() and not _take_along(folder, partial):
+            kept = folder.with_name(f"{folder.name}.before-{secrets.token_hex(3)}")
+            folder.rename(kept)
+            log.info(f"{folder}: what was there is in {kept}, since not all of it was made here")
         put_in_place(partial, folder)
+
+
+def _take_along(before: Path, after: Path) -> bool:
+    """Copy what others put into a folder. Returns: whether all of that is in the new one."""
+    from dar.checksums import files_below, read_checksums
+
+    sums = read_checksums(before)
+    theirs = [name for name in files_below(before) if sums is None or name not in sums]
+    if sums is None or any((after / name).exists() for name in theirs):
+        return False
+    for name in theirs:
+        (after / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(before / name, after / name)
+        synchronise(after / name)
+    return True
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
