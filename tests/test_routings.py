@@ -350,11 +350,11 @@ def test_sit_plus_is_no_smaller_and_hardly_larger():
     assert round(num_parameters(plus) / 1e6) == 752
 
 
-@pytest.mark.parametrize("name", ["unet_skip", "attnres, blocks", "densenet", "hyper", "mhc", "dar, count"])
+@pytest.mark.parametrize("name", ["unet_skip", "attnres, full", "densenet", "hyper", "mhc", "dar, count"])
 def test_one_graph_under_compile(name):
     """torch.compile sees the whole model, forward and backward, and computes the same."""
     torch.compiler.reset()
-    config = replace(SMALL, depth=2, routing=KINDS[name])
+    config = replace(SMALL, depth=2 if name in ("unet_skip", "dar, count") else 1, routing=KINDS[name])
     model = perturbed(config)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     gradients = []
@@ -364,6 +364,8 @@ def test_one_graph_under_compile(name):
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     for parameter, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][parameter], gradient, msg=parameter)
+    if name != "dar, count":
+        return  # the others take one way through the code, whether or not gradients are wanted
     with torch.no_grad():  # as a student is compiled to be sampled
         torch.testing.assert_close(compiled(*inputs(config)), model(*inputs(config)))
     model.requires_grad_(False)  # as a teacher is

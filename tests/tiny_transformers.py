@@ -27,9 +27,9 @@ def _text(**more: Any) -> dict[str, Any]:
     return {"encoder_hidden_states": _normal(2, 5, TEXT), "return_dict": False, **more}
 
 
-def sd3(**changes: Any) -> tuple[Any, dict[str, Any]]:
+def sd3(num_layers: int = 4, **changes: Any) -> tuple[Any, dict[str, Any]]:
     model = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=8,
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=num_layers, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=TEXT, caption_projection_dim=16, pooled_projection_dim=POOLED,
         pos_embed_max_size=8, **changes,
     )  # fmt: skip
