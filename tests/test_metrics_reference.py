@@ -19,6 +19,7 @@ from distill.metrics import (
     kid,
     load_extractor,
     measure,
+    published,
     reference_from_images,
     register_measure,
     sets,
@@ -26,6 +27,7 @@ from distill.metrics import (
 from distill.metrics.edges import edge_width, edge_widths, gradient_distance, gradient_histogram
 from distill.metrics.features import Features
 from distill.metrics.perceptual import EmbeddedLpips
+from distill.metrics.published import is_published, published_reference
 from distill.metrics.spectrum import rings, spectral_distance
 
 
@@ -295,6 +297,34 @@ def test_what_inception_adds(monkeypatch):
     assert found["inception_score"].value == pytest.approx(5, rel=1e-3)
     without = reference.without_features()
     assert "patch_frechet" not in measure(images, labels, data=without, extractor=None, num_bootstrap=0)
+
+
+class NamedInception(LikeInception):
+    name, feature_dim = "inception", 48
+
+
+def test_statistics_that_others_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "INCEPTION_DIM", 48)
+    rng = np.random.default_rng(0)
+    mu, sigma, images = rng.normal(size=48), np.eye(48), rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    spatial = {"mu_s": rng.normal(size=6), "sigma_s": np.eye(6)}
+    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, arr_0=images, **spatial)
+    np.savez(tmp_path / "fid.npz", mu=mu, sigma=sigma, mu_s=spatial["mu_s"])
+    assert is_published(tmp_path / "adm.npz") and is_published(tmp_path / "fid.npz") and is_published(tmp_path / "a.pt")
+    adm, fid = (published_reference(tmp_path / name, NamedInception(), None) for name in ("adm.npz", "fid.npz"))
+    for found in (adm, fid):
+        assert np.array_equal(found.mu, mu) and np.array_equal(found.sigma, sigma)
+        assert found.extractor == "inception-1" and found.frechet() is not None
+    assert np.array_equal(adm.moments["spatial_mu"], spatial["mu_s"]) and adm.source == "adm.npz, 8 images"
+    assert adm.mean("mean_colour").tolist() == pytest.approx(images.mean((0, 1, 2)) / 127.5 - 1, abs=1e-4)
+    assert (adm.num_images, adm.has_images, adm.image_shape) == (8, True, (3, 32, 32))
+    assert (fid.num_images, fid.has_images, fid.moments, fid.source) == (0, False, {}, "fid.npz")
+    assert fid.features.shape == (0, 48) and not data_values(fid)
+    for name in ("adm.npz", "fid.npz"):  # of no use to another extractor
+        other = published_reference(tmp_path / name, None, None)
+        assert other.frechet() is None and other.mu.size == 0 and other.extractor == "" and not other.moments
+    np.savez(tmp_path / "half.npz", mu=mu)
+    assert not is_published(tmp_path / "half.npz") and not is_published(tmp_path / "nowhere.npz")
 
 
 def test_dinov2_reads_a_folder_and_never_code(tmp_path):
