@@ -27,7 +27,8 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def part(soak: ModuleType, name: str, first: int, last: int, *, code: int = 0) -> Any:
-    """An update a second; memory grows for a fifth of the time, and a checkpoint is being written now and then."""
+    """An update a second; memory grows for a fifth of the time. Now and then a checkpoint is being written, and a line
+    waits for a look."""
     made = soak.Part(name, code, code)
     for i in range(last - first):
         warm, writing = min(1.0, (1 + i) / (last - first) / 0.2), i % 25 == 0
@@ -44,7 +45,13 @@ def part(soak: ModuleType, name: str, first: int, last: int, *, code: int = 0) -
         )
     steps = range(first + 1, last + 1)
     made.lines = [
-        soak.Line(float(step - first), step, 1500, float(step), 1500.0 - step if step > first + 1 else None)
+        soak.Line(
+            step - first + 30.0 * (step % soak.EVERY == 0),
+            step,
+            1500,
+            float(step),
+            1500.0 - step if step > first + 1 else None,
+        )
         for step in steps
         if step % soak.LOG_EVERY == 0
     ]
@@ -148,6 +155,7 @@ def test_the_record(soak: ModuleType, parts: list[Any]) -> None:
 
 
 def test_updates_are_planned_by_the_rate(soak: ModuleType, parts: list[Any]) -> None:
-    assert soak.planned(parts[0], 100) == 50 + 100
-    parts[1].lines = [replace(line, at=4 * line.at) for line in parts[1].lines]
-    assert soak.planned(parts[1], 100) == 800 + 25
+    parts[0].lines = [
+        soak.Line(at=70.0 + 4 * step, step=step, steps=50, elapsed=step, left=None) for step in (1, 25, 50)
+    ]
+    assert soak.planned(parts[0], 100) == 50 + 25
