@@ -162,19 +162,22 @@ def test_what_others_put_into_a_folder_stays_when_it_is_made_anew(tmp_path: Path
         return sorted(path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file())
 
     assert made("a.safetensors", "b", "README.md") == ["README.md", "a.safetensors", "b", CHECKSUMS_FILE]
-    for name in ("notes.txt", "pictures/1.png", "c"):
+    for name in ("notes.txt", "pictures/1.png"):
         (student / name).parent.mkdir(exist_ok=True)
         (student / name).write_text("mine")
     left = made("a.safetensors", "README.md", "c")  # b was ours, and is of the one before
     assert left == ["README.md", "a.safetensors", "c", CHECKSUMS_FILE, "notes.txt", "pictures/1.png"]
     assert (student / "notes.txt").read_text() == (student / "pictures" / "1.png").read_text() == "mine"
-    assert "README" in (student / "c").read_text()
     assert made("a.safetensors") == ["a.safetensors", CHECKSUMS_FILE, "notes.txt", "pictures/1.png"]
     (student / CHECKSUMS_FILE).unlink()  # now nobody knows
     with caplog.at_level("INFO", logger="distill"):
         assert made("d.safetensors") == [CHECKSUMS_FILE, "d.safetensors"]
     (kept,) = tmp_path.glob("student.before-*")
     assert (kept / "notes.txt").is_file() and (kept / "a.safetensors").is_file() and kept.name in caplog.text
+    (student / "e").write_text("mine")
+    assert made("d.safetensors", "e") == [CHECKSUMS_FILE, "d.safetensors", "e"]
+    (kept,) = set(tmp_path.glob("student.before-*")) - {kept}
+    assert (kept / "e").read_text() == "mine"
 
 
 def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
