@@ -6,7 +6,7 @@ import torch
 from dar.chunks import ChunkPlan, SourceId
 from dar.history import SourceHistory
 
-PLANS = [(num, size) for num in range(1, 13) for size in range(1, num + 1)]
+EVERY_LENGTH = pytest.mark.parametrize("num_sublayers", range(1, 13))
 
 
 def expected_sources(num_sublayers: int, chunk_size: int, reader: int) -> list[tuple[str, int]]:
@@ -24,11 +24,12 @@ def expected_sources(num_sublayers: int, chunk_size: int, reader: int) -> list[t
     return summaries + pile
 
 
-@pytest.mark.parametrize(("num_sublayers", "chunk_size"), PLANS)
-def test_plan_against_a_walk(num_sublayers, chunk_size):
-    plan = ChunkPlan.of(num_sublayers, chunk_size)
-    for reader in range(1, num_sublayers + 2):
-        assert plan.sources_of(reader) == expected_sources(num_sublayers, chunk_size, reader)
+@EVERY_LENGTH
+def test_plan_against_a_walk(num_sublayers):
+    for chunk_size in range(1, num_sublayers + 1):
+        plan = ChunkPlan.of(num_sublayers, chunk_size)
+        for reader in range(1, num_sublayers + 2):
+            assert plan.sources_of(reader) == expected_sources(num_sublayers, chunk_size, reader), chunk_size
 
 
 def test_plan_by_hand():
@@ -58,9 +59,14 @@ SUMMARISE = {
 }
 
 
-@pytest.mark.parametrize("summary", ["last", "sum", "mean"])
-@pytest.mark.parametrize(("num_sublayers", "chunk_size"), PLANS)
-def test_history_hands_out_the_plan(num_sublayers, chunk_size, summary):
+@pytest.mark.parametrize("summary", SUMMARISE)
+@EVERY_LENGTH
+def test_history_hands_out_the_plan(num_sublayers, summary):
+    for chunk_size in range(1, num_sublayers + 1):
+        check_history(num_sublayers, chunk_size, summary)
+
+
+def check_history(num_sublayers: int, chunk_size: int, summary: str) -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = [torch.randn(1, 2, 3, generator=generator, dtype=torch.float64) for _ in range(num_sublayers + 1)]
     plan = ChunkPlan.of(num_sublayers, chunk_size)
@@ -82,9 +88,14 @@ def test_history_hands_out_the_plan(num_sublayers, chunk_size, summary):
             history.append(outputs[reader])
 
 
-@pytest.mark.parametrize(("num_sublayers", "chunk_size"), PLANS)
-def test_a_source_announces_exactly_its_readers(num_sublayers, chunk_size):
+@EVERY_LENGTH
+def test_a_source_announces_exactly_its_readers(num_sublayers):
     """Queries are scored for `readers` ahead of time; one too few is an error, one too many is waste."""
+    for chunk_size in range(1, num_sublayers + 1):
+        check_readers(num_sublayers, chunk_size)
+
+
+def check_readers(num_sublayers: int, chunk_size: int) -> None:
     plan = ChunkPlan.of(num_sublayers, chunk_size)
     history = SourceHistory(plan, "sum", torch.zeros(1, 1, 4))
     announced: dict[SourceId, range] = {}
