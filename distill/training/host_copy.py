@@ -20,7 +20,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 class HostCopy:
     """Copies of nested containers of tensors. The memory of one is used again by the next: so there is one at a time.
 
-    Memory that was never used costs twenty times as long to fill as memory that was.
+    Memory that the process never had takes many times as long to fill.
     """
 
     def __init__(self) -> None:
