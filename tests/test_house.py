@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import distill
+from distill.cli import main
 
 ROOT = Path(__file__).parents[1]
 # Each may import those below it, and none beside or above.
@@ -84,6 +86,12 @@ def test_the_command_line_answers_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dar-distill {version('dar-distill')}\n"
 
 
 def test_public_names_are_there_and_listed() -> None:
