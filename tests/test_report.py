@@ -278,7 +278,7 @@ PROMPT = 'a tag of $5 and $10, "quoted", on a wooden_door / a^2 + b'
     [
         ("a boat", 140, ["a boat"]),
         (PROMPT, 2000, [PROMPT]),
-        (PROMPT, 140, ["a tag of $5", "and $10,", '"quoted", on a', "wooden_door", "/ a^2 + b"]),
+        (PROMPT, 155, ["a tag of $5 and", '$10, "quoted",', "on a", "wooden_door /", "a^2 + b"]),
         ("x" * 60, 140, ["x" * 12] * 5),
         ("WM " * 20, 140, ["WM WM WM"] * 5 + ["WM WM WM…"]),
         ("", 140, [""]),
