@@ -21,13 +21,13 @@ pytest.importorskip("triton")
 QUERY_SHAPES = {"static": (-1,), "per sample": (0, -1), "per token": (0, 1, -1)}
 # N and tokens to walk over, d odd, below and above a power of two. (N, B, T, d)
 SHAPES = [
-    (1, 1, 37, 64),
+    (1, 1, 9, 64),
     (2, 3, 5, 17),
-    (3, 2, 19, 72),
-    (15, 1, 3, 1000),
-    (33, 1, 2, 1152),
-    (57, 2, 2, 24),
-    (2, 2, 40, 8),
+    (3, 2, 10, 72),
+    (15, 1, 2, 1000),
+    (33, 1, 1, 1152),
+    (57, 1, 2, 24),
+    (2, 1, 16, 8),
 ]
 
 
@@ -100,7 +100,7 @@ def test_one_source_is_passed_on_to_the_bit() -> None:
 @pytest.mark.parametrize("query", QUERY_SHAPES)
 def test_narrow_types(query, dtype) -> None:
     """The mixture to 2 units in the last place, gradients to 1 %, of the same rounded inputs in float64."""
-    given = problem((5, 2, 9, 40), query, dtype)
+    given = problem((5, 2, 5, 40), query, dtype)
     got, expected = results(fused, given), results(depth_route_reference, in_float64(given))
     unit = torch.finfo(dtype).eps
     largest = torch.stack([v.double().abs() for v in given["sources"]]).amax(0)
@@ -159,7 +159,7 @@ def test_sources_of_very_different_size() -> None:
 
 
 def test_the_same_twice_to_the_bit() -> None:
-    given = problem((3, 2, 70, 16), "static")
+    given = problem((3, 2, 17, 16), "static")
     first, second = results(fused, given), results(fused, given)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -222,7 +222,7 @@ def test_auto_on_the_cpu_is_torch() -> None:
 
 
 def test_more_sources_than_any_unrolled_kernel_takes() -> None:
-    given = problem((130, 1, 2, 8), "static")
+    given = problem((130, 1, 1, 8), "static")
     assert_near(results(fused, given), results(depth_route_reference, in_float64(given)), 2e-5)
 
 

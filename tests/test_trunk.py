@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import weakref
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ EVERY_BACKEND = pytest.mark.parametrize("backend", TAPES)
 
 def routed(routing: RoutingConfig, backend: str = "triton", **changes: Any) -> SiT:
     torch.manual_seed(0)
-    model = SiT(tiny_config(depth=3, routing=routing, **changes))
+    model = SiT(tiny_config(routing=routing, **changes))
     perturbed(model, std=0.3)
     model.routing.backend = backend
     return model
@@ -49,9 +50,9 @@ def routed(routing: RoutingConfig, backend: str = "triton", **changes: Any) -> S
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (
-        torch.randn(3, 1, 8, 8, generator=generator).to(dtype).requires_grad_(),
-        torch.tensor([0.1, 0.5, 0.9], dtype=dtype),
-        torch.tensor([0, 1, 3]),
+        torch.randn(2, 1, 8, 8, generator=generator).to(dtype).requires_grad_(),
+        torch.tensor([0.1, 0.5], dtype=dtype),
+        torch.tensor([0, 1]),
     )
 
 
@@ -93,20 +94,20 @@ def assert_near(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
 
 @EVERY_ROUTING
 def test_the_kernels_equal_float64(routing: RoutingConfig) -> None:
-    model = routed(routing)
+    model = routed(routing, depth=3)
     assert_near(results(model), in_float64(model), 5e-5)
 
 
 @EVERY_ROUTING
 def test_torch_in_float64_to_the_last_digits(routing: RoutingConfig) -> None:
-    model = routed(routing, "torch")
+    model = routed(routing, "torch", depth=3)
     assert_near(results(double(model), torch.float64), in_float64(model), 1e-12)
 
 
 @EVERY_ROUTING
 @EVERY_BACKEND
 def test_weights_are_those_of_every_reader_by_itself(backend: str, routing: RoutingConfig) -> None:
-    model = routed(routing, backend)
+    model = routed(routing, backend, depth=3)
     with torch.no_grad():
         on_tape = model.routing_weights(*inputs())
         with reader_by_reader():
@@ -137,10 +138,14 @@ def test_a_retrofitted_model_keeps_its_function_to_the_bit(backend: str) -> None
         assert torch.equal(dense(*inputs()), plain(*inputs()))
 
 
+@functools.cache
+def of_dense(backend: str) -> dict[str, Tensor]:
+    return results(routed(ROUTINGS["dense"], backend))
+
+
 @EVERY_BACKEND
 def test_two_runs_give_the_same_bits(backend: str) -> None:
-    model = routed(ROUTINGS["dense"], backend)
-    first, second = results(model), results(model)
+    first, second = of_dense(backend), results(routed(ROUTINGS["dense"], backend))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -161,8 +166,7 @@ def test_a_graph_serves_several_backward_passes(backend: str) -> None:
 @pytest.mark.parametrize("learns", ["queries", "backbone"])
 @EVERY_BACKEND
 def test_gradients_of_a_part_of_the_model(backend: str, learns: str) -> None:
-    model = routed(ROUTINGS["dense"], backend)
-    expected = results(model)
+    model, expected = routed(ROUTINGS["dense"], backend), of_dense(backend)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith("routing") == (learns == "queries"))
     got = results(model)
@@ -202,9 +206,8 @@ def test_a_source_that_no_reader_has_a_gradient_for(backend: str) -> None:
 @EVERY_BACKEND
 def test_under_gradient_checkpointing(backend: str) -> None:
     model = routed(ROUTINGS["dense"], backend)
-    expected = results(model)
     model.gradient_checkpointing = True
-    assert_near(results(model), expected, 1e-6)
+    assert_near(results(model), of_dense(backend), 1e-6)
 
 
 def test_one_graph_under_compile() -> None:
