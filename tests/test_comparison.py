@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import signal
 import struct
 import subprocess
@@ -486,14 +487,16 @@ def test_live_bytes_counts_what_is_alive_at_once():
     assert (live.current, live.peak) == (0, 8000)
 
 
-def test_a_comparison_from_the_first_job_to_the_report(settings):
+def test_a_comparison_from_the_first_job_to_the_report(settings, capsys):
     """A part is reported as one; the script does what is missing and nothing twice."""
     comparison = load(settings)
     assert queue.run_jobs(replace(comparison, jobs=comparison.jobs[:3])) == []
     report = write_report(comparison)
     assert "1 of 4 jobs are missing**: small seed1: static_t." in report.read_text()
     stamps = [trained_at(job) for job in comparison.jobs[:3]]
-    assert run_script(settings).strip() == str(report)
+    with patch("sys.argv", ["compare_routings.py", str(Path(settings["output"]).with_suffix(".yaml"))]):
+        runpy.run_path(str(ROOT / "scripts" / "compare_routings.py"), run_name="__main__")
+    assert capsys.readouterr().out.strip() == str(report)
     assert stamps == [trained_at(job) for job in comparison.jobs[:3]]
     for job in comparison.jobs:
         assert is_trained(job) and (job.folder / "model" / "model.safetensors").is_file()
@@ -550,11 +553,3 @@ def test_costs_are_of_every_arm(settings):
     ]
     plain, routed = costs
     assert routed.parameters > plain.parameters and routed.memory_bytes > plain.memory_bytes > 5 * 4 * plain.parameters
-
-
-def run_script(settings: dict, *arguments: str) -> str:
-    path = Path(settings["output"]).with_suffix(".yaml")
-    command = [sys.executable, "scripts/compare_routings.py", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
