@@ -17,6 +17,7 @@ runs the whole suite in one process, and draws no samples.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -41,13 +42,15 @@ REASONS = "mutation_reasons.json"
 HEAVY = ("torch", "torchvision", "torch._dynamo", "accelerate", "diffusers", "transformers", "peft", "torchmetrics")
 HEAVY += (
     "scipy.stats",
-    "skimage",
+    "scipy.special",
+    "scipy.ndimage",
+    "skimage.feature",
+    "rich.progress",
     "pywt",
     "lpips",
     "torch_fidelity",
     "matplotlib.pyplot",
     "omegaconf",
-    "rich",
     "pytest",
 )
 KILLED, TIMED_OUT, SURVIVED = "killed", "timed out", "survived"
@@ -78,6 +81,7 @@ def prepare(copy: Path, heavy: Sequence[str]) -> None:
     sys.path.insert(0, str(copy))
     for name in heavy:
         importlib.import_module(name)
+    gc.freeze()  # no fork looks through all of that for garbage
 
 
 def judged(root: Path, copy: Path, chosen: Sequence[Mutant], record: Path, seconds: float) -> Iterator[Mutant]:

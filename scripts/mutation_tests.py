@@ -27,7 +27,7 @@ from mutants import MODULE, Mutant, folder_of, mutated
 LEFT_OUT = re.compile(
     r"test_(allocator|cli|compar\w*|docs|export\w*|gpu|house|kernels|launching|mutate|processes|python|recipes|report)\.py"
 )
-OPTIONS = ("-x", "-n", "0", "-p", "no:cacheprovider", "--no-header", "--tb=no")
+OPTIONS = ("-x", "-n", "0", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--no-header", "--tb=no")
 SHARED = re.compile(r'scope="(module|session)"|@(functools\.)?(lru_)?cache\b')
 MOST_FILES = 3  # of tests that judge one fault
 MOST_COMMON = 5  # letters: shorter names of functions are words that any file has, and so are
