@@ -15,7 +15,6 @@ from dar import SiT
 from dar.checksums import CHECKSUMS_FILE
 from distill.cli import main
 from distill.evaluation.measured import Measured
-from distill.metrics import sets
 from distill.training.checkpoint import checkpoints
 from distill.training.run_log import read_log
 from tests import training_jobs
@@ -26,7 +25,7 @@ from tests.test_cli import train_config, write_idx
 ROOT = Path(__file__).parents[1]
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-STRATEGIES = {"ddp": ({}, ()), "fsdp": (FSDP, ("--distil",))}
+STRATEGIES = {"ddp": ({}, "evaluate"), "fsdp": (FSDP, "distil")}
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 FSDP_FILE = str(ROOT / "configs" / "accelerate" / "fsdp2.yaml")
 ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--config_file", FSDP_FILE, "--num_processes", "2")
@@ -43,7 +42,7 @@ def launch(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -73,8 +72,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(request: pytest.FixtureRequest, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     shutil.copytree(alone / training_jobs.BASE, folder / training_jobs.BASE)
-    environment, options = STRATEGIES[request.param]
-    done = launch(*TORCHRUN, "-m", "tests.training_jobs", str(folder), *options, **environment)
+    environment, then = STRATEGIES[request.param]
+    done = launch(*TORCHRUN, "-m", "tests.training_jobs", str(folder), then, **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
@@ -105,14 +104,10 @@ def test_one_process_goes_on_where_two_stopped(alone: Path, together: Path, tmp_
     assert_same_models(alone / "all" / "model", folder / "model")
 
 
-def test_two_processes_draw_and_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Odd numbers, so that one process has less to draw."""
-    monkeypatch.setattr(sets, "MOST_FEATURES", 10_000)  # as in the other processes
-    evaluation = ["evaluate", "embedded", "--num-images", "13", "--batch-size", "4", "--steps", "2"]
-    assert main([*evaluation, "--output", str(tmp_path / "one")]) == 0
-    done = launch(*TORCHRUN, "-m", "distill", *evaluation, "--output", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (Measured.load(tmp_path / name / "measures.json").measures for name in ("one", "two"))
+@pytest.mark.parametrize("together", ["ddp"], indirect=True)
+def test_two_processes_draw_and_measure_what_one_does(together: Path, tmp_path: Path) -> None:
+    training_jobs.evaluate(tmp_path)
+    one, two = (Measured.load(folder / "measured" / "measures.json").measures for folder in (tmp_path, together))
     assert len(one) > 10 and list(two) == list(one)
     for name, value in one.items():
         assert two[name].value == pytest.approx(value.value, rel=1e-3, abs=1e-5, nan_ok=True), name

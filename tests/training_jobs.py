@@ -1,4 +1,4 @@
-"""Trainings of a second, in one process or each of several: `torchrun -m tests.training_jobs FOLDER [--distil]`."""
+"""Trainings of a second, in one process or each of several: `torchrun -m tests.training_jobs FOLDER [VERB]`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
     config = RunConfig(
         str(folder),
         teacher=TeacherConfig(path=str(folder.parent / BASE), cfg_scale=3.0),
-        student=StudentConfig(steps=2, ema_decay=0.5, optim=OPTIM),
+        student=StudentConfig(steps=2, rollout="random_step", ema_decay=0.5, optim=OPTIM),  # `shared` cuts by process
         objective=DmdConfig(fake_score=FakeScoreConfig(updates=2, optim=OPTIM)),
         roles=RolesConfig(trainable, lora_rank=4),
         train=LOOP,
@@ -124,7 +124,10 @@ def do_all(folder: Path) -> None:
 def distil(folder: Path) -> None:
     """`dar-distill run` with the shipped teacher, but for the report's pictures, which take their seconds."""
     config = folder / "run.yaml"
-    config.write_text(f"output: {folder / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n")
+    config.write_text(
+        f"output: {folder / 'run'}\nstudent: {{steps: 2}}\nfake_score: {{updates: 1}}\n"
+        "teacher: {steps: 3}\nwatch: {num_images: 10}\n"
+    )
 
     def report(config: RunConfig, path: Path, drawings: list[Drawing], *_: object) -> tuple[Path, dict]:
         for drawing in drawings:
@@ -136,8 +139,15 @@ def distil(folder: Path) -> None:
         assert main(["run", str(config), "train.steps=1", "train.batch_size=2", "evaluate.num_images=6"]) == 0
 
 
+def evaluate(folder: Path) -> None:
+    """`dar-distill evaluate` of an odd number of images, so that one process has less to draw."""
+    few = ["--num-images", "13", "--batch-size", "4", "--steps", "2"]
+    assert main(["evaluate", "embedded", *few, "--output", str(folder / "measured")]) == 0
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    do_all(Path(sys.argv[1]))
-    if "--distil" in sys.argv:
-        distil(Path(sys.argv[1]))
+    place, *then = sys.argv[1:]
+    do_all(Path(place))
+    for name in then:
+        {"distil": distil, "evaluate": evaluate}[name](Path(place))
