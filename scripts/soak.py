@@ -44,7 +44,7 @@ SETTINGS = (
 )
 FIRST = 50  # updates of the part that tells the rate
 NUM_SAMPLES = 720  # over the whole time
-SHORTEST_S = 600.0  # of a part whose curves are judged; before, checkpoints are not yet as many as are kept
+FEWEST = 1000  # updates of a part whose curves are judged; the heap takes some hundred to reach its size
 FLAT = 0.01  # of memory and bytes, last quarter against the second
 SLACK_S = 2.0  # of a clock that prints whole seconds
 ESTIMATE = 0.5  # how far the time left may be off, of what was left: other work on the machine comes and goes
@@ -56,7 +56,8 @@ LINE = re.compile(r"step (\d+)/(\d+)  .*?(\d+) s(?:, (-?\d+) s left)?$")
 
 @dataclass(frozen=True)
 class Sample:
-    """at: seconds since the part began. memory: resident bytes, of the process and its children; so with the others.
+    """at: seconds since the part began. memory: resident bytes, of the process and its children, as are the others;
+        without those of files, libraries above all, which a machine takes away and brings back as it likes.
 
     files, bytes: of the run's folder without its grids and its log, which grow with the updates. checkpoints: the whole
         ones.
@@ -127,8 +128,8 @@ def quarters(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
 def judge(parts: Sequence[Part]) -> list[Verdict]:
     """What every part promises, and the curves of those that are long enough to have one."""
     codes = [Verdict(f"{p.name}: exit code {p.expected}", str(p.code), p.code == p.expected) for p in parts]
-    long = [part for part in parts if part.samples and part.samples[-1].at >= SHORTEST_S]
-    enough = Verdict(f"a part of {SHORTEST_S:.0f} s at least, to have curves", str(len(long)), bool(long))
+    long = [part for part in parts if part.lines and part.lines[-1].step - part.lines[0].step >= FEWEST]
+    enough = Verdict(f"a part of {FEWEST} updates at least, to have curves", str(len(long)), bool(long))
     curves = [verdict for part in long for verdict in judge_curves(part)]
     return [*codes, enough, *curves, *judge_progress(parts)]
 
@@ -199,7 +200,7 @@ def sampled(process: psutil.Process, folder: Path, began: float) -> Sample | Non
         family = [process, *process.children(recursive=True)]
         memory, opened, threads = (
             sum(call(one) for one in family)
-            for call in (lambda p: p.memory_info().rss, psutil.Process.num_fds, psutil.Process.num_threads)
+            for call in (own_memory, psutil.Process.num_fds, psutil.Process.num_threads)
         )
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
@@ -210,6 +211,11 @@ def sampled(process: psutil.Process, folder: Path, began: float) -> Sample | Non
     ]
     now = time.monotonic() - began
     return Sample(now, memory, opened, threads, len(sizes), sum(sizes), len(checkpoints(folder)))
+
+
+def own_memory(process: psutil.Process) -> int:
+    info = process.memory_info()
+    return info.rss - getattr(info, "shared", 0)  # Linux tells it
 
 
 def size_of(path: Path) -> int | None:

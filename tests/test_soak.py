@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,9 +48,9 @@ def part(soak: ModuleType, name: str, first: int, last: int, *, code: int = 0) -
         soak.Line(
             step - first + 30.0 * (step % soak.EVERY == 0),
             step,
-            1500,
+            2600,
             float(step),
-            1500.0 - step if step > first + 1 else None,
+            2600.0 - step if step > first + 1 else None,
         )
         for step in steps
         if step % soak.LOG_EVERY == 0
@@ -62,8 +62,8 @@ def part(soak: ModuleType, name: str, first: int, last: int, *, code: int = 0) -
 def parts(soak: ModuleType) -> list[Any]:
     return [
         part(soak, "first updates", 0, 50),
-        part(soak, "to the stop", 50, 800, code=soak.STOPPED),
-        part(soak, "resumed", 800, 1500),
+        part(soak, "to the stop", 50, 1300, code=soak.STOPPED),
+        part(soak, "resumed", 1300, 2600),
     ]
 
 
@@ -98,7 +98,7 @@ def test_growth_within_a_percent_and_a_part_that_is_short_are_not(soak: ModuleTy
         one.samples = [replace(s, memory=int(s.memory * (1 + 1e-5 * i))) for i, s in enumerate(one.samples)]
     parts[0].samples = [replace(s, memory=1000 * i) for i, s in enumerate(parts[0].samples)]
     assert broken(soak, parts) == []
-    assert broken(soak, [parts[0]])[0] == "a part of 600 s at least, to have curves"
+    assert broken(soak, [parts[0]])[0] == "a part of 1000 updates at least, to have curves"
 
 
 def test_a_crash_is_seen(soak: ModuleType, parts: list[Any]) -> None:
@@ -112,7 +112,7 @@ def test_a_crash_is_seen(soak: ModuleType, parts: list[Any]) -> None:
     [
         (lambda line: replace(line, left=line.left + 5), "with nothing left"),
         (lambda line: replace(line, steps=line.steps + 1), "the last line is of the last update"),
-        (lambda line: replace(line, elapsed=line.elapsed - 800), "and goes on where a run is resumed"),
+        (lambda line: replace(line, elapsed=line.elapsed - 1300), "and goes on where a run is resumed"),
         (lambda line: replace(line, left=2 * line.left), "halfway the time left is right to 50%"),
         (lambda line: replace(line, at=1.1 * line.at), "elapsed time is the clock's"),
     ],
@@ -159,3 +159,8 @@ def test_updates_are_planned_by_the_rate(soak: ModuleType, parts: list[Any]) -> 
         soak.Line(at=70.0 + 4 * step, step=step, steps=50, elapsed=step, left=None) for step in (1, 25, 50)
     ]
     assert soak.planned(parts[0], 100) == 50 + 25
+
+
+def test_memory_is_without_that_of_files(soak: ModuleType) -> None:
+    for info, own in ((SimpleNamespace(rss=10, shared=4), 6), (SimpleNamespace(rss=10), 10)):
+        assert soak.own_memory(SimpleNamespace(memory_info=lambda info=info: info)) == own
