@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.conditions import ClassLabels
 from distill.config import TConfig
 from distill.sampling import euler, euler_maruyama, few_step_sample, heun, rollout
+from distill.sampling.few_step import num_noises
 from distill.sampling.flow import (
     combine_cfg,
     interpolate,
@@ -311,6 +312,13 @@ def test_few_step_sample_is_the_last_rollout_and_its_x0():
     x_t = rollout(denoiser, NOISE, Y, T_LIST, 3)
     expected = denoiser.x0(x_t, T_LIST[3].expand(4), Y)
     assert torch.equal(few_step_sample(denoiser, NOISE, Y, T_LIST), expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ode_steps", "num"), [(4, 0, 4), (4, 2, 4), (4, 3, 1), (4, 4, 1), (1, 0, 1), (2, 0, 2)]
+)
+def test_the_last_step_takes_no_noise(steps: int, ode_steps: int, num: int):
+    assert num_noises(steps, ode_steps) == num
 
 
 def test_the_first_input_is_the_noise_itself():
