@@ -196,10 +196,12 @@ def main() -> None:
         config = RunConfig(
             output="unused",
             teacher=TeacherConfig(path=folder, cfg_scale=1.5),
+            student=StudentConfig(rollout="random_step"),
             train=LoopConfig(steps=10**6, batch_size=args.batch_size, log_every=10**6),
         )
+        shared = StudentConfig(rollout="shared")
         eager = replace(config, train=replace(config.train, launch="eager"))
-        lora, shared = replace(config, roles=RolesConfig("lora")), StudentConfig(rollout="shared")
+        lora = replace(config, roles=RolesConfig("lora"))
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
             "ours, whole roles, shared rollout": lambda: Ours(replace(config, student=shared), accelerator),

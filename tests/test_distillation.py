@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,13 +14,13 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.conditions import ClassLabels
-from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig, config_from_overrides
 from distill.errors import UserError
 from distill.models.ema import limited_decay
 from distill.objectives.dmd import Dmd
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.mixture import turns_of
-from distill.objectives.rollouts import Rollout
+from distill.objectives.rollouts import ROLLOUTS, Rollout
 from distill.objectives.task import DistillationTask
 from distill.sampling import few_step_sample
 from distill.sampling.flow import interpolate, t_like, velocity_to_x0
@@ -241,6 +243,28 @@ def test_shared_batches_are_rows_of_one_rollout(run_config, tiny_model, accelera
         torch.testing.assert_close(batch.x0, remade, rtol=1e-4, atol=1e-5)
     assert torch.cat([batch.t_in for batch in batches]).unique().numel() == 3
     assert any(batch.t_in.unique().numel() > 1 for batch in batches)
+
+
+@pytest.mark.parametrize(("num_steps", "num_batches"), [(4, 6), (4, 4), (2, 3)])
+def test_a_shared_rollout_is_the_same_in_any_number_of_processes(num_steps: int, num_batches: int) -> None:
+    def batches(processes: int, index: int) -> list[Any]:
+        config = config_from_overrides(RunConfig, ["output=unused", "train.batch_size=8"])
+        one: Any = SimpleNamespace(
+            num_processes=processes, process_index=index, device=torch.device("cpu"), autocast=nullcontext
+        )
+        learner: Any = SimpleNamespace(predict=lambda x, t, y: x * t_like(t + y, x))
+        t_list = torch.linspace(1, 1 / num_steps, num_steps)
+        shared = ROLLOUTS["shared"](config, one, ClassLabels(3), (1, 2, 2), t_list, learner, num_batches)
+        shared.begin(3)
+        return [shared.inputs(torch.Generator()) for _ in range(num_batches)]
+
+    alone = batches(1, 0)
+    steps = torch.cat([batch.step for batch in alone])
+    assert torch.equal(steps.bincount(), torch.full((num_steps,), 8 * num_batches // num_steps))  # each alike often
+    for processes in (2, 4):
+        for whole, *parts in zip(alone, *(batches(processes, index) for index in range(processes)), strict=True):
+            assert torch.equal(torch.cat([part.step for part in parts]), whole.step)
+            torch.testing.assert_close(torch.cat([part.x0 for part in parts]), whole.x0)
 
 
 @pytest.mark.parametrize(("rollout", "read"), [("random_step", 3), ("every_step", 0), ("shared", 0)])

@@ -74,7 +74,7 @@ def run(folder: Path, trainable: str, *, resume: bool = False) -> None:
     config = RunConfig(
         str(folder),
         teacher=TeacherConfig(path=str(folder.parent / BASE), cfg_scale=3.0),
-        student=StudentConfig(steps=2, rollout="random_step", ema_decay=0.5, optim=OPTIM),  # `shared` cuts by process
+        student=StudentConfig(steps=2, ema_decay=0.5, optim=OPTIM),
         objective=DmdConfig(fake_score=FakeScoreConfig(updates=2, optim=OPTIM)),
         roles=RolesConfig(trainable, lora_rank=4),
         train=LOOP,

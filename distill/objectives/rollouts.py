@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from distill.conditions import (
 from distill.config import RunConfig
 from distill.sampling import Denoiser, next_input, num_noises, rollout
 from distill.seeds import generator_for
-from distill.training.batches import rank_slice
+from distill.training.batches import local_rows, rank_slice
 from distill.training.learner import Learner
 
 
@@ -157,12 +158,17 @@ class EveryStep(Rollout):
 class Shared(Rollout):
     """All batches of an update come out of one set of trajectories, for the student stands still between them.
 
-    The B rows of each of N batches are those of N B / S trajectories through all S steps, shuffled: as many evaluations
-    as rows, where `RandomStep` needs (S + 1) / 2 times as many.
+    Of a batch's B places, groups of G, the fewest that waste nothing, share trajectories: a group's rows in N batches
+    are those of N G / S trajectories through all S steps, shuffled. As many evaluations as rows, where `RandomStep`
+    needs (S + 1) / 2 times as many; the same rows whatever the number of processes, where G divides a process's share.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        num_steps, own = len(self.t_list), self.batch_size // self.accelerator.num_processes
+        group = num_steps // math.gcd(self.num_batches, num_steps)
+        self._group = group if own % group == 0 else own
+        self._num_trajectories = -(-self.num_batches * self._group // num_steps)  # of a group
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -181,17 +187,22 @@ class Shared(Rollout):
 
     @torch.no_grad()
     def _rolled_out(self, generator: torch.Generator) -> list[StudentInputs]:
-        size = self.batch_size // self.accelerator.num_processes
-        trajectories = -(-self.num_batches * size // len(self.t_list))
-        noise, y = self._start(trajectories * self.accelerator.num_processes, generator)
-        parts = []
-        for first in range(0, trajectories, size):  # no more at once than a batch has
-            last = min(first + size, trajectories)
+        num_steps, each = len(self.t_list), self._num_trajectories
+        groups = self.batch_size // self._group
+        noise, y = self._start(groups * each, generator)
+        shuffled = torch.rand(groups, each * num_steps, generator=generator).argsort(1)
+        size, num = self.batch_size // self.accelerator.num_processes, noise.shape[1]
+        parts, places = [], []
+        for first in range(0, num, size):  # no more at once than a batch has
+            last = min(first + size, num)
             inputs = self._all_steps(noise[:, first:last], slice_rows(y, first, last))
             parts.append(inputs._replace(x0=self.finished(inputs)))
-        whole = _joined(parts)
-        order = to_device(torch.randperm(len(whole.x0), generator=generator), whole.x0.device)
-        return [whole.take(rows) for rows in order[: self.num_batches * size].split(size)]
+            # Rows come step by step: where each trajectory's are.
+            places.append(num_steps * first + torch.arange(num_steps * (last - first)).view(num_steps, -1).T)
+        whole, place = _joined(parts), torch.cat(places).view(-1, each * num_steps)
+        order = place.gather(1, local_rows(shuffled, self.accelerator))[:, : self.num_batches * self._group]
+        by_batch = order.unflatten(1, (self.num_batches, self._group)).transpose(0, 1).flatten(1)
+        return [whole.take(rows) for rows in to_device(by_batch, whole.x0.device)]
 
 
 def _joined(parts: list[StudentInputs]) -> StudentInputs:
