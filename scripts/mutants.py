@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Mutant:
     path: of the file, from the root of the repository.
     function: the outermost function or method that holds it; `<module>` for what runs when the file is imported.
     code: the line as it stands; before, after: the expression or statement that is changed.
-    place: its number among all mutants of the file.
+    place: its number among all mutants of the file. occurrence: from 1, among those of this function that read alike.
     """
 
     path: str
@@ -64,11 +65,13 @@ class Mutant:
     before: str
     after: str
     place: int
+    occurrence: int
 
     @property
     def name(self) -> str:
         """What stays the same where other lines are added or removed."""
-        return f"{self.path} {self.function} | {self.code} | {self.before} -> {self.after}"
+        number = f" ({self.occurrence})" if self.occurrence > 1 else ""
+        return f"{self.path} {self.function} | {self.code} | {self.before} -> {self.after}{number}"
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,14 @@ class Edit:
 def mutants_of(path: str, source: str) -> list[Mutant]:
     """All mutants of a file."""
     lines = source.splitlines()
+    alike: Counter[tuple[str, ...]] = Counter()
     found = []
     for place, edit in enumerate(_edits(ast.parse(source), MODULE, ())):
         line: int = edit.old.lineno  # pyright: ignore[reportAttributeAccessIssue]
         before, after = (" ".join(ast.unparse(node).split()) for node in (edit.old, edit.new))
-        found.append(Mutant(path, line, edit.function, edit.operator, lines[line - 1].strip(), before, after, place))
+        shown = edit.function, lines[line - 1].strip(), before, after
+        alike[shown] += 1
+        found.append(Mutant(path, line, edit.function, edit.operator, *shown[1:], place, alike[shown]))
     return found
 
 

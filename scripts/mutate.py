@@ -6,9 +6,10 @@
 
 Faults are put into a copy of the tree. One process has torch imported and forks for each fault: it costs its tests
 alone. Which tests enter which function is seen once for each file of tests, without faults, and is kept in
-`.cache/mutate` until that file changes. A fault is judged by the tests that enter its function, in the files that are
-nearest to it, up to the first red one. Each judgement is also a line in a file beside --output: a run that was ended
-goes on where it was, and --again judges the survivors anew. benchmarks/mutation_reasons.json says why some may stay.
+`.cache/mutate` until that file changes. A fault is judged by the tests that enter its function, up to the first red
+one; first come those of the files that are nearest to it. Each judgement is also a line in a file beside --output: a
+run that was ended goes on where it was, and --again judges the survivors anew. benchmarks/mutation_reasons.json says
+why some may stay.
 
 cosmic-ray would start a process, 3 s of torch, for each fault, and has one command of tests for all files; mutmut first
 runs the whole suite in one process, and draws no samples.
@@ -32,7 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mutants import Mutant, folder_of, mutants_of, sampled
-from mutation_tests import MOST_FILES, SLOWEST_S, Tests, judge
+from mutation_tests import SLOWEST_S, Tests, judge
 
 ROOT = Path(__file__).parents[1]
 CORE = ("dar", "distill/sampling", "distill/objectives", "distill/training", "distill/metrics", "distill/files")
@@ -84,14 +85,16 @@ def prepare(copy: Path, heavy: Sequence[str]) -> None:
     gc.freeze()  # no fork looks through all of that for garbage
 
 
-def judged(root: Path, copy: Path, chosen: Sequence[Mutant], record: Path, seconds: float) -> Iterator[Mutant]:
+def judged(
+    root: Path, copy: Path, chosen: Sequence[Mutant], record: Path, args: argparse.Namespace
+) -> Iterator[Mutant]:
     """Each mutant, once its outcome is in `record`; those that have one there are not judged again."""
     known = read_record(record)
     tests = Tests(copy, root / ".cache" / "mutate")
     begin = time.monotonic()
     for number, mutant in enumerate(chosen):
         if mutant.name not in known:
-            outcome = judge(copy, mutant, tests.that_enter(mutant, seconds))
+            outcome = judge(copy, mutant, tests.that_enter(mutant, args.seconds, args.files))
             with record.open("a") as file:
                 file.write(json.dumps({"name": mutant.name, "outcome": outcome}) + "\n")
             took = f"{(time.monotonic() - begin) / 60:.1f} min"
@@ -139,13 +142,13 @@ def setup_of(root: Path, args: argparse.Namespace, number: str) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
     )
-    command = f"python scripts/mutate.py --sample {args.sample} --seed {args.seed} --output {args.output}"
+    command = f"python scripts/mutate.py {' '.join(sys.argv[1:])}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytest", "diffusers"))
     return (
         f"`{command}`, {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, Python {sys.version.split()[0]}, "
-        f"{versions}; {number} faults. The {MOST_FILES} nearest files of tests judge a fault, at most {args.seconds:g} "
-        f"CPU seconds of them and no test slower than {SLOWEST_S:g} s. Where they take far longer than without the "
-        "fault, it has timed out and counts as seen."
+        f"{versions}; {number} faults. {args.files or 'All'} files of tests judge a fault, the nearest first, at most "
+        f"{args.seconds:g} CPU seconds of them, no test slower than {SLOWEST_S:g} s. Where they take far longer than "
+        "without the fault, it has timed out and counts as seen."
     )
 
 
@@ -155,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of the sample (0)")
     made.add_argument("--only", nargs="*", default=[""], metavar="PATH", help="files or folders of the core (all)")
     made.add_argument("--seconds", type=float, default=15, help="CPU seconds of tests for a fault (15)")
+    made.add_argument("--files", type=int, help="of tests that judge a fault, the nearest (all that enter it)")
     made.add_argument("--again", action="store_true", help="judge the survivors of the last run anew")
     made.add_argument("--output", type=Path, required=True, help="Markdown; beside it the judgements, .jsonl")
     return made
@@ -180,7 +184,7 @@ def main(root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> None:
         copied(root, copy)
         prepare(copy, heavy)
         try:
-            for mutant in judged(root, copy, chosen, record, args.seconds):
+            for mutant in judged(root, copy, chosen, record, args):
                 done.append(mutant)
         finally:  # also where it was ended: the first of a sample are a sample
             if done:

@@ -21,7 +21,7 @@ from types import CodeType, FrameType
 from typing import TextIO
 
 import pytest
-from mutants import MODULE, Mutant, folder_of, mutated
+from mutants import MODULE, Mutant, mutated
 
 # They test what stands on the core, or start processes of their own: they see little of a fault, and late.
 LEFT_OUT = re.compile(
@@ -29,11 +29,10 @@ LEFT_OUT = re.compile(
 )
 OPTIONS = ("-x", "-n", "0", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--no-header", "--tb=no")
 SHARED = re.compile(r'scope="(module|session)"|@(functools\.)?(lru_)?cache\b')
-MOST_FILES = 3  # of tests that judge one fault
 MOST_COMMON = 5  # letters: shorter names of functions are words that any file has, and so are
 COMMON = {MODULE, "__init__", "__post_init__", "forward", "weights", "update"}
-SLOWEST_S = 3.0  # CPU seconds, traced: slower tests do not judge
-FILE_S = 20.0  # CPU seconds, traced: the tests of a file that come later do not judge
+SLOWEST_S = 8.0  # CPU seconds, traced: slower tests do not judge
+FILE_S = 90.0  # CPU seconds, traced: the tests of a file that come later do not judge
 SLOWER = 5.0  # than without a fault: then it is taken to hang
 GRACE_S = 20.0
 WAITING = 10.0  # times the CPU seconds it may take: then it is taken to wait for ever
@@ -110,7 +109,7 @@ class Tests:
         self.texts = {str(path.relative_to(copy)): path.read_text() for path in files if not LEFT_OUT.match(path.name)}
         self._known: dict[str, list[Test]] = {}
 
-    def that_enter(self, mutant: Mutant, seconds: float) -> Iterator[list[Test]]:
+    def that_enter(self, mutant: Mutant, seconds: float, most_files: int | None) -> Iterator[list[Test]]:
         """Tests that may kill it, file by file, the nearest first, the fastest of a file first, up to `seconds` in all:
         those that enter its function, or for a fault in what runs when the file is imported, anything in it. After them
         come, where tests of a file share what they make, the others of that file.
@@ -124,11 +123,11 @@ class Tests:
                 yield tests
                 seconds -= sum(test.seconds for test in tests)
                 files += 1
-            if files == MOST_FILES:
+            if files == most_files or seconds <= 0:
                 break
 
     def _nearest(self, mutant: Mutant) -> list[str]:
-        """Files that import the module, have its name or its folder's, or speak of its function; the nearest first."""
+        """All files: first those that import the module, have its name or its folder's, or speak of its function."""
         module = mutant.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         folder, stem = Path(mutant.path).parent.name, module.split(".")[-1]
         names = [name for name in mutant.function.split(".") if len(name) > MOST_COMMON and name not in COMMON]
@@ -137,10 +136,7 @@ class Tests:
             file: 4 * (stem in file) + 2 * (folder in file) + sum(bool(re.search(word, text)) for word in words)
             for file, text in self.texts.items()
         }
-        if not any(near.values()):
-            package = folder_of(mutant.path).replace("/", ".")
-            near = {file: len(re.findall(rf"\b{re.escape(package)}\b", text)) for file, text in self.texts.items()}
-        return sorted(filter(near.__getitem__, near), key=lambda file: -near[file])
+        return sorted(near, key=lambda file: -near[file])
 
     def _of_file(self, file: str, mutant: Mutant) -> list[Test]:
         is_whole = mutant.function == MODULE
@@ -156,7 +152,8 @@ class Tests:
 
     def _of(self, file: str) -> list[Test]:
         if file not in self._known:
-            digest = hashlib.sha256(self.texts[file].encode()).hexdigest()[:16]
+            key = f"{SLOWEST_S} {FILE_S} {self.texts[file]}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
             kept = self.cache / f"{Path(file).stem}-{digest}.jsonl"
             if not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def bounded(x: int, low: int = 0, *, is_open: bool = True) -> int:
         raise ValueError(f"x must be at most {LIMIT + 1}; got {x}")
     print("seen", x + 1)
     found.append(x)
-    for _ in range(9):
+    for _ in range(9, 9):
         if x:
             break
     return max(low, x - 1)
@@ -63,6 +63,7 @@ def test_faults_are_what_they_say_and_leave_out_what_people_read() -> None:
     assert {(m.operator, m.before, m.after) for m in found if m is not raised} == FAULTS
     assert (raised.after, raised.line, raised.function) == ("pass", 10, "bounded")
     assert {m.function for m in found if m.before == "3"} == {"<module>"}
+    assert len({mutant.name for mutant in found}) == len(found)
     plain = ast.unparse(ast.parse(SOURCE)).splitlines()
     for mutant in found:
         changed = [
