@@ -69,6 +69,22 @@ def test_classifier_folder_roundtrip_and_version(tmp_path):
     assert again.version != EmbeddedExtractor(model).version
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"widths": ()}, "at least one positive"),
+        ({"widths": (4, 0)}, "at least one positive"),
+        ({"feature_dim": 0}, "feature_dim is 0"),
+        ({"image_size": 3.5}, "image_size is 3.5"),
+        ({"image_size": 7}, "3 halvings leave nothing of image_size 7"),
+    ],
+)
+def test_shapes_that_no_classifier_has(shape, message):
+    assert ClassifierConfig(image_size=8, widths=(1, 1, 1), feature_dim=1).widths == (1, 1, 1)
+    with pytest.raises(ValueError, match=message):
+        ClassifierConfig(**shape)
+
+
 def test_damaged_classifier_folder(tmp_path):
     Classifier(ClassifierConfig()).save_pretrained(tmp_path / "extractor", card="")
     weights = tmp_path / "extractor" / "model.safetensors"

@@ -338,6 +338,8 @@ def test_dinov2_reads_a_folder_and_never_code(tmp_path):
     images, _ = pictures(6, seed=0)
     features = dino.extract(images, batch_size=4).features
     assert features.shape == (6, 16) and dino.feature_dim == 16 and len(dino.version) == 8
+    patches = dino.tokens(images)  # the features are the class token's, which is none of these
+    assert patches.shape == (6, 16, 16) and (patches - features[:, None]).abs().amax(-1).min() > 1e-3
     torch.testing.assert_close(
         dino.extract(images[:1].expand(-1, 3, -1, -1)).features, features[:1], rtol=1e-4, atol=1e-5
     )
