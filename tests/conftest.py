@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dar import RoutingConfig, SiT, SiTConfig
+from distill.assets import FOLDER
 from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.metrics import sets
 from distill.objectives import DmdConfig, FakeScoreConfig, Network
@@ -44,15 +47,24 @@ Figure.savefig = blank  # pyright: ignore[reportAttributeAccessIssue]
 
 
 SLOW_FIRST = (
-    "test_processes.py",
     "test_docs.py",
-    "test_python.py",
+    "test_processes.py",
     "test_cli.py",
+    "test_trunk.py",
+    "test_more_objectives.py",
+    "test_plan.py",
+    "test_watch.py",
+    "test_stock_runs.py",
+    "test_python.py",
 )  # so that none is left alone at the end
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # else workers would take files of many tests first
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in SLOW_FIRST)
+    items.sort(key=lambda item: (*SLOW_FIRST, item.path.name).index(item.path.name))
 
 
 def tiny_config(**changes) -> SiTConfig:
@@ -116,6 +128,33 @@ def tiny_model() -> SiT:
     model = SiT(tiny_config())
     perturbed(model)
     return model
+
+
+@pytest.fixture(scope="session")
+def small_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is shipped, with a tiny model in the place of the teacher."""
+    root = tmp_path_factory.mktemp("package")
+    folder = root / "distill" / "assets"
+    (root / "configs").symlink_to(Path(__file__).parents[1] / "configs")
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("teacher", "__pycache__", "configs"))
+    teacher = SiT(tiny_config(input_size=28, patch_size=7, num_classes=10))
+    perturbed(teacher).save_pretrained(folder / "teacher")
+    return folder
+
+
+@contextmanager
+def shipped(assets: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.assets.FOLDER", assets)
+        patch.setattr("distill.verbs.run.preflight", lambda *_: 1.0)  # it is not trained
+        yield
+
+
+@pytest.fixture
+def small_teacher(small_assets: Path) -> Iterator[None]:
+    """For what is tested of a command, and not of what it finds."""
+    with shipped(small_assets):
+        yield
 
 
 @pytest.fixture

@@ -219,8 +219,7 @@ def test_class_names_go_from_folders_to_the_student(
     assert main([*npz, "--classes", "dog"]) == 0
     assert np.load(tmp_path / "dogs.npz")["arr_1"].tolist() == [1, 1]
     assert "class 2 was never trained" in refused(capsys, *npz[:3], str(tmp_path / "none.npz"), "--classes", "2")
-    page = (tmp_path / "run" / "report" / "report.html").read_text()
-    assert "cat" in page and "Spectral distance to data" in page
+    assert "Spectral distance to data" in (tmp_path / "run" / "report" / "report.html").read_text()
     (teacher / "classes.json").write_text("[1, 2]")
     (teacher / "checksums.json").unlink()  # as one has to who edits a file
     assert "must hold a list of names" in refused(capsys, *run, f"output={tmp_path / 'again'}")
@@ -230,6 +229,7 @@ def test_class_names_go_from_folders_to_the_student(
     )
 
 
+@pytest.mark.usefixtures("small_teacher")
 def test_a_run_that_only_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [*QUICK, "evaluate.num_images=0", "objective.fake_score.warmup_updates=0"]
     assert main(["run", "quickstart", f"output={tmp_path / 'run'}", *few]) == 0

@@ -123,6 +123,11 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     settings = notebook.cells[1]
     assert settings.source.startswith("STEPS = ") and "NUM_IMAGES = " in settings.source
     settings.source = "STEPS, NUM_IMAGES = 1, 20"
+    short = ["teacher.steps=2", "train.batch_size=2", "objective.fake_score.warmup_updates=0", "watch.num_images=10"]
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("steps=50", "steps=2").replace("num_images=40", "num_images=10")
+        cell.source = cell.source.replace('f"train.steps={STEPS}"', f'f"train.steps={{STEPS}}", *{short}')
+    assert "\n".join(cell.source for cell in notebook.cells).count(str(short)) == 1
     where = {"metadata": {"path": str(tmp_path)}}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)

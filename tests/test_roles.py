@@ -299,8 +299,9 @@ def test_sharing_copies_hold_what_is_shared_and_copy_the_rest() -> None:
     assert other[1].weight is not model[1].weight and torch.equal(other[1].weight, model[1].weight)
 
 
+@pytest.mark.usefixtures("small_teacher")
 def test_adapters_by_the_command_line(tmp_path) -> None:
-    """The shipped teacher, a few updates with gradient checkpointing, and what is done with a student."""
+    """A few updates with gradient checkpointing, and what is done with a student."""
     config = cli_config(tmp_path, "roles: {trainable: lora, lora_rank: 4}\n")
     assert main(["run", config, *QUICK, "train.gradient_checkpointing=true"]) == 0
     folder = tmp_path / "run"
