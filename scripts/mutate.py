@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ("dar", "distill/sampling", "distill/objectives", "distill/training", "distill/metrics", "distill/files")
 LEFT_OUT = ("dar/kernels",)  # what runs on a GPU is tested on one
 REASONS = "mutation_reasons.json"
+WIDEST = 90  # letters of code in a cell
 # Imported before all forks. Nothing of dar or distill: each fork reads those anew.
 HEAVY = ("torch", "torchvision", "torch._dynamo", "accelerate", "diffusers", "transformers", "peft", "torchmetrics")
 HEAVY += (
@@ -135,7 +136,7 @@ def page(chosen: Sequence[Mutant], found: dict[str, str], reasons: dict[str, str
 
 
 def _cell(code: str) -> str:
-    return code.replace("|", "\\|") if len(code) < 90 else _cell(code[:86] + " ...")
+    return (code if len(code) <= WIDEST else f"{code[:WIDEST]} ...").replace("|", "\\|")
 
 
 def setup_of(root: Path, args: argparse.Namespace, number: str) -> str:

@@ -24,7 +24,7 @@ from distill.config import RunConfig, build_config, plain_values
 from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
 from distill.files import locked
-from distill.objectives import OBJECTIVES, Samples
+from distill.objectives import OBJECTIVES, Samples, Turn
 from distill.objectives.discriminator import Discriminator, Heads
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
 from distill.objectives.mixture import turns_of
@@ -166,6 +166,8 @@ def test_an_update_asks_for_as_many_rows_as_the_plan_has(values: dict[str, Any],
     finally:
         watched.remove()
     turns = turns_of(task.config)
+    if name in ("flow_matching alone", "regression alone"):  # their loss is of data: no sample is drawn
+        assert turns == [Turn("student", 1, 0, 0, 4, 0)]
     assert sum(rows) / tiny_config().depth == sum(turn.per_update * (turn.passes + turn.rows) for turn in turns)
 
 
@@ -289,6 +291,26 @@ def test_the_students_gradient_through_the_discriminator(values: dict[str, Any])
         loss(x0).backward()
         assert all(p.grad is None for network in networks for p in network.parameters())
         assert any(p.requires_grad for p in networks[1].parameters())
+
+
+def test_the_loss_of_the_heads(values: dict[str, Any]) -> None:
+    """softplus(D(samples)) + softplus(-D(data)) + w |D(data) - D(data + std n)|^2, each noised to t."""
+    own = {"r1_weight": 3.0, "r1_std": 0.2}
+    heads = member(task_of(values | {"mix": {"gan": {"discriminator": own}}}), "gan").discriminator
+    perturbed(heads.learner.module, std=0.3)
+    x0, eps, real, eps_real, nudge = torch.randn(5, 8, 1, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    t, y = torch.linspace(0.1, 0.9, 8), torch.arange(8) % 3
+    loss, (on_real, on_fake) = heads._loss(x0, eps, t, y, real, eps_real, y.flip(0), nudge)
+    x_real = interpolate(real, eps_real, t)
+    fake, judged, nudged = (
+        heads.logits(x_t, t, labels).detach()
+        for x_t, labels in ((interpolate(x0, eps, t), y), (x_real, y.flip(0)), (x_real + 0.2 * nudge, y.flip(0)))
+    )
+    torch.testing.assert_close(on_real, judged)
+    torch.testing.assert_close(on_fake, fake)
+    expected = F.softplus(fake).mean() + F.softplus(-judged).mean() + 3 * (nudged - judged).square().mean()
+    torch.testing.assert_close(loss.detach(), expected)
+    assert (nudged - judged).square().mean() > 1e-4
 
 
 def test_heads_come_to_tell_data_from_samples(values: dict[str, Any]) -> None:

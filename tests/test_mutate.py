@@ -85,7 +85,7 @@ def test_a_sample_is_spread_by_lines_and_repeats() -> None:
 def tree(tmp_path: Path) -> Path:
     """A project of one module and its tests, which say nothing of what `low` is where it is not given."""
     files = {
-        "dar/bounded.py": "def bounded(x, low=0):\n    return max(low, x - 1)\n",
+        "dar/bounded.py": f"def bounded(x, low=0):  # {'long ' * 30}\n    return max(low, x - 1)\n",
         "tests/test_bounded.py": "from dar.bounded import bounded\n\n\ndef test_it():\n    assert bounded(4) == 3\n",
         "tests/test_other.py": "def test_red():\n    raise ValueError\n",
         "pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['.']\n",
