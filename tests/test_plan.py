@@ -182,31 +182,37 @@ def distillation(shape: SiTConfig, accelerator, **changes) -> tuple[RunConfig, D
     return config, DistillationTask(config, models_from(teacher, config), accelerator, 1.0)
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
-@pytest.mark.parametrize("routing", [RESIDUAL, CHUNKED, DENSE], ids=["residual", "chunked", "dense"])
-def test_peaks_of_real_updates(routing: RoutingConfig, trainable: str, accelerator) -> None:
+LOOPS = {
+    "plain": (LoopConfig(batch_size=16), "random_step"),
+    "checkpointing": (LoopConfig(batch_size=16, gradient_checkpointing=True), "random_step"),
+    "accumulation": (LoopConfig(batch_size=16, accumulation=2), "every_step"),
+}
+
+
+@pytest.mark.parametrize(("name", "trainable", "way"), [  # every two of the three come together
+    ("residual", "all", "plain"), ("chunked", "lora", "plain"), ("dense", "all", "plain"),
+    ("residual", "lora", "checkpointing"), ("chunked", "all", "checkpointing"), ("dense", "lora", "checkpointing"),
+    ("residual", "all", "accumulation"), ("chunked", "lora", "accumulation"), ("dense", "all", "accumulation"),
+])  # fmt: skip
+def test_peaks_of_real_updates(name: str, trainable: str, way: str, accelerator) -> None:
     """Whole turns of critic and student, rollouts, optimizer and all: what they add to what was there."""
-    shape = replace(SHAPE, routing=routing)
-    for loop, rollout in (
-        (LoopConfig(batch_size=16), "random_step"),
-        (LoopConfig(batch_size=16, gradient_checkpointing=True), "random_step"),
-        (LoopConfig(batch_size=16, accumulation=2), "every_step"),
-    ):
-        changes = {
-            "train": loop,
-            "objective": DmdConfig(fake_score=FakeScoreConfig(updates=1)),
-            "roles": RolesConfig(trainable, RANK),
-            "student": StudentConfig(steps=2, rollout=rollout),
-        }
-        config, task = distillation(shape, accelerator, **changes)
-        task.update(0)  # optimizers have their moments from now on
-        phases = {phase.name: phase.total for phase in plan_run(config, shape, Launch()).phases}
-        with LiveBytes() as critic:
-            task.objective.members["dmd"].fake_score.update(1, 0, with_lag=True)
-        with LiveBytes() as student:
-            task.objective.update_student(1, log_now=True)
-        assert phases["fake_score's update"] == pytest.approx(critic.peak, rel=0.1)
-        assert phases["student's update"] == pytest.approx(student.peak, rel=0.1)
+    shape = replace(SHAPE, routing=ROUTINGS[name])
+    loop, rollout = LOOPS[way]
+    changes = {
+        "train": loop,
+        "objective": DmdConfig(fake_score=FakeScoreConfig(updates=1)),
+        "roles": RolesConfig(trainable, RANK),
+        "student": StudentConfig(steps=2, rollout=rollout),
+    }
+    config, task = distillation(shape, accelerator, **changes)
+    task.update(0)  # optimizers have their moments from now on
+    phases = {phase.name: phase.total for phase in plan_run(config, shape, Launch()).phases}
+    with LiveBytes() as critic:
+        task.objective.members["dmd"].fake_score.update(1, 0, with_lag=True)
+    with LiveBytes() as student:
+        task.objective.update_student(1, log_now=True)
+    assert phases["fake_score's update"] == pytest.approx(critic.peak, rel=0.1)
+    assert phases["student's update"] == pytest.approx(student.peak, rel=0.1)
 
 
 def test_a_pass_without_gradients() -> None:
@@ -336,11 +342,12 @@ def test_what_makes_a_plan_smaller() -> None:
 
 def test_an_update_is_counted_turn_by_turn() -> None:
     """Of 8 samples, 4 steps, a random one of them trained: 1.5 steps of rollout before it on average."""
-    config = RunConfig("out", train=LoopConfig(batch_size=8), objective=DmdConfig())
+    student = StudentConfig(rollout="random_step")
+    config = RunConfig("out", student=student, train=LoopConfig(batch_size=8), objective=DmdConfig())
     plan = plan_run(config, SHAPE, Launch())
     critic = 1.5 * 8 + 8 + 3 * 8
-    student = 1.5 * 8 + 3 * 8 + 2 * 8 + 8
-    assert plan.forwards == 5 * critic + student
+    learner = 1.5 * 8 + 3 * 8 + 2 * 8 + 8
+    assert plan.forwards == 5 * critic + learner
     flops = flops_of(SHAPE, Setting())
     assert plan.flops == pytest.approx((5 * 20 + 36) * flops.forward + 48 * flops.update(Setting()))
     unguided = plan_run(replace(config, teacher=TeacherConfig(cfg_scale=1.0)), SHAPE, Launch())
@@ -350,7 +357,8 @@ def test_an_update_is_counted_turn_by_turn() -> None:
 
 
 def test_the_critics_warm_up_takes_its_time() -> None:
-    config = RunConfig("out", train=LoopConfig(steps=50, batch_size=8), objective=DmdConfig())
+    student = StudentConfig(rollout="random_step")
+    config = RunConfig("out", student=student, train=LoopConfig(steps=50, batch_size=8), objective=DmdConfig())
     plan = plan_run(config, SHAPE, Launch())
     warm = plan_run(
         replace(config, objective=DmdConfig(fake_score=FakeScoreConfig(warmup_updates=100))),

@@ -393,6 +393,7 @@ def test_a_line_for_each_kind_of_sublayer() -> None:
 # The verb
 
 
+@pytest.mark.usefixtures("rendered")
 def test_two_streams_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A routed Stable Diffusion 3, on images that it draws itself."""
     monkeypatch.setattr("distill.verbs.diagnose.NUM_T", 3)

@@ -94,10 +94,10 @@ TEXTS = {
 def test_texts_that_are_no_configuration(tmp_path: Path, name: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(TEXTS[name])
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError, match=r"config\.yaml|output is required"):
         load_config(RunConfig, path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

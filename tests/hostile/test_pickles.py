@@ -211,7 +211,7 @@ def test_latents_and_features_run_nothing(tmp_path: Path, harm: Harm, content: C
     (tmp_path / "a.npy").write_bytes(content(harm))
     with pytest.raises(ValueError, match=r"a\.npy is no whole npy file"):
         load_latents(tmp_path, "train")
-    (tmp_path / "features.json").write_text('{"num": 1, "done": 1}')
+    (tmp_path / "features.json").write_text('{"encoder": "a", "made_from": "b", "num": 1, "done": 1}')
     (tmp_path / "features.npy").write_bytes(content(harm))
     with pytest.raises(UserError, match=r"features\.npy is damaged"):
         StoredFeatures(tmp_path, 1)
