@@ -51,7 +51,7 @@ class WatchConfig:
 
     every: int | None = None
     num_images: int = 80
-    teacher_steps: int = 5
+    teacher_steps: int = 20
     pick: bool = True
     guards: GuardsConfig = field(default_factory=GuardsConfig)
 
