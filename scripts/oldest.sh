@@ -21,7 +21,7 @@ oldest=(--quiet --resolution lowest-direct)
 
 "$uv" venv --quiet --python "$python" "$work/env"
 export PATH="$work/env/bin:$PATH" VIRTUAL_ENV="$work/env"
-"$uv" pip install "${oldest[@]}" -e '.[test,lora,latents,export,text]'
+"$uv" pip install "${oldest[@]}" --compile-bytecode -e '.[test,lora,latents,export,text]'
 "$uv" pip list
 failed=0
 python -m pytest "$@" || failed=1

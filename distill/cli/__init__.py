@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from distill import __version__
+import distill
 from distill.cli import (
     compare,
     convert,
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "becomes of their detail.",
         epilog="Start with: dar-distill run quickstart",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {distill.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
