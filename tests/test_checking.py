@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,9 @@ def test_processes_share_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     class Second(Processes):
         def gather(self, images: Tensor) -> Tensor:
             return torch.cat([torch.tensor([[1600.0, 1.3, 1.3**2 + 0.25]]), images])
+
+        def agreed(self, value: Any) -> Any:
+            return value  # no verdict of an earlier reading
 
     monkeypatch.setattr(Processes, "all", classmethod(lambda cls: Second(1, 2)))
     data = Counted(200)

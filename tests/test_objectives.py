@@ -164,6 +164,7 @@ def config(tmp_path: Path) -> dict:
     }
 
 
+@pytest.mark.usefixtures("small_teacher")
 def test_another_objective_goes_through_run(config: dict, adversarial: type, tmp_path: Path) -> None:
     done = run(config)
     assert done is not None and "Adversarial distillation, 3 updates" in done.report.read_text()
@@ -175,8 +176,10 @@ def test_another_objective_goes_through_run(config: dict, adversarial: type, tmp
     assert len(weights) == 2  # the student's and the judge's
 
 
+@pytest.mark.usefixtures("small_teacher")
 def test_its_networks_and_figures_are_resumed(config: dict, adversarial: type, tmp_path: Path) -> None:
     config["train"]["steps"] = 2
+    config["evaluate"] = {"num_images": 0}
     run({**config, "output": str(tmp_path / "whole")})
     whole = without_time(tmp_path / "whole")
     config = {**config, "output": str(tmp_path / "parts")}
