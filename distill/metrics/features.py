@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,7 +80,7 @@ class EmbeddedExtractor:
         self.device = torch.device(device)
         self.feature_dim = model.config.feature_dim
 
-    @cached_property
+    @property
     def version(self) -> str:
         return _digest(self.model)
 
@@ -162,7 +161,7 @@ class DinoExtractor:
         self.model = model.eval().requires_grad_(False).to(device)
         self.feature_dim = model.config.hidden_size
 
-    @cached_property
+    @property
     def version(self) -> str:
         return _digest(self.model)
 

@@ -60,7 +60,7 @@ def _dinov2(path: str | None) -> DinoExtractor:
     from transformers import AutoConfig, AutoModel, Dinov2Config
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True)
     except OSError:
         if path != RepaConfig().encoder_path:
             raise
