@@ -270,6 +270,30 @@ def test_malformed_overrides_are_user_errors(tmp_path, override):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "most", "step"),
+    [
+        ("depth", 1, 2**12, 1),
+        ("num_classes", 1, 2**24, 1),
+        ("in_channels", 1, 2**16, 1),
+        ("mlp_ratio", 1 / 64, 64, 1e-3),
+        ("norm2_eps", 1e-9, 1, 1e-9),
+        ("streams", 2, 2**10, 1),
+    ],
+)
+def test_limits_of_a_models_numbers(name: str, least: float, most: float, step: float) -> None:
+    shape = {"input_size": 8, "patch_size": 2, "in_channels": 1, "hidden_size": 8, "depth": 2, "num_heads": 2}
+
+    def config(value: float) -> RoutingConfig | SiTConfig:
+        changed = {**shape, "num_classes": 3, name: value}
+        return RoutingConfig(streams=int(value)) if name == "streams" else SiTConfig(**changed)
+
+    assert getattr(config(least), name) == least and getattr(config(most), name) == most
+    for value in (least - step, most + step):
+        with pytest.raises(ValueError, match=rf"\.{name} must be .*; got"):
+            config(value)
+
+
 def test_configurations_survive_a_file(tmp_path):
     run = RunConfig(
         output="x",

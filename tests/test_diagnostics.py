@@ -277,6 +277,7 @@ class TestWeights:
     def test_halves_of_depth_go_by_the_middle_of_a_source(self) -> None:
         reader = Reader("head", ["embedding", "chunk 1", "chunk 2"], [range(0), range(1, 4), range(4, 9)])
         assert reader.sources_within(0, 4.5) == [1] and reader.sources_within(4.5, 100) == [2]
+        assert reader.sources_within(0, 2) == [1] and reader.sources_within(2, 6) == [2]  # the middle itself is within
         assert reader.embedding == [0]
 
 

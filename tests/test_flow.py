@@ -19,7 +19,7 @@ from distill.sampling.flow import (
     velocity_to_x0,
 )
 from distill.sampling.guidance import Denoiser
-from distill.sampling.schedules import random_t, shift_t, t_grid
+from distill.sampling.schedules import quantile_t, random_t, shift_t, t_grid
 from distill.sampling.solvers import LAST_STEP, sde_grid
 from distill.seeds import generator_for
 
@@ -98,6 +98,21 @@ def test_t_samplers_have_their_distribution(name, quantile):
     assert t.shape == (20000,) and t.min() >= 0.2 and t.max() <= 0.7
     for p in (0.1, 0.25, 0.5, 0.9):
         assert float(t.quantile(p)) == pytest.approx(0.2 + 0.5 * quantile(p), abs=0.01)
+
+
+def test_moved_distributions_become_uniform_and_stay_so():
+    """By a cosine: half way after half of the updates."""
+    u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    shifted = TConfig(sampler="shifted", shift=5.0, settles_over=10)
+    beta = TConfig(sampler="beta", alpha=3.0, beta=1.0, settles_over=10)
+    torch.testing.assert_close(quantile_t(shifted, u, 0), 5 * u / (1 + 4 * u))
+    torch.testing.assert_close(quantile_t(shifted, u, 5), 3 * u / (1 + 2 * u))
+    torch.testing.assert_close(quantile_t(beta, u, 0), u ** (1 / 3))
+    torch.testing.assert_close(quantile_t(beta, u, 5), u ** (1 / 2))
+    for config in (shifted, beta):
+        for step in (10, 15, 20):
+            torch.testing.assert_close(quantile_t(config, u, step), u)
+    torch.testing.assert_close(quantile_t(TConfig(sampler="shifted", shift=5.0), u, 20), 5 * u / (1 + 4 * u))
 
 
 def erfinv(x: float) -> float:

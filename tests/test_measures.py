@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from distill.metrics import MEASURES, TABLES, Interval, bootstrap_mean, measure, reference_from_images
 from distill.metrics.colour import clipped_share, colour_drift, mean_colour, tones
@@ -111,6 +112,8 @@ def test_where_bands_rings_and_sectors_begin_and_end() -> None:
     places = {(3, 0): 0, (4, 0): 1, (0, 7): 1, (8, 0): 2, (0, 15): 2, (16, 0): 3, (31, 0): 3, (22, 22): 3, (23, 23): 4}
     for place, band in places.items():
         torch.testing.assert_close(bands(wave(*place))[0], torch.eye(5)[band], rtol=1e-4, atol=1e-6)
+    wide = 45 * torch.outer(dct_matrix(8)[0], dct_matrix(256)[31]).float()[None, None]  # 31 / 512
+    assert bands(wide)[0].argmax() == 0 and bands(wide)[0, 0] > 0.9
     shares = [bands(sum(wave(u) for u in (3, 4, 8, 16))), bands(wave(16) + wave(23, 23))]
     assert [middle_frequency_ratio(mean(row)) for row in shares] == pytest.approx([1 / 4, 0], abs=1e-5)
     assert [high_frequency_ratio(mean(row)) for row in shares] == pytest.approx([1 / 4, 1], abs=1e-5)
@@ -271,6 +274,9 @@ def test_what_paired_measures_say_of_known_differences() -> None:
             assert (found is not None) == bool(is_there) and (found is None or found.value == pytest.approx(1))
     assert ms_ssim_to_teacher(beside(NOISE[..., :20, :20], NOISE[..., :20, :20])) is None
     assert ms_ssim_to_teacher(beside(NOISE[..., :21, :21], NOISE[..., :21, :21])).value == pytest.approx(1)
+    noisy = 0.3 * torch.randn(2, 2, 1, 176, 176, generator=torch.Generator().manual_seed(0))
+    scales = multiscale_structural_similarity_index_measure(*noisy, data_range=2.0, normalize="relu")  # its own weights
+    assert ms_ssim_to_teacher(beside(*noisy)).value == pytest.approx(float(scales), rel=1e-3)  # they add up to 1.0001
     flat, other = torch.full((2, 1, 32, 32), 0.5), torch.full((2, 1, 32, 32), -0.25)
     c1 = (0.01 * 2) ** 2  # of two constants SSIM is its luminance term
     luminance = (2 * 0.5 * -0.25 + c1) / (0.5**2 + 0.25**2 + c1)

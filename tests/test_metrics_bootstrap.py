@@ -102,8 +102,9 @@ def test_bad_arguments():
         bootstrap(lambda indices: 0.0, 1)
     with pytest.raises(ValueError, match="num_resamples is -1"):
         bootstrap(lambda indices: 0.0, 10, num_resamples=-1)
-    with pytest.raises(ValueError, match="level is 95"):
-        bootstrap(lambda indices: 0.0, 10, level=95)
+    for level in (95, 1, 0):
+        with pytest.raises(ValueError, match=f"level is {level};"):
+            share_interval(0.5, 10, level=level)
     with pytest.raises(ValueError, match=r"share is 1\.5"):
         share_interval(1.5, 10)
     with pytest.raises(ValueError, match="0 items"):

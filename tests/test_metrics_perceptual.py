@@ -8,7 +8,7 @@ import torch
 
 from distill.metrics.bootstrap import bootstrap_mean
 from distill.metrics.classifier import Classifier, ClassifierConfig
-from distill.metrics.features import INCEPTION_FILE, EmbeddedExtractor, load_extractor
+from distill.metrics.features import INCEPTION_FILE, EmbeddedExtractor, InceptionExtractor, load_extractor
 from distill.metrics.perceptual import (
     AlexNetLpips,
     EmbeddedLpips,
@@ -112,6 +112,28 @@ def test_only_the_published_inception_file_is_unpickled(tmp_path):
     weights.write_bytes(b"anything")
     with pytest.raises(ValueError, match="SHA-256 begins"):
         load_extractor("inception", weights)
+
+
+def test_inception_sees_three_channels_in_8_bits():
+    seen = []
+    extractor = InceptionExtractor.__new__(InceptionExtractor)
+    extractor.device, extractor._spatial = torch.device("cpu"), []
+
+    def model(pixels):
+        seen.append(pixels)
+        extractor._spatial.append(pixels[:, 0, 0, :2].float())
+        return pixels[:, :, 0, 0].float(), pixels[:, :1, 0, 1].float()
+
+    extractor.model = model
+    grey = torch.tensor([-1.5, -1, -0.996, 0, 0.999, 1.5]).view(3, 1, 1, 2).repeat(1, 1, 4, 2)
+    found = extractor.extract(grey, batch_size=2)
+    expected = torch.tensor([[0, 0], [1, 128], [255, 255]])  # 127.5 is rounded to the even
+    assert [part.shape for part in seen] == [(2, 3, 4, 4), (1, 3, 4, 4)] and seen[0].dtype == torch.uint8
+    assert torch.equal(found.features, expected[:, :1].expand(3, 3).float())
+    assert torch.equal(found.inception_logits, expected[:, 1:].float()) and torch.equal(found.spatial, expected.float())
+    assert len(extractor.extract(grey).spatial) == 3  # nothing is left of the last call
+    with pytest.raises(ValueError, match="2 channels; Inception reads 1 or 3"):
+        extractor.extract(torch.zeros(4, 2, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])

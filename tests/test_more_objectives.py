@@ -25,7 +25,7 @@ from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
 from distill.files import locked
 from distill.objectives import OBJECTIVES, Samples, Turn
-from distill.objectives.discriminator import Discriminator, Heads
+from distill.objectives.discriminator import Discriminator, DiscriminatorConfig, Heads, blocks_of
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
 from distill.objectives.mixture import turns_of
 from distill.objectives.preference import errors
@@ -149,10 +149,10 @@ def test_each_goes_through_run_and_is_resumed(values: dict[str, Any], tmp_path: 
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("started", "lora")])
+@pytest.mark.parametrize("name", [*(name for name in RUNS if name not in ("started", "lora")), "last step"])
 def test_an_update_asks_for_as_many_rows_as_the_plan_has(values: dict[str, Any], tmp_path: Path, name: str) -> None:
     """Rows through all blocks of all networks, also those that are asked for features of their first blocks."""
-    config = changed(values, RUNS[name], tmp_path)
+    config = changed(values, RUNS.get(name, {"student": {"steps": 3, "rollout": "last_step"}}), tmp_path)
     config["train"] = {"steps": 200, "batch_size": 4, "log_every": 100}
     config["objective"] = {**config["objective"], "weight": 1.0}
     task = task_of(config)
@@ -166,6 +166,7 @@ def test_an_update_asks_for_as_many_rows_as_the_plan_has(values: dict[str, Any],
     finally:
         watched.remove()
     turns = turns_of(task.config)
+    assert not any(turn.teacher_passes for turn in turns[:-1])  # only a student's pass is kept while teachers compute
     if name in ("flow_matching alone", "regression alone"):  # their loss is of data: no sample is drawn
         assert turns == [Turn("student", 1, 0, 0, 4, 0)]
     assert sum(rows) / tiny_config().depth == sum(turn.per_update * (turn.passes + turn.rows) for turn in turns)
@@ -293,6 +294,11 @@ def test_the_students_gradient_through_the_discriminator(values: dict[str, Any])
         assert any(p.requires_grad for p in networks[1].parameters())
 
 
+def test_heads_read_the_middle_block_unless_told() -> None:
+    for depth, middle in ((12, 6), (3, 1), (1, 1)):
+        assert blocks_of(DiscriminatorConfig(), SimpleNamespace(blocks=range(depth))) == [middle]
+
+
 def test_the_loss_of_the_heads(values: dict[str, Any]) -> None:
     """softplus(D(samples)) + softplus(-D(data)) + w |D(data) - D(data + std n)|^2, each noised to t."""
     own = {"r1_weight": 3.0, "r1_std": 0.2}
@@ -330,7 +336,7 @@ def test_heads_read_maps_of_any_size(tokens: int, width: int) -> None:
     heads = Heads(2, tokens, width)
     features = [torch.randn(3, tokens, width, requires_grad=True) for _ in range(2)]
     logits = heads(*features)
-    assert logits.shape == (3,)
+    assert logits.shape == (3,) and all(head.conv1.out_channels == max(width // 2, 1) for head in heads.heads)
     logits.sum().backward()
     assert all(part.grad is not None and part.grad.abs().max() > 0 for part in features)
 
@@ -524,6 +530,8 @@ def test_preferences_begin_at_ln_2_and_are_learnt(values: dict[str, Any], tmp_pa
             for x0, x_t in ((x0, interpolate(x0, eps, t)) for x0 in (x0_w, x0_l))
         ]
     assert float((gains[0] - gains[1]).mean()) > 0
+    expected = -F.logsigmoid(100 / 2 * (gains[0] - gains[1])).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_preferences_need_pairs(values: dict[str, Any], tmp_path: Path) -> None:
