@@ -273,6 +273,11 @@ NEEDED: dict[type, dict[str, Any]] = {
         (PreferenceConfig, "beta", (0.0,), (-1.0,)),
         (RegressionConfig, "batch_size", (1, None), (0,)),
         (RegressionConfig, "distance", ("huber", "mse", "lpips"), ("l1",)),
+        *((config, "weight", (0.0,), (-0.01,)) for config in (GanConfig, PreferenceConfig, RegressionConfig)),
+        *(
+            (config, "critic_share", (1.0,), (1.01,))
+            for config in (DecoupledDmdConfig, DiversityConfig, FDistillConfig)
+        ),
     ],
 )
 def test_limits_of_the_fields(config: type, name: str, allowed: tuple[Any, ...], refused: tuple[Any, ...]) -> None:
