@@ -162,6 +162,25 @@ def test_gradients_may_overflow_as_long_as_the_loss_scale_can_fall(accelerator) 
     assert weight.item() == 0.0
 
 
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_beginning_anew_forgets_moments(accelerator, monkeypatch, name: str) -> None:
+    """In place where a CUDA graph may hold them: the tensors stay. In 8 bits all is made anew."""
+    monkeypatch.setitem(OPTIMIZERS, "adamw_8bit", OPTIMIZERS["adamw"])
+    learn, weight = learner(accelerator, OptimConfig(name=name, lr=0.01))
+    step_on(learn, 0, lambda: learn.model.weight.sum())
+    before, moments = weight, learn.optimizer.state[weight]["exp_avg"]
+    assert moments.item() != 0
+    learn.restart({"weight": torch.tensor([[5.0]])})
+    assert learn.module.weight is before and weight.item() == 5
+    if name == "adamw":
+        assert learn.optimizer.state[weight]["exp_avg"] is moments
+        assert not any(state.any() for state in learn.optimizer.state[weight].values())
+    else:
+        assert not learn.optimizer.state
+    step_on(learn, 1, lambda: -learn.model.weight.sum())  # as a first step: the size of the rate, the other way
+    assert weight.item() == pytest.approx(5.01, abs=1e-6)
+
+
 def test_no_gradient_is_left_behind(accelerator) -> None:
     learn, weight = learner(accelerator, OptimConfig())
     step_on(learn, 0, lambda: learn.model.weight.sum())

@@ -103,6 +103,9 @@ def entries(path):
         ({"tables.steps": None}, "lacks or adds steps: make it anew"),
         ({"sigma": np.full((64, 64), np.nan)}, "sigma holds nan"),
         ({"source": np.array([{}], dtype=object)}, "damaged"),
+        ({"diversity": np.zeros(3)}, "diversity is of the wrong kind"),
+        ({"num_images": np.array("many")}, "num_images is of the wrong kind"),
+        ({"image_shape": np.array(["a", "b", "c"])}, "image_shape is of the wrong kind"),
     ],
 )
 def test_wrong_content(reference, tmp_path, change, message):

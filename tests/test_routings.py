@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from dar import (
 )
 from dar.routing import ROUTINGS
 from dar.routing.hyper import sinkhorn
+from dar.routing.queries import TokenQueries
 from distill.assets import asset
 from tests.test_sit import RESIDUAL, SMALL, generator, inputs, perturbed
 
@@ -100,6 +102,38 @@ def test_a_folder_from_before_a_field_existed_still_loads(tmp_path):
 
 def outputs_of(num: int, dim: int = 16) -> list[Tensor]:
     return [torch.randn(2, 4, dim, generator=generator(i), dtype=torch.float64) for i in range(num)]
+
+
+def test_each_reader_has_a_query_of_its_own() -> None:
+    weight, previous = torch.randn(3, 4, 4), torch.randn(2, 5, 4)
+    for reader in (1, 2, 3):
+        torch.testing.assert_close(TokenQueries(weight).query(reader, previous), previous @ weight[reader - 1].T)
+
+
+class Steady(torch.nn.Module):
+    """A velocity of 2 wherever it is asked; keeps what it was asked."""
+
+    sample_shape, t_range, null_label = (1, 4, 4), (0.0, 0.9), 3
+
+    def __init__(self, velocity: float = 2.0) -> None:
+        super().__init__()
+        self.velocity = torch.nn.Parameter(torch.tensor(velocity))
+        self.asked: list[tuple[torch.Tensor, ...]] = []
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.asked.append((x_t, t, y))
+        return self.velocity.expand(x_t.shape)
+
+
+def test_models_are_compared_on_noise_mixed_into_their_own_estimates() -> None:
+    model: Any = Steady()
+    other: Any = Steady(2.5)
+    assert function_error(model, other) == pytest.approx((0.25, 0.25))
+    (eps, high, _), (x_t, t, y) = model.asked
+    assert high.unique().tolist() == pytest.approx([0.9]) and t.tolist() == torch.linspace(0.05, 0.9, 16).tolist()
+    assert y.tolist() == [0, 1, 2, 3] * 4
+    row = t.view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_t, (1 - row) * (eps - 0.9 * 2) + row * eps)
 
 
 @pytest.mark.parametrize("block", [1, 3, 4, 8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from distill.metrics.tables import TABLES, VIDEO_TABLES, rows_of
 from distill.render import frame_shape
 
 FORMAT = 2
+KINDS: dict[str, Callable[[Any], Any]] = {  # of fields that are no arrays
+    **dict.fromkeys(("source", "extractor", "perceptual"), str),
+    **dict.fromkeys(("class_agreement", "diversity"), float),
+    "num_images": int,
+    "image_shape": lambda sides: tuple(int(side) for side in sides),
+}
 NESTED = ("tables", "moments")  # fields that are dictionaries of arrays
 
 
@@ -129,15 +136,11 @@ class ReferenceStatistics:
         names = {field.name for field in fields(cls)}
         if set(entries) != names:
             raise ValueError(f"{path} lacks or adds: {', '.join(sorted(names ^ set(entries)))}")
-        try:
-            for name in ("source", "extractor", "perceptual"):
-                entries[name] = str(entries[name])
-            for name in ("class_agreement", "diversity"):
-                entries[name] = float(entries[name])
-            entries["num_images"] = int(entries["num_images"])
-            entries["image_shape"] = tuple(int(side) for side in entries["image_shape"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {name} is of the wrong kind: {error}") from error
+        for name, kind in KINDS.items():
+            try:
+                entries[name] = kind(entries[name])
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: {name} is of the wrong kind: {error}") from error
         statistics = cls(**entries)
         statistics._check(path)
         return statistics
