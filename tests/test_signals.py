@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,14 @@ from tests.test_processes import ON_CPU, ROOT, TORCHRUN
 from tests.test_resume import state_of, teacher_task
 
 LONG = ["train.steps=100000", "train.save_every=100000", "train.grid_every=100000"]
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted(task, step: int, number: int, times: int = 1) -> None:
