@@ -15,6 +15,7 @@ import dar
 from dar.architectures import ARCHITECTURES
 from dar.attached import attached_weights
 from dar.routing import build_routing
+from dar.stream_passes import Differences
 from tests.test_checkpoints import check_rows, diffusers_model, diffusers_velocity, exact_sinusoid
 from tests.tiny_transformers import TINY, in_bfloat16, sd3
 
@@ -354,3 +355,13 @@ def test_bad_input() -> None:
     unknown = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"Sequential is no known architecture \(.*\); its norms are 0"):
         dar.attach_routing(unknown)
+
+
+def test_the_first_reader_has_all_of_one_source() -> None:
+    routing: Any = None  # which is asked from the second reader on
+    stream = Differences(routing, lambda: torch.zeros(()), taped=False)
+    assert stream.weights == []
+    z = torch.randn(2, 3, 4)
+    assert stream.read(z) is z
+    (weights,) = stream.weights
+    assert torch.equal(weights, torch.ones(1, 2, 3))

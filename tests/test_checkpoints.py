@@ -394,6 +394,16 @@ def test_diffusers_weights_under_the_original_numerics(tmp_path):
     assert relative(load_pretrained(tmp_path).double()(x_t, t, Y)[2], velocity[2]) > 1e-2
 
 
+def test_a_named_format_is_a_file_or_a_folder(tmp_path):
+    diffusers_model().save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path, format="diffusers").config.prediction == "ddpm_eps"
+    with pytest.raises(ValueError, match=r"safetensors is not diffusers: a folder was expected"):
+        load_pretrained(tmp_path / "diffusion_pytorch_model.safetensors", format="diffusers")
+    for name in ("sit", "dit", "repa"):
+        with pytest.raises(ValueError, match=f"is not {name}: a file was expected"):
+            load_pretrained(tmp_path, format=name)
+
+
 def test_what_a_diffusers_folder_leaves_out_is_what_diffusers_takes(tmp_path):
     source = diffusers_model(num_embeds_ada_norm=1000)
     source.save_pretrained(tmp_path)

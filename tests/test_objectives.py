@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import DataConfig, OptimConfig, RunConfig, TConfig, config_to_yaml, load_config
+from distill.config import DataConfig, OptimConfig, RunConfig, TConfig, build_config, config_to_yaml, load_config
 from distill.config.checks import at_least
 from distill.errors import UserError
 from distill.models import Backbone
@@ -28,6 +28,7 @@ from distill.objectives.diversity import DiversityConfig
 from distill.objectives.dmd import DmdConfig
 from distill.objectives.f_distill import FDistillConfig
 from distill.objectives.gan import GanConfig
+from distill.objectives.mixture import title_of
 from distill.objectives.monitor import reduced
 from distill.objectives.preference import PreferenceConfig
 from distill.objectives.regression import RegressionConfig
@@ -293,6 +294,11 @@ def test_what_they_learn_from_must_be_named(missing: str) -> None:
     config = RegressionConfig if missing == "pairs" else PreferenceConfig
     with pytest.raises(UserError, match=rf"^objective\.{missing} must"):
         config(**{name: value for name, value in NEEDED[config].items() if name != missing})
+
+
+def test_a_run_is_titled_by_all_that_it_learns_by() -> None:
+    config = build_config(RunConfig, {"output": "out", "data": {"name": "npz", "path": "data.npz"}, "mix": {"gan": {}}})
+    assert title_of(config) == "Distribution matching distillation + adversarial distillation"
 
 
 def test_what_is_taken_where_nothing_is_said() -> None:
