@@ -346,5 +346,8 @@ def test_dinov2_reads_a_folder_and_never_code(tmp_path):
     torch.testing.assert_close(
         dino.extract(images[:1].expand(-1, 3, -1, -1)).features, features[:1], rtol=1e-4, atol=1e-5
     )
+    for shape, message in (((6, 28, 28), "must be"), ((6, 2, 28, 28), "2 channels; DINOv2 reads 1 or 3")):
+        with pytest.raises(ValueError, match=message):
+            dino.extract(torch.zeros(shape))
     with pytest.raises(FileNotFoundError, match=r"DINOv2 is not at .*nowhere"):
         load_extractor("dinov2", tmp_path / "nowhere", offline=True)

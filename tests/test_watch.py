@@ -94,6 +94,7 @@ def look_of(**away: float) -> Look:
     [
         ({"grain": 3.0}, ["grain"]),
         ({"grain": -3.0}, []),
+        ({"grain": 2.5}, []),  # the limit itself
         ({"sparsity_fine": 2.6, "grain": 1.0}, ["grain"]),
         ({"contrast": -3.0}, ["saturation"]),
         ({"clipped_share": 3.0, "contrast": 0.0}, ["saturation"]),
@@ -204,6 +205,7 @@ def test_the_best_of_several_averages_is_kept(config: dict[str, Any], scores: di
     both = {**config, "student": {**config["student"], "more_ema_decays": [0.4]}}
     run(both)
     kept = weights(tmp_path / "run" / "student")
+    assert len(list((tmp_path / "run" / "grids").glob("step_*.png"))) == 4
     record = read_log(tmp_path / "run")[1]
     assert record["watch/score"] == 1.0 and record["watch/score/0.4"] == 0.5
     alone = {**config, "output": str(tmp_path / "alone"), "student": {**config["student"], "ema_decay": 0.4}}
