@@ -366,6 +366,10 @@ def test_f_distill_weighs_samples_by_the_ratio(values: dict[str, Any], monkeypat
     plain.fake_score = ours.fake_score
     (unweighed,) = torch.autograd.grad(plain.loss(samples, t, eps)[0], samples.x0)
     torch.testing.assert_close(found, unweighed * logits.exp().view(8, 1, 1, 1))
+    losses = [ours.loss(samples, t, eps)[0].detach()]
+    ours.config = replace(ours.config, gan_weight=0.5)
+    losses.append(ours.loss(samples, t, eps)[0].detach())
+    torch.testing.assert_close(losses[1] - losses[0], 0.5 * F.softplus(-logits).mean())
 
 
 def test_weights_of_the_divergences() -> None:

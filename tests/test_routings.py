@@ -1,6 +1,7 @@
 """Every kind of routing: how it starts, what it computes, that it trains and survives a folder."""
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from dar import (
     sit_plus,
 )
 from dar.routing import ROUTINGS
-from dar.routing.hyper import sinkhorn
+from dar.routing.hyper import DoublyStochasticMixing, sinkhorn
 from dar.routing.queries import TokenQueries
 from distill.assets import asset
 from tests.test_sit import RESIDUAL, SMALL, generator, inputs, perturbed
@@ -256,6 +257,13 @@ def test_doubly_stochastic_mixing_keeps_its_promise():
     torch.testing.assert_close(res.sum(-2), ones)
     torch.testing.assert_close(res.sum(-1), ones, atol=1e-3, rtol=0)
     assert (res - 1 / 3).abs().max() > 0.1  # not just uniform
+
+
+def test_streams_begin_nearly_apart():
+    """Of 4: e^4 / (e^4 + 3) of a stream stays in it."""
+    mixing = DoublyStochasticMixing(0, 4, 8)
+    res = mixing(torch.randn(2, 5, 4, 8)).res
+    torch.testing.assert_close(res.diagonal(dim1=-2, dim2=-1), torch.full((2, 5, 4), math.exp(4) / (math.exp(4) + 3)))
 
 
 def test_sinkhorn_keeps_a_doubly_stochastic_matrix():
