@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -386,6 +387,15 @@ def test_recipes_are_listed_and_copied(
 
 
 @pytest.mark.usefixtures("small_teacher")
+def test_a_reader_that_has_enough_is_no_mistake(tmp_path: Path) -> None:
+    read, written = os.pipe()
+    os.close(read)  # as `| head -1` does before the second line
+    command = [sys.executable, "-m", "distill", "recipes"]
+    with open(written, "w") as stdout:  # noqa: PTH123
+        ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
 def test_a_recipe_runs_by_name_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its student has as many steps as the teacher, who is then measured once."""
     monkeypatch.chdir(tmp_path)

@@ -61,6 +61,7 @@ EXIT_CODES = {
     4: "another process of the run was lost",
     75: "stopped by a signal; --resume goes on (EX_TEMPFAIL of sysexits.h)",
     130: "interrupted, in a verb that cannot be resumed",
+    141: "whoever read what it prints, such as `head`, has ended (128 + SIGPIPE)",
 }
 WITH_PROGRESS = ("run", "train", "sample", "evaluate", "compare", "diagnose", "statistics")
 
@@ -95,7 +96,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One of `EXIT_CODES`; what is not 0 comes with one line on stderr that says why."""
+    """One of `EXIT_CODES`; what is not 0 comes with one line on stderr that says why, but for 141."""
     args = parse_args(argv)
     keep_freed_memory()
     # Checkpoints and data are local; a library that asks a hub for news would only make people wait.
@@ -107,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             show_progress()
         VERBS[args.verb].main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
     except (ValueError, OSError) as error:
         return _fail(error, 2, args)
     except NonFiniteError as error:
@@ -146,6 +150,12 @@ def _stopped(why: str, args: argparse.Namespace) -> int:
         words = ["dar-distill", args.verb, args.config, *args.overrides, "--resume"]
         print(f"\n{why}; go on with: {shlex.join(words)}", file=sys.stderr)
     return 75
+
+
+def _unread() -> int:
+    """What was not printed yet goes nowhere, so that Python does not complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _fail(error: Exception, code: int, args: argparse.Namespace) -> int:
