@@ -22,7 +22,7 @@ from distill.config import EvalConfig, TeacherConfig, TrainConfig, load_config
 from distill.evaluation.drawing import draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
-from distill.files import replace_folder, write_text
+from distill.files import replace_folder, write_bytes, write_text
 from distill.metrics import MEASURES, Interval
 from distill.sampling.samplers import teacher_sampler
 from distill.training.run_log import read_log
@@ -108,7 +108,7 @@ def main() -> None:
     (drawing,) = draw([(sampler, args.num_images)], evaluation, evaluator.decoder)
     measured = evaluator.measure(drawing)
     evaluator.statistics(drawing, f"shipped teacher, {sampler.description}").save(args.assets / "teacher.npz")
-    measured.save(args.assets / "teacher.json")
+    write_bytes(args.assets / "teacher.json", measured.to_bytes())
 
     def fill(folder: Path) -> None:
         model.half().save_pretrained(folder)

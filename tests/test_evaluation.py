@@ -115,8 +115,9 @@ def test_stored_limits_of_recall_are_not_shown(stored_teacher: Path) -> None:
 
 def test_measures_without_limits_are_plain_json(tmp_path: Path) -> None:
     measures = {"recall": Interval(0.5, math.nan, math.nan), "precision": Interval(0.9, 0.8, 0.95)}
-    Measured("a", "b", 20, 4, 4, 1.0, measures).save(tmp_path / "measures.json")
-    assert "NaN" not in (tmp_path / "measures.json").read_text()
+    stored = Measured("a", "b", 20, 4, 4, 1.0, measures).to_bytes()
+    (tmp_path / "measures.json").write_bytes(stored)
+    assert b"NaN" not in stored
     again = Measured.load(tmp_path / "measures.json").measures
     assert again["precision"] == measures["precision"]
     assert again["recall"].value == 0.5 and math.isnan(again["recall"].low) and math.isnan(again["recall"].high)

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from distill import report
 from distill.evaluation.differences import Difference, Resampled, answer, differences, resampled
 from distill.evaluation.evaluator import Evaluator
-from distill.files import write_text
 from distill.metrics import MEASURES, rows_of
 from distill.metrics.edges import gradients
 from distill.progress import progress_bar
@@ -153,17 +151,17 @@ def _steepness(sample: Tensor) -> Tensor:
     return strip(maps[None, None])[0, 0]
 
 
-def save_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence[str]) -> None:
-    """comparison.json and comparison.csv."""
+def comparison_files(compared: Sequence[Compared], notes: Sequence[str]) -> dict[str, bytes]:
+    """The content of comparison.json and comparison.csv."""
     plain = [
         {"first": c.name, "second": c.baseline, "answer": c.answer, "differences": [d.to_json() for d in c.differences]}
         for c in compared
     ]
-    write_text(folder / "comparison.json", json.dumps({"compared": plain, "notes": list(notes)}, indent=2) + "\n")
+    listed = json.dumps({"compared": plain, "notes": list(notes)}, indent=2) + "\n"
     text = io.StringIO()
     lines = [{"first_arm": c.name, "second_arm": c.baseline, **d.to_json()} for c in compared for d in c.differences]
     if lines:
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    write_text(folder / "comparison.csv", text.getvalue())
+    return {"comparison.json": listed.encode(), "comparison.csv": text.getvalue().encode()}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import reading
-from distill.files import write_text
 from distill.metrics import Interval
 
 
@@ -24,9 +23,10 @@ class Measured:
     images_per_second: float
     measures: dict[str, Interval]
 
-    def save(self, path: Path) -> None:
+    def to_bytes(self) -> bytes:
+        """The content of a JSON file."""
         measures = {name: value.to_json() for name, value in self.measures.items()}
-        write_text(path, json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n")
+        return (json.dumps({**asdict(self), "measures": measures}, indent=2) + "\n").encode()
 
     @classmethod
     def load(cls, path: Path) -> Measured:

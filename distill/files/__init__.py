@@ -13,6 +13,7 @@ from distill.files.whole import (
     seal_folder,
     temporary_name,
     write_bytes,
+    write_files,
     write_folder,
     write_text,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "seal_folder",
     "temporary_name",
     "write_bytes",
+    "write_files",
     "write_folder",
     "write_text",
 ]

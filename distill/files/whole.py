@@ -80,21 +80,32 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write under a temporary name, then rename. sync: not to be waited for where the caller syncs many at once."""
-    partial = temporary_name(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    write_files(path.parent, {path.name: data}, sync=sync)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], *, sync: bool = True) -> None:
+    """Write files into a folder, which is made if there is none: all of them lie there before the first is renamed.
+
+    They get their names in order, so that the last speaks for all. sync: as in `write_bytes`.
+    """
+    partial = {folder / name: temporary_name(folder / name) for name in files}
+    with writing(next(iter(partial), folder)):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("xb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
+            for name, path in zip(files, partial.values(), strict=True):
+                with path.open("xb") as file:
+                    file.write(files[name])
+                    if sync:
+                        file.flush()
+                        os.fsync(file.fileno())
+            for path, temporary in partial.items():
+                temporary.replace(path)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            for temporary in partial.values():
+                temporary.unlink(missing_ok=True)
             raise
         if sync:
-            synchronise(path.parent)
+            synchronise(folder)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:

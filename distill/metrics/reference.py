@@ -101,7 +101,10 @@ class ReferenceStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write the .npz file atomically: a reader sees the old file or the complete new one."""
-        path = Path(path)
+        write_bytes(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the .npz file."""
         entries: dict[str, Any] = {
             field.name: np.asarray(getattr(self, field.name)) for field in fields(self) if field.name not in NESTED
         }
@@ -109,7 +112,7 @@ class ReferenceStatistics:
             entries |= {f"{name}.{key}": array for key, array in getattr(self, name).items()}
         content = io.BytesIO()
         np.savez_compressed(content, format=np.asarray(FORMAT), **entries)
-        write_bytes(path, content.getvalue())
+        return content.getvalue()
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceStatistics:

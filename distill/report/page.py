@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import struct
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from distill.files import write_files
 from distill.report.crops import crops_figure
 from distill.report.grids import grid, overview
 from distill.report.heatmaps import embedding_shares, routing_plot, shares_plot
@@ -43,11 +43,13 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def write_report(report: Report, folder: Path) -> Path:
+def write_report(report: Report, folder: Path, beside: Mapping[str, bytes] | None = None) -> Path:
     """Write `report.html` and its pictures as `report-*.png` into the folder, which is created if missing.
 
     Everything is drawn before the first byte is written; the page is written last, by a rename. Equal reports give
     equal bytes. An older page and its pictures are replaced.
+
+    beside: contents of more files, by name.
 
     Returns: the path of the page.
     Raises: ValueError, which names what does not fit together (see `check_report`); the folder is then unchanged.
@@ -55,10 +57,9 @@ def write_report(report: Report, folder: Path) -> Path:
     check_report(report)
     pictures = draw(report)
     html = render(report, pictures)
-    folder.mkdir(parents=True, exist_ok=True)
     stale = {path.name for path in folder.glob(f"{PREFIX}*.png")} if (folder / PAGE).exists() else set()
     files = {picture.file: picture.png for group in pictures.values() for picture in group}
-    _write_all(folder, {**files, PAGE: html.encode("utf-8")})
+    write_files(folder, {**(beside or {}), **files, PAGE: html.encode()})
     for name in stale - set(files):
         (folder / name).unlink(missing_ok=True)
     return folder / PAGE
@@ -145,17 +146,3 @@ def duration(seconds: float) -> str:
 
 def _picture(name: str, content: bytes, alt: str, title: str = "", caption: str = "") -> Picture:
     return Picture(f"{PREFIX}{name}.png", content, alt, title, caption)
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write each file under a temporary name, then rename all of them in order, the page last."""
-    suffix = f".{uuid.uuid4().hex}.tmp"
-    temporary = {name: folder / f".{name}{suffix}" for name in files}
-    try:
-        for name, content in files.items():
-            temporary[name].write_bytes(content)
-        for name, path in temporary.items():
-            path.replace(folder / name)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)

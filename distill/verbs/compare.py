@@ -15,7 +15,7 @@ from distill.config import EvalConfig, TeacherConfig
 from distill.data.base import load_dataset
 from distill.errors import UserError
 from distill.evaluation import results
-from distill.evaluation.arms import Arm, Compared, class_table, compare_arms, crops, difference_table, save_comparison
+from distill.evaluation.arms import Arm, Compared, class_table, compare_arms, comparison_files, crops, difference_table
 from distill.evaluation.drawing import DRAWN
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
@@ -202,9 +202,9 @@ def _written(
         tables=tables,
         crops=crops(paired[0], paired[1]) if len(paired) == 2 else [],
     )
-    save_comparison(compared, folder, evaluator.notes)
     measured = {entry.column.name: entry.measured for entry in entries}
-    return Comparison(write_report(page, folder), compared, measured, evaluator.notes)
+    path = write_report(page, folder, comparison_files(compared, evaluator.notes))
+    return Comparison(path, compared, measured, evaluator.notes)
 
 
 def _read(

@@ -14,7 +14,7 @@ from distill.evaluation.drawing import DRAWN, draw
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
 from distill.evaluation.references import class_balanced, read_images
-from distill.files import claimed
+from distill.files import claimed, write_files
 from distill.latents.decoding import decoder_for
 from distill.metrics import ReferenceStatistics, reference_from_images
 from distill.processes import Processes, default_device, leave_others
@@ -36,8 +36,8 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write measures.json and measures.npz."""
-        self.measured.save(folder / "measures.json")
-        self.statistics.save(folder / "measures.npz")
+        files = {"measures.npz": self.statistics.to_bytes(), "measures.json": self.measured.to_bytes()}
+        write_files(folder, files)
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from distill.evaluation import results
 from distill.evaluation.drawing import DRAWN, Drawing
 from distill.evaluation.evaluator import Evaluator
 from distill.evaluation.measured import Measured
-from distill.files import replace_folder, resolved
+from distill.files import replace_folder, resolved, write_files
 from distill.latents.decoding import Decoder, decoder_for
 from distill.models import Backbone
 from distill.models.frozen import frozen_in
@@ -211,8 +211,9 @@ def write_run_report(
     """Measure what `draw_run` drew, and write the page."""
     settings = config.teacher
     entries = results.measured_entries(evaluator, drawings, GRID_ROWS)
-    for entry in entries:
-        entry.measured.save(folder / "measures" / f"{entry.column.name.replace(', ', '_').replace(' ', '_')}.json")
+    names = [entry.column.name.replace(", ", "_").replace(" ", "_") for entry in entries]
+    files = {f"{name}.json": entry.measured.to_bytes() for name, entry in zip(names, entries, strict=True)}
+    write_files(folder / "measures", files)
     reference, few_step = drawings[0].sampler, drawings[-1].sampler
     page = results.page(
         f"{few_step.name}, from {'the shipped teacher' if settings.path == EMBEDDED else settings.path}",

@@ -29,9 +29,12 @@ from distill.models import save_model
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import run_loop
 from tests.conftest import perturbed, tiny_config
+from tests.test_cli import train_config, write_idx
 from tests.test_encode_prompts import encoded
 from tests.test_more_objectives import script
+from tests.test_processes import TORCHRUN
 from tests.test_resume import state_of, teacher_task
+from tests.test_signals import started
 from tests.text_pipelines import save_pipeline
 from tests.vae_files import make_vae
 
@@ -105,6 +108,11 @@ def pairs(made: Path, out: Path) -> int:
     return script("make_pairs").main([str(made / "model"), str(out / "pairs"), "--num", "40", "--steps", "1"])
 
 
+def page(made: Path, out: Path) -> int:
+    data = str(made / "data.npz")
+    return main(["evaluate", "--images", data, "--data", data, "--output", str(out / "measured"), "--offline"])
+
+
 def features(made: Path, out: Path) -> int:
     return script("cache_features").main([str(made / "data.npz"), str(out / "features"), "--encoder", "embedded"])
 
@@ -151,6 +159,8 @@ CASES = [
     (archive, 0),
     (statistics, 0),
     (model, 0),
+    (page, 0),
+    (page, BEGUN),
     (pictures, BEGUN),
     *((call, BEGUN) for call in RESUMED),
 ]
@@ -215,6 +225,18 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint(disk: Disk) -> None:
     for path in disk.path.iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
     assert all(torch.equal(a, b) for a, b in zip(parts, trained(disk, None), strict=True))
+
+
+def test_processes_end_together(disk: Disk, made: Path) -> None:
+    """The main process alone writes, and the other would wait for it."""
+    config = train_config(made, write_idx(made / "data"))
+    disk.fill(12)  # of which a checkpoint alone takes more
+    process = started(*TORCHRUN, "-m", "distill", "train", config, f"output={disk.path / 'run'}", "train.save_every=1")
+    _, said = process.communicate(timeout=90)
+    assert process.returncode != 0
+    ours = [line for line in said.splitlines() if line.startswith("dar-distill: error")]
+    assert len(ours) == 1 and NO_ROOM in ours[0] and "step 1 could not be written" in ours[0], said
+    assert not checkpoints(disk.path / "run")
 
 
 def test_a_log_that_cannot_be_written(disk: Disk) -> None:
