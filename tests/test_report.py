@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -222,13 +223,11 @@ def test_failure_while_writing_keeps_the_old_page(tmp_path: Path, monkeypatch: p
     write_report(small_report(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full_disk(path: Path, content: bytes) -> int:
-        if "report.html" in path.name:
+    def full_disk(descriptor: int) -> None:
+        if "report.html" in os.readlink(f"/proc/self/fd/{descriptor}"):
             raise OSError("no space left on device")
-        with path.open("wb") as file:
-            return file.write(content)
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr("distill.files.whole.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_report(small_report(title="Another", samplers=[sampler(TEACHER, images=images(9))]), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
