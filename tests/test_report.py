@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import os
 import re
 import struct
 from collections.abc import Iterator
@@ -224,7 +223,7 @@ def test_failure_while_writing_keeps_the_old_page(tmp_path: Path, monkeypatch: p
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(descriptor: int) -> None:
-        if "report.html" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if "report.html" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError("no space left on device")
 
     monkeypatch.setattr("distill.files.whole.os.fsync", full_disk)
