@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TextIO
@@ -112,10 +112,14 @@ class Tests:
     def that_enter(self, mutant: Mutant, seconds: float, most_files: int | None) -> Iterator[list[Test]]:
         """Tests that may kill it, file by file, the nearest first, the fastest of a file first, up to `seconds` in all:
         those that enter its function, or for a fault in what runs when the file is imported, anything in it. After them
-        come, where tests of a file share what they make, the others of that file.
+        come, where tests of a file share what they make, the others of that file. What no test enters may run at an
+        import, as what registers things does.
         """
         files = 0
-        for file in self._nearest(mutant):
+        nearest = self._nearest(mutant)
+        if not any(self._of_file(file, mutant) for file in nearest):
+            mutant = replace(mutant, function=MODULE)
+        for file in nearest:
             tests = self._of_file(file, mutant)
             while tests and sum(test.seconds for test in tests) > seconds:
                 tests.pop()

@@ -83,10 +83,13 @@ def test_a_sample_is_spread_by_lines_and_repeats() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A project of one module and its tests, which say nothing of what `low` is where it is not given."""
+    """A project of one module and its tests, which say nothing of what `low` is where it is not given, and call `most`
+    only by their import."""
     files = {
-        "dar/bounded.py": f"def bounded(x, low=0):  # {'long ' * 30}\n    return max(low, x - 1)\n",
-        "tests/test_bounded.py": "from dar.bounded import bounded\n\n\ndef test_it():\n    assert bounded(4) == 3\n",
+        "dar/bounded.py": f"def bounded(x, low=0):  # {'long ' * 30}\n    return max(low, x - 1)\n"
+        "\n\ndef most():\n    return 7\n\n\nMOST = most()\n",
+        "tests/test_bounded.py": "from dar.bounded import MOST, bounded\n\n\n"
+        "def test_it():\n    assert bounded(4) == 3 and MOST == 7\n",
         "tests/test_other.py": "def test_red():\n    raise ValueError\n",
         "pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['.']\n",
     }
@@ -113,7 +116,7 @@ def test_a_run_lists_what_survives_and_leaves_the_tree_alone(tree: Path, tmp_pat
     survivors = {name for name, outcome in outcomes.items() if outcome == "survived"}
     assert survivors == {"0 -> 1", "0 -> -1"}
     assert {"max(low, x - 1) -> min(low, x - 1)", "x - 1 -> x + 1"} < set(outcomes) - survivors
-    assert "| all | 6 | 4 | 0 | 2 | 0 | 67 % |" in page and page.count("| dar/bounded.py:1 |") == 2
+    assert "| all | 8 | 6 | 0 | 2 | 0 | 75 % |" in page and page.count("| dar/bounded.py:1 |") == 2
 
 
 def test_what_never_ends_is_ended() -> None:
