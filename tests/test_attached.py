@@ -352,6 +352,8 @@ def test_bad_input() -> None:
     dar.attach_routing(model)
     with pytest.raises(ValueError, match="has a routing already"):
         dar.attach_routing(model)
+    with pytest.raises(ValueError, match="'WanTransformer3DModel' is registered twice"):
+        dar.architectures.register_architecture("WanTransformer3DModel")(lambda model: model)
     unknown = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"Sequential is no known architecture \(.*\); its norms are 0"):
         dar.attach_routing(unknown)

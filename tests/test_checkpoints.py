@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dar import SiT, describe_checkpoint, load_pretrained, load_projectors
+from dar.checkpoints.contents import _is_safetensors
 from dar.predictions import DdpmEps, ddpm_index
 from dar.retrofit import function_error, retrofit
 from dar.routing import RoutingConfig
@@ -119,6 +120,12 @@ def test_safetensors_load_like_a_pt_file(tmp_path):
     save_file(state, tmp_path / "file.safetensors")
     model = load_pretrained(tmp_path / "file.safetensors", num_heads=HEADS).double()
     assert relative(model(noisy(), T, Y), sit_velocity(state, noisy(), T)) < TOLERANCE
+
+
+def test_a_header_beyond_the_file_is_no_safetensors(tmp_path):
+    for length in (12, 13):
+        (tmp_path / f"{length}").write_bytes(length.to_bytes(8, "little") + b'{"a": "bcd"}')
+    assert _is_safetensors(tmp_path / "12") and not _is_safetensors(tmp_path / "13")
 
 
 def test_a_loaded_model_trains_and_its_file_stays(tmp_path):
@@ -258,6 +265,8 @@ def test_index_interpolates_the_log_ratio():
     torch.testing.assert_close(ddpm_index(t), torch.arange(1000, dtype=torch.float64), rtol=0, atol=1e-7)
     middle = torch.sigmoid(0.75 * torch.logit(t[400:401]) + 0.25 * torch.logit(t[401:402]))
     assert float(ddpm_index(middle)) == pytest.approx(400.25, abs=1e-6)
+    first = torch.sigmoid(torch.logit(t[:2]).mean(0, keepdim=True))
+    assert float(ddpm_index(first)) == pytest.approx(0.5, abs=1e-6)
     assert float(ddpm_index(torch.tensor([0.5]))) == pytest.approx(258.1, abs=0.05)
 
 

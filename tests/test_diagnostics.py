@@ -267,6 +267,8 @@ class TestWeights:
         blocks = readers_of(tiny(RoutingConfig(kind="attnres", chunk_size=3), depth=3).routing)
         assert list(blocks[5].sources) == ["embedding", "chunk 1", "up to attn 3"]
         assert [list(covered) for covered in blocks[5].covers] == [[], [1, 2, 3], [4, 5]]
+        short = readers_of(tiny(RoutingConfig(chunk_size=3)).routing)[-1]
+        assert [list(covered) for covered in short.covers] == [[], [1, 2, 3], [4]]
         for size in (1, 2, 3, 4):
             last = readers_of(tiny(RoutingConfig(kind="attnres", chunk_size=size)).routing)[-1]
             assert sorted(sublayer for covered in last.covers for sublayer in covered) == [1, 2, 3, 4], size

@@ -154,6 +154,7 @@ def test_gradients_may_overflow_as_long_as_the_loss_scale_can_fall(accelerator) 
     learn, _ = learner(accelerator, OptimConfig(), value=0.0)
     steep = lambda: learn.model.weight.abs().sqrt().sum()  # noqa: E731
     accelerator.scaler = Scaler(MIN_LOSS_SCALE)
+    assert MIN_LOSS_SCALE == 1e-4
     assert not step_on(learn, 0, steep)["grad_norm"].isfinite()
     learn, weight = learner(accelerator, OptimConfig(), value=0.0)
     accelerator.scaler = Scaler(MIN_LOSS_SCALE / 2)

@@ -73,6 +73,11 @@ def test_a_wave_lies_in_its_ring(u: int, v: int) -> None:
     )
 
 
+def test_rings_of_a_picture_that_is_no_square_are_as_wide_as_its_short_side_allows() -> None:
+    found = ring_frequencies(8, 16)
+    assert float(found[0]) == 1 / 8 and abs(float(found[-1]) - math.hypot(7 / 16, 15 / 32)) <= 0.5 / 8
+
+
 def test_a_checkerboard_lies_in_the_corner_and_a_ramp_has_no_detail() -> None:
     board = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32))
     assert corner_ratio(mean(bands(board[None, None]))) > 0.97

@@ -25,7 +25,7 @@ from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
 from distill.files import locked
 from distill.objectives import OBJECTIVES, Samples, Turn
-from distill.objectives.discriminator import Discriminator, DiscriminatorConfig, Heads, blocks_of
+from distill.objectives.discriminator import Discriminator, DiscriminatorConfig, Head, Heads, blocks_of
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
 from distill.objectives.mixture import turns_of
 from distill.objectives.preference import errors
@@ -268,6 +268,11 @@ def test_guidance_never_comes_from_more_noise_than_the_step_had(values: dict[str
 
 
 # --- discriminator, gan, f_distill -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "groups"), [(128, 32), (96, 16)])
+def test_a_head_norms_in_32_groups_or_as_many_as_go_into_its_width(width: int, groups: int) -> None:
+    assert Head(16, width).norm.num_groups == groups
 
 
 def test_the_students_gradient_through_the_discriminator(values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -416,7 +417,9 @@ def test_a_checkpoint_without_checksums_is_taken_and_said(twice_saved: Path, tmp
     assert f"step_00000002 has no {CHECKSUMS_FILE}, as others or earlier versions write it" in caplog.text
 
 
-@pytest.mark.parametrize("state", [{"step": -5}, {"step": 10**9}, {"step": 2.0}, {"elapsed_s": float("nan")}, {"x": 1}])
+@pytest.mark.parametrize(
+    "state", [{"step": -5}, {"step": 10**9}, {"step": 2.0}, {"elapsed_s": math.nan}, {"elapsed_s": math.inf}, {"x": 1}]
+)
 def test_a_counter_that_cannot_be_is_refused(twice_saved: Path, tmp_path: Path, state: dict[str, float]) -> None:
     folder = shutil.copytree(twice_saved, tmp_path / "run")
     checkpoint = checkpoints(folder)[-1]
