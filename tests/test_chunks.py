@@ -106,6 +106,8 @@ def test_a_proposal_beside_the_rule():
     assert len(proposal.lengths) == 5 and sum(proposal.lengths) == 10
     assert proposal.scatter == pytest.approx((10 - 5 - 0.8 * 5) / 10)  # no chunk crosses a group
     assert proposal.scatter < proposal.uniform_scatter
+    alone = propose_chunks(np.ones((1, 1)))
+    assert (alone.similarity, alone.lengths) == (0.0, (1,))
 
 
 def test_a_proposal_from_a_model_is_a_routing_for_it():

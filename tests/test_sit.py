@@ -197,6 +197,14 @@ def test_the_head_does_not_modulate_at_first():
     assert torch.count_nonzero(shift_and_scale) == 0
 
 
+def test_norms_have_the_published_epsilon():
+    """1e-6, which halves a variance of 1e-6."""
+    model: Any = SiT(SMALL)
+    flat = 1e-3 * (-1.0) ** torch.arange(16)
+    for norm in (model.blocks[0].norm1, model.blocks[0].norm2, model.final_layer.norm_final):
+        torch.testing.assert_close(norm(flat).square(), torch.full((16,), 0.5))
+
+
 def test_blocks_write_nothing_at_first():
     """adaLN-Zero: the gates are zero whatever comes in, and one step away from zero they are not."""
     block: Any = SiT(SMALL).blocks[0]
