@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dar import SiT, describe_checkpoint, load_pretrained, load_projectors
 from dar.checkpoints.contents import _is_safetensors
-from dar.predictions import DdpmEps, ddpm_index
+from dar.predictions import DdpmEps, checked_t, ddpm_index
 from dar.retrofit import function_error, retrofit
 from dar.routing import RoutingConfig
 from tests.checkpoint_files import (
@@ -106,6 +107,13 @@ def test_files_from_before_torch_1_6_load(tmp_path):
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     model = load_pretrained(tmp_path / "old.pt", num_heads=HEADS).double()
     assert relative(model(noisy(), T, Y), sit_velocity(state, noisy(), T)) < TOLERANCE
+
+
+def test_of_a_range_of_all_t_no_value_is_looked_at():
+    odd = torch.tensor([math.nan, 1.5])
+    assert checked_t(odd, (0.0, 1.0), "x") is odd
+    with pytest.raises(ValueError):
+        checked_t(odd, (0.0, 0.9), "x")
 
 
 def test_half_precision_becomes_float32(tmp_path):
