@@ -328,9 +328,9 @@ class TestVariance:
         torch.testing.assert_close(shares, expected.expand(2, 5))
 
     def test_effects_add_up(self) -> None:
-        x, classes = planted(t=1.0, position=2.0, rest=3.0)
+        x, classes = planted(**{"t": 1.0, "class": 4.0, "image": 5.0, "position": 2.0, "rest": 3.0})
         found = effect_variances(running(x, 3).result(), classes)
-        torch.testing.assert_close(found[0], torch.tensor([1.0, 0, 0, 4, 9], dtype=torch.float64))
+        torch.testing.assert_close(found[0], torch.tensor([1.0, 16, 25, 4, 9], dtype=torch.float64))
         torch.testing.assert_close(found.sum(1), x.flatten(1).var(1, correction=0))
 
     def test_nothing_varies(self) -> None:

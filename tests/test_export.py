@@ -32,6 +32,7 @@ from distill.exporting.schedulers import check_sigmas, flow_scheduler
 from distill.exporting.sit_diffusers import id2label, model_code, own_model
 from distill.exporting.sit_pipeline import SiTPipeline
 from distill.exporting.stock_dit import largest_error, refitted, stock_dit
+from distill.files import write_bytes
 from distill.latents.vae import load_vae
 from distill.metrics import Interval
 from distill.models import set_classes
@@ -418,7 +419,7 @@ def test_the_card_has_the_figures_of_the_run(tmp_path: Path, capsys: pytest.Capt
         measured = Measured(
             name, "", 500, 3, evaluations, 1.0, {"edge_width": Interval(value, value - 0.1, value + 0.1)}
         )
-        measured.save(run / "measures" / f"{evaluations}.json")
+        write_bytes(run / "measures" / f"{evaluations}.json", measured.to_bytes())
     done = distill.export(run, tmp_path / "out", license="mit")
     text = (done.folder / "README.md").read_text()
     assert "license: mit\n" in text and "The weights: mit." in text

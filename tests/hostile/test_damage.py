@@ -60,7 +60,7 @@ def a_tensor_file(folder: Path) -> Path:
 
 
 def measures(folder: Path) -> Path:
-    Measured("a", "b", 4, 1, 1, 0.5, {}).save(folder / "measures.json")
+    (folder / "measures.json").write_bytes(Measured("a", "b", 4, 1, 1, 0.5, {}).to_bytes())
     return folder / "measures.json"
 
 
