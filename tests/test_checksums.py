@@ -49,6 +49,8 @@ def test_a_configuration_edited_on_purpose_is_taken_when_told(saved: Path) -> No
     (saved / "config.json").write_text(json.dumps({**config, "num_heads": 4}))
     with pytest.raises(ValueError, match=r"config\.json is not as it was written .* to accept it as it is, remove "):
         load_model(saved)
+    with pytest.raises(ValueError, match=r"config\.json is not as it was written"):
+        SiT.from_pretrained(saved)  # as those do who use `dar` alone
     (saved / CHECKSUMS_FILE).unlink()
     assert SiT.from_pretrained(saved).config.num_heads == 4
 
