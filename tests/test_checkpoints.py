@@ -136,6 +136,12 @@ def test_a_header_beyond_the_file_is_no_safetensors(tmp_path):
     assert _is_safetensors(tmp_path / "12") and not _is_safetensors(tmp_path / "13")
 
 
+def test_numbers_beside_the_weights_are_no_weights(tmp_path):
+    top = {"ema": official_state(4), "train_steps": torch.tensor(5)}
+    torch.save(top, tmp_path / "file.pt")
+    assert describe_checkpoint(tmp_path / "file.pt").sets == ("ema",)
+
+
 def test_a_loaded_model_trains_and_its_file_stays(tmp_path):
     path = saved(tmp_path, official_state(4))
     before = path.read_bytes()

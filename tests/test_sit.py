@@ -198,11 +198,16 @@ def test_the_head_does_not_modulate_at_first():
 
 
 def test_norms_have_the_published_epsilon():
-    """1e-6, which halves a variance of 1e-6."""
-    model: Any = SiT(SMALL)
-    flat = 1e-3 * (-1.0) ** torch.arange(16)
-    for norm in (model.blocks[0].norm1, model.blocks[0].norm2, model.final_layer.norm_final):
-        torch.testing.assert_close(norm(flat).square(), torch.full((16,), 0.5))
+    """1e-6, and 1e-5 of queries and keys; each halves a variance of its size."""
+    model: Any = SiT(replace(SMALL, qk_norm=True))
+    block = model.blocks[0]
+    for epsilon, norms in (
+        (1e-6, (block.norm1, block.norm2, model.final_layer.norm_final)),
+        (1e-5, (block.attn.q_norm, block.attn.k_norm)),
+    ):
+        for norm in norms:
+            flat = epsilon**0.5 * (-1.0) ** torch.arange(norm.normalized_shape[0])
+            torch.testing.assert_close(norm(flat).square(), torch.full_like(flat, 0.5))
 
 
 def test_blocks_write_nothing_at_first():
