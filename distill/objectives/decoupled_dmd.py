@@ -9,7 +9,7 @@ authors' (Z-Image's tracker, 74 and 78).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,8 +57,9 @@ class DecoupledDmd(Dmd):
 
     @classmethod
     def cost(cls, config: RunConfig, own: Any) -> Cost:
-        passes = 4 if config.teacher.cfg_scale != 1 else 2
-        return Cost(passes=passes * sample_rows(config), teacher_passes=min(passes, 2))
+        plain = super().cost(config, own)
+        more = sample_rows(config) if config.teacher.cfg_scale != 1 else 0  # the guidance is asked for by itself
+        return replace(plain, passes=plain.passes + more)
 
     def batch(self, step: int, num_rows: int, generator: torch.Generator) -> tuple[ConditionBatch, ...]:
         t, eps = t_and_eps(self.setting, self.config.t, step, num_rows, generator)
