@@ -106,6 +106,8 @@ def entries(path):
         ({"diversity": np.zeros(3)}, "diversity is of the wrong kind"),
         ({"num_images": np.array("many")}, "num_images is of the wrong kind"),
         ({"image_shape": np.array(["a", "b", "c"])}, "image_shape is of the wrong kind"),
+        ({"moments.patch_mu": np.zeros(3)}, r"reference\.npz: patch: mu and sigma have shapes \(3,\) and \("),
+        ({"moments.patch_mu": np.zeros(())}, r"reference\.npz: patch: mu and sigma have shapes \(\) and \("),
     ],
 )
 def test_wrong_content(reference, tmp_path, change, message):
@@ -326,6 +328,13 @@ def test_statistics_that_others_published(tmp_path, monkeypatch):
     for name in ("adm.npz", "fid.npz"):  # of no use to another extractor
         other = published_reference(tmp_path / name, None, None)
         assert other.frechet() is None and other.mu.size == 0 and other.extractor == "" and not other.moments
+    for damaged, message in (
+        ({"sigma_s": np.eye(5)}, r"adm\.npz: of sFID: mu and sigma have shapes \(6,\) and \(5, 5\)"),
+        ({"mu_s": np.array(["a"] * 6)}, r"adm\.npz holds no mu_s and sigma_s of features: "),
+    ):
+        np.savez(tmp_path / "adm.npz", **{"mu": mu, "sigma": sigma, **spatial, **damaged})
+        with pytest.raises(ValueError, match=message):
+            published_reference(tmp_path / "adm.npz", NamedInception(), None)
     np.savez(tmp_path / "half.npz", mu=mu)
     assert not is_published(tmp_path / "half.npz") and not is_published(tmp_path / "nowhere.npz")
 

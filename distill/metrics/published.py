@@ -55,8 +55,7 @@ def published_reference(
         raise ValueError(f"{path}: mu and sigma have shapes {mu.shape}, {sigma.shape}; Inception has {INCEPTION_DIM}")
     check_moments(f"{path}", mu, sigma)
     comparable = extractor if extractor is not None and extractor.name == "inception" else None
-    spatial = {f"spatial_{name}": entries[f"{name}_s"] for name in ("mu", "sigma") if f"{name}_s" in entries}
-    moments = spatial if comparable and len(spatial) == 2 else {}
+    moments = _spatial(path, entries) if comparable and {"mu_s", "sigma_s"} <= entries.keys() else {}
     pixels = entries.get("arr_0")
     if pixels is None:
         return replace(_without_images(path.name, mu, sigma, comparable), moments=moments)
@@ -65,6 +64,13 @@ def published_reference(
         images, torch.arange(len(images)), comparable, f"{path.name}, {len(pixels)} images", perceptual=perceptual
     )
     return replace(statistics, mu=mu, sigma=sigma, moments=statistics.moments | moments) if comparable else statistics
+
+
+def _spatial(path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
+    with reading(path, "holds no mu_s and sigma_s of features"):
+        mu, sigma = (np.asarray(entries[name], dtype=np.float64) for name in ("mu_s", "sigma_s"))
+    check_moments(f"{path}: of sFID", mu, sigma)
+    return {"spatial_mu": mu, "spatial_sigma": sigma}
 
 
 def _read(path: Path) -> dict[str, Any]:
