@@ -64,6 +64,7 @@ def test_classifier_folder_roundtrip_and_version(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["extractor"]
     assert (tmp_path / "extractor" / "model.safetensors").stat().st_mode & 0o777 == 0o644  # others may read it
     assert not Classifier.from_pretrained(tmp_path / "extractor").training
+    assert not any(parameter.requires_grad for parameter in again.model.parameters())
     assert again.version == EmbeddedExtractor(model).version
     model.scale_features(2)
     assert again.version != EmbeddedExtractor(model).version
@@ -134,6 +135,7 @@ def test_inception_sees_three_channels_in_8_bits():
     assert len(extractor.extract(grey).spatial) == 3  # nothing is left of the last call
     with pytest.raises(ValueError, match="2 channels; Inception reads 1 or 3"):
         extractor.extract(torch.zeros(4, 2, 8, 8))
+    assert [extractor.reads((channels, 8, 8)) for channels in (1, 2, 3, 4)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32)])

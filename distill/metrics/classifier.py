@@ -117,7 +117,7 @@ class Classifier(nn.Module):
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
-        return model.eval().requires_grad_(False)
+        return model.eval()
 
 
 def check_classifier_images(images: Tensor, config: ClassifierConfig) -> None:
