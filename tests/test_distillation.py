@@ -321,6 +321,12 @@ def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong(monkeypatch: p
             t = t_like(t, x_t)
             return self.factor * x_t * (2 * t - 1) / (t**2 + (1 - t) ** 2)
 
+    class OtherInOnePlace(Sound):
+        def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            velocity = super().forward(x_t, t, y)
+            velocity[:, 0, 0, 0] += 0.5
+            return velocity
+
     settings = TeacherConfig(cfg_scale=1.0)
     std = preflight(Sound(), {"student": Sound(), "fake_score": Sound()}, settings)
     expected = 1.0  # what ten Euler steps make of unit noise in this linear field
@@ -331,6 +337,8 @@ def test_preflight_passes_a_sound_teacher_and_names_what_is_wrong(monkeypatch: p
         preflight(Sound(-1.0), {"student": Sound(-1.0), "fake_score": Sound(-1.0)}, settings)
     with pytest.raises(UserError, match="fake_score differs from the teacher"):
         preflight(Sound(), {"student": Sound(), "fake_score": Sound(1.01)}, settings)
+    with pytest.raises(UserError, match=r"student differs from the teacher at the start, by up to 0\.5"):
+        preflight(Sound(), {"student": OtherInOnePlace()}, settings)
     drawn = torch.tensor([1.0, -1.0]).repeat(5000)
     for std in (0.11, 2.9):
         monkeypatch.setattr("distill.training.preflight.draw_images", lambda *_, std=std, **__: (std * drawn, None))

@@ -278,6 +278,15 @@ def test_outside_the_interval_the_null_class_is_not_run():
     assert model.labels == [Y.tolist()]
 
 
+def test_where_guidance_acts_everywhere_no_t_is_looked_at():
+    """On the meta device a value that is looked at is an error."""
+    x_t, t, y = (part.to("meta") for part in (EPS, T, Y))
+    velocity = Denoiser(lambda x_t, t, y: x_t, LABELS, 3.0).velocity_field(y)
+    assert velocity(x_t, t).shape == EPS.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        Denoiser(lambda x_t, t, y: x_t, LABELS, 3.0, interval=(0.0, 0.9)).velocity_field(y)(x_t, t)
+
+
 def test_guided_evaluations_count_twice():
     times = torch.tensor([1.0, 0.75, 0.5, 0.25])
     assert Denoiser(Counting(), LABELS, 1.0).evaluations(times) == 4

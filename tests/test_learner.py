@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -97,6 +98,27 @@ def test_micro_batches_are_averaged(accelerator) -> None:
     values = learn.on(lambda scale: (scale.mean() * learn.model.weight.sum(), ()), 2)(0, torch.tensor([2.0, 4.0]))[0]
     assert values["grad_norm"] == pytest.approx(3.0)
     assert values["loss"] == pytest.approx(3.0)
+
+
+def test_processes_exchange_the_gradients_of_the_last_micro_batch(accelerator, monkeypatch) -> None:
+    learn, _ = learner(accelerator, OptimConfig())
+    kept_apart: list[bool] = []
+
+    @contextmanager
+    def no_sync(model: nn.Module) -> Iterator[None]:
+        assert model is learn.model
+        kept_apart.append(True)
+        yield
+        kept_apart.append(False)
+
+    def loss(x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        apart.append(kept_apart[-1:] == [True])
+        return (x * learn.model.weight).sum(), ()
+
+    apart: list[bool] = []
+    monkeypatch.setattr(accelerator, "no_sync", no_sync)
+    learn.on(loss, 3)(0, torch.ones(3))
+    assert apart == [True, True, False]
 
 
 def test_gradient_is_clipped_before_the_step(accelerator) -> None:

@@ -219,6 +219,15 @@ def test_noise_is_grain_and_edges_are_not() -> None:
     assert grain(mean(grain_power(squares + 0.05 * torch.randn(4, 1, 64, 64)))) == pytest.approx(50, rel=0.1)
 
 
+def test_grain_is_looked_for_where_a_picture_is_flat_both_ways() -> None:
+    """In half of the pictures it is flat; where it has waves one way or the other it has grain as well."""
+    wave = 0.5 * torch.sin(torch.arange(96) / 3)
+    picture = torch.zeros(1, 1, 96, 96)
+    picture[..., 48:] = wave[:, None] + 0.05 * NOISE[:3, 0].reshape(96, 48)
+    for seen in (picture, picture.mT):
+        assert grain(mean(grain_power(seen))) < 5
+
+
 def test_contrast_moves_grain_and_not_sparsity() -> None:
     images = torch.tanh(blurred(NOISE, 0.7))
     full, half = mean(sparsity(images)), mean(sparsity(0.5 * images))

@@ -45,6 +45,8 @@ def test_a_drift_without_spread(accelerator) -> None:
     values = monitor.take()
     assert values["std_drift"] == pytest.approx(-1, abs=1e-7)
     assert not any("step" in name for name in values)  # one step has no others to stand apart from
+    add(monitor, [0.5], [0], X[:1, :, :1, :1], X[:1])
+    assert monitor.take().keys() == {"x0_gap", "x0_gap/t 0.4-0.6"}  # one value has no spread to drift
 
 
 def test_what_other_processes_saw_counts() -> None:

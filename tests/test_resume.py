@@ -418,14 +418,24 @@ def test_a_checkpoint_without_checksums_is_taken_and_said(twice_saved: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "state", [{"step": -5}, {"step": 10**9}, {"step": 2.0}, {"elapsed_s": math.nan}, {"elapsed_s": math.inf}, {"x": 1}]
+    ("state", "message"),
+    [
+        ({"step": -5}, "is damaged or of another model: its step must be a whole number from 0; it is -5; step_0"),
+        ({"step": 2.0}, "is damaged or of another model: its step must be a whole number from 0; it is 2.0"),
+        ({"step": 10**9}, "says that it is of step 1000000000"),
+        ({"elapsed_s": math.nan}, "is damaged or of another model: its elapsed_s must be finite"),
+        ({"elapsed_s": math.inf}, "is damaged or of another model: its elapsed_s must be finite"),
+        ({"x": 1}, "is damaged or of another model: its step must be a whole number from 0; it is None"),
+    ],
 )
-def test_a_counter_that_cannot_be_is_refused(twice_saved: Path, tmp_path: Path, state: dict[str, float]) -> None:
+def test_a_counter_that_cannot_be_is_refused(
+    twice_saved: Path, tmp_path: Path, state: dict[str, float], message: str
+) -> None:
     folder = shutil.copytree(twice_saved, tmp_path / "run")
     checkpoint = checkpoints(folder)[-1]
     torch.save(
         {"step": 2, "elapsed_s": 1.0, **state} if "x" not in state else state, checkpoint / "custom_checkpoint_1.pkl"
     )
     (checkpoint / CHECKSUMS_FILE).unlink()
-    with pytest.raises(UserError, match=r"step_00000002.*(step|elapsed_s)"):
+    with pytest.raises(UserError, match=rf"step_00000002 {message}"):
         resumed(folder)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
 
 from distill.cli import main
 from distill.errors import StoppedError
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import run_loop
 from distill.training.run_log import read_log
-from distill.training.signals import SIGNALS
+from distill.training.signals import SIGNALS, Stop
 from tests.conftest import without_time
 from tests.test_cli import train_config, write_idx
 from tests.test_processes import ON_CPU, ROOT, TORCHRUN
@@ -84,6 +85,18 @@ def test_a_signal_after_the_last_update_is_not_forgotten(tmp_path: Path) -> None
     with pytest.raises(StoppedError, match="after update 2"):
         run_loop(task, loop, accelerator, tmp_path)
     assert checkpoints(tmp_path)[-1].name == "step_00000002"
+
+
+def test_what_one_process_is_asked_all_are_told_an_update_later(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with Stop(num_processes=2) as stop:
+            told = [stop.agreed() for _ in range(3)]
+            signal.raise_signal(signal.SIGTERM)
+            told += [stop.agreed() for _ in range(2)]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert told == [False, False, False, False, True]
 
 
 def test_before_the_first_update_there_is_nothing_to_wait_for(tmp_path: Path, capsys, monkeypatch) -> None:

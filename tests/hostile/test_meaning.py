@@ -57,6 +57,13 @@ def test_ode_steps(tmp_path: Path, steps: str) -> None:
         read_steps(file)
 
 
+def test_a_list_alone_has_no_ode_steps(tmp_path: Path) -> None:
+    file = tmp_path / "sampler.json"
+    file.write_text('{"kind": "few_step", "t_list": [1.0, 0.5]}')
+    t_list, ode_steps = read_steps(file)
+    assert t_list.tolist() == [1.0, 0.5] and ode_steps == 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_weights_that_draw_nothing(student: Path, tmp_path: Path, capsys, value: float) -> None:
     folder = shutil.copytree(student, tmp_path / "student")
