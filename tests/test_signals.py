@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +99,26 @@ def test_what_one_process_is_asked_all_are_told_an_update_later(tmp_path: Path) 
     finally:
         torch.distributed.destroy_process_group()
     assert told == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_process_leaves_while_another_waits_for_its_word(monkeypatch, fails: bool) -> None:
+    """The last word is waited for at the end; where this process fails the others may never give theirs."""
+    begun: list[int] = []
+    waited: list[int] = []
+
+    def all_reduce(*_: object, **__: object) -> SimpleNamespace:
+        begun.append(number := len(begun))
+        return SimpleNamespace(wait=lambda: waited.append(number))
+
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    with suppress(ArithmeticError), Stop(num_processes=2) as stop:
+        for _ in range(3):
+            stop.agreed()
+        if fails:
+            raise ArithmeticError
+    assert waited == ([0, 1] if fails else [0, 1, 2])
 
 
 def test_before_the_first_update_there_is_nothing_to_wait_for(tmp_path: Path, capsys, monkeypatch) -> None:
