@@ -11,7 +11,7 @@ import torch
 from dar import SiT
 from dar.checksums import CHECKSUMS_FILE, check_checksums, checksum, write_checksums
 from distill.assets import asset
-from distill.files import write_folder
+from distill.files import seal_folder, write_folder
 from distill.models import load_model, save_model
 
 
@@ -83,6 +83,17 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     check_checksums(tmp_path, (0, 2))  # a and c
     with pytest.raises(ValueError, match="b is not as it was written"):
         check_checksums(tmp_path, (1, 2))
+
+
+def test_folders_without_weights_have_none_unless_they_are_known(tmp_path: Path) -> None:
+    """Shards of an optimizer are no .safetensors, and have theirs by the processes that wrote them."""
+    page, shards = tmp_path / "page", tmp_path / "shards"
+    for folder in (page, shards):
+        write_folder(folder, lambda folder: (folder / "0.distcp").write_text("0"))
+        assert [path.name for path in folder.iterdir()] == ["0.distcp"]
+    seal_folder(shards, {"0.distcp": checksum(shards / "0.distcp")})
+    check_checksums(shards)
+    assert list(json.loads((shards / CHECKSUMS_FILE).read_text())) == ["0.distcp"]
 
 
 def test_what_is_shipped_is_whole() -> None:

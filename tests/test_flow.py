@@ -204,6 +204,7 @@ def test_the_sde_takes_its_last_step_without_noise():
     middle = x - 0.2 * (slope + x + 0.5 * slope) + math.sqrt(2 * 0.5 * 0.2) * fresh[0]
     expected = middle - 0.3 * (slope + middle + 0.7 * slope)
     torch.testing.assert_close(euler_maruyama(lambda x, t: slope, x, fresh, steps), expected)
+    assert sde_grid(2).tolist() == pytest.approx([1, LAST_STEP, 0])
     with pytest.raises(ValueError, match="at least 2 steps; got 1"):
         sde_grid(1)
 

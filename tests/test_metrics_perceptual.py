@@ -202,6 +202,16 @@ def test_alexnet_in_the_cache_is_used_with_its_weights(alexnet):
     torch.testing.assert_close(perceptual.distance(a, a), torch.zeros(3))
 
 
+def test_a_strip_is_shrunk_without_aliasing(alexnet):
+    """AlexNet is given 64 x 64: of a strip that is too low, ten columns become their average, not two of them."""
+    perceptual = load_perceptual((1, 16, 640))
+    seen = []
+    perceptual.model = lambda a, b: seen.append(a) or torch.zeros(len(a))
+    strip = torch.randn(1, 1, 1, 640, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, -1)
+    perceptual.distance(strip, strip)
+    assert seen[0].shape == (1, 3, 64, 64) and float(seen[0].std()) < 0.4
+
+
 def test_damaged_alexnet(empty_hub):
     (empty_hub / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"alexnet-owt-7be5be79\.pth is damaged"):

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,16 +20,20 @@ from torch.nn.modules.module import register_module_forward_hook
 from dar import SiT
 from dar.checksums import CHECKSUMS_FILE, check_checksums
 from dar.layers import Block
+from distill.assets import EMBEDDED
 from distill.config import RunConfig, build_config, plain_values
 from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
 from distill.files import locked
+from distill.metrics.features import load_extractor
+from distill.metrics.perceptual import EmbeddedLpips
 from distill.objectives import OBJECTIVES, Samples, Turn
 from distill.objectives.discriminator import Discriminator, DiscriminatorConfig, Head, Heads, blocks_of
 from distill.objectives.dmd import sample_rows
 from distill.objectives.f_distill import WEIGHTS, RunningMeans
 from distill.objectives.mixture import turns_of
 from distill.objectives.preference import errors
+from distill.objectives.regression import distance_of
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import interpolate, shift_t, unshift_t
 from distill.verbs.run import load_data, run
@@ -154,6 +158,11 @@ UPDATES: dict[str, dict[str, Any]] = {
     **{name: changes for name, changes in RUNS.items() if name not in ("started", "lora")},
     "last step": {"student": {"steps": 3, "rollout": "last_step"}},
     "unguided": {"teacher": {"cfg_scale": 1.0}},
+    "diversity, unguided": {
+        "objective": {"name": "diversity", "teacher_steps": 3},
+        "student": {"ode_steps": 1},
+        "teacher": {"cfg_scale": 1.0},
+    },
     "decoupled_dmd, unguided": {"objective": {"name": "decoupled_dmd"}, "teacher": {"cfg_scale": 1.0}},
 }
 
@@ -217,6 +226,23 @@ def test_what_does_not_go_together_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as raised:
         task_of(changed(values, changes, tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "message"),
+    [
+        ("gan", "gan", "discriminator.features must be teacher; got fake_score"),
+        ("preference", "preference", "the objective preference keeps a whole copy of the student; take DDP"),
+        ("lora", "dmd", r"objective\.critic_share must be 0; got 0\.75"),
+    ],
+)
+def test_what_is_not_done_in_shards_is_refused(
+    values: dict[str, Any], tmp_path: Path, monkeypatch, name: str, owner: str, message: str
+) -> None:
+    ours = member(task_of(changed(values, RUNS[name], tmp_path)), owner)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    with pytest.raises(UserError, match=f"^FSDP: {message}$"):
+        type(ours)(ours.setting, ours.config)
 
 
 def test_data_of_another_kind_are_refused_before_the_first_update(values: dict[str, Any], tmp_path: Path) -> None:
@@ -320,6 +346,11 @@ def test_the_students_gradient_through_the_discriminator(values: dict[str, Any])
 def test_heads_read_the_middle_block_unless_told() -> None:
     for depth, middle in ((12, 6), (3, 1), (1, 1)):
         assert blocks_of(DiscriminatorConfig(), SimpleNamespace(blocks=range(depth))) == [middle]
+    model = SimpleNamespace(blocks=range(2))
+    assert blocks_of(DiscriminatorConfig(blocks=[0, 2]), model) == [0, 2]
+    for blocks in ([-1], [0, 3], []):
+        with pytest.raises(UserError, match=r"blocks must be from 0 to 2, .*; got \["):
+            blocks_of(DiscriminatorConfig(blocks=blocks), model)
 
 
 def test_the_loss_of_the_heads(values: dict[str, Any]) -> None:
@@ -431,6 +462,29 @@ def test_regression_is_zero_at_the_teacher(values: dict[str, Any], tmp_path: Pat
     assert float(ours.loss(None, *batch)[0].detach()) < 1e-6  # x0 is kept in float16
     perturbed(task.student.module, seed=7)
     assert float(ours.loss(None, *batch)[0].detach()) > 1e-3
+
+
+def test_lpips_is_of_grey_and_coloured_pictures(monkeypatch) -> None:
+    """Latents are no pictures."""
+
+    def distance(channels: int, path: str = "a/teacher") -> Any:
+        config = SimpleNamespace(teacher=SimpleNamespace(path=path))
+        setting = SimpleNamespace(sample_shape=(channels, 28, 28), accelerator=Accelerator(cpu=True), config=config)
+        return distance_of("lpips", cast(Any, setting))
+
+    def missing(*_: object) -> None:
+        raise FileNotFoundError("no AlexNet")
+
+    monkeypatch.setattr("distill.metrics.perceptual.find_alexnet", missing)
+    a, b = torch.rand(2, 4, 1, 28, 28, generator=torch.Generator().manual_seed(0)).unbind(0)
+    expected = EmbeddedLpips(load_extractor(EMBEDDED)).distance(a, b).mean()
+    torch.testing.assert_close(distance(1, EMBEDDED)(a, b), expected)
+    for channels in (1, 3):
+        with pytest.raises(UserError, match="distance = lpips: no AlexNet"):
+            distance(channels)
+    for channels in (2, 4):
+        with pytest.raises(UserError, match=f"lpips is of images; the samples have {channels} channels"):
+            distance(channels)
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,8 @@ def test_hyper_connections_leave_their_start():
         ({"chunk_size": (2, 0, 6)}, r"routing\.chunk_size must be at least 1 \(1 = dense\); got 0"),
         ({"chunk_size": "often"}, r"routing\.chunk_size must be a whole number, a list of them or auto; got 'often'"),
         ({"chunk_size": (2, 1.5)}, r"routing\.chunk_size must be at least 1 \(1 = dense\); got 1\.5"),
+        ({"anchor": 1}, r"routing\.anchor must be true or false; got 1"),
+        ({"streams": 2.0}, r"routing\.streams must be a whole number; got 2\.0"),
         ({"streams": 1}, r"routing\.streams must be at least 2; got 1"),
         ({"mixing": "loose"}, r"routing\.mixing must be one of free, doubly_stochastic; got 'loose'"),
     ],

@@ -81,6 +81,19 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert not checkpoints(tmp_path)
 
 
+def test_what_the_launcher_hands_on_is_no_second_request(monkeypatch) -> None:
+    """The terminal tells each process of Ctrl-C, and then torchrun does so again."""
+    times = iter([1000.0, 1000.9, 1001.1])
+    monkeypatch.setattr("distill.training.signals.time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Stop(num_processes=1) as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.agreed()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_signal_after_the_last_update_is_not_forgotten(tmp_path: Path) -> None:
     task, accelerator, loop = teacher_task(tmp_path, 2)
     interrupted(task, 2, signal.SIGTERM)

@@ -321,6 +321,15 @@ def test_streams_follow_the_equations(routing):
         torch.testing.assert_close(stream.read(), torch.stack(outputs).sum(0))
 
 
+def test_an_offset_of_the_timestep_embedding_is_another_timestep():
+    """What a critic is told beside t: e(t) + (e(t') - e(t)) is t' to all that reads it."""
+    model = perturbed(SMALL_DAR)
+    x_t, t, y = inputs(SMALL)
+    other = 1 - t.square()
+    offset = model.t_embedder(other) - model.t_embedder(t)
+    torch.testing.assert_close(model(x_t, t, y, t_offset=offset), model(x_t, other, y))
+
+
 def test_t_has_no_say_in_static_t_at_first():
     module: Any = SiT(SMALL_DAR).routing
     with torch.no_grad():

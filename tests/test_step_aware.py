@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 
 from dar import SiT
-from distill.config import LoopConfig, OptimConfig, RolesConfig, RunConfig, TeacherConfig
+from distill.config import LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.step_aware import StepAware, step_aware
 from distill.objectives import DmdConfig, FakeScoreConfig
+from distill.objectives.critic import FakeScore
 from distill.objectives.task import DistillationTask, build_models
 from distill.training.learner import parameter_groups
 from distill.training.loop import run_loop
@@ -93,8 +94,11 @@ def test_it_is_resumed(config: RunConfig, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_a_student_of_one_step_has_nothing_to_tell(tiny_model: SiT) -> None:
-    assert step_aware(tiny_model, 1, "knows_step") is tiny_model
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_student_of_one_step_has_nothing_to_tell(run_config: RunConfig, tiny_model: SiT, steps: int) -> None:
+    config, critic = replace(run_config, student=StudentConfig(steps=steps)), FakeScoreConfig()
+    module = FakeScore.network(config, critic, tiny_model).model
+    assert isinstance(module, StepAware) == FakeScore.turn(config, critic).told_step == (steps == 2)
 
 
 def test_a_backbone_that_takes_no_offset_is_refused_in_one_line() -> None:

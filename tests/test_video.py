@@ -342,7 +342,7 @@ def test_a_model_of_videos_from_distillation_to_comparison(
 
     (tmp_path / "other").symlink_to(tmp_path / "run")
     pages: list[Report] = []  # a page takes seconds to draw
-    monkeypatch.setattr("distill.verbs.compare.write_report", lambda page, folder: pages.append(page) or folder)
+    monkeypatch.setattr("distill.verbs.compare.write_report", lambda page, folder, beside: pages.append(page) or folder)
     settings, few_images = TeacherConfig(path=str(wan), steps=2), EvalConfig(num_images=12, bootstrap=4, offline=True)
     found = distill.compare([run, tmp_path / "other"], settings, few_images, output=tmp_path / "page")
     assert found is not None and pages[0].frames == 6

@@ -27,7 +27,7 @@ class Stop:
     Python calls handlers in the main thread alone, so that elsewhere signals are left as they are.
     """
 
-    def __init__(self, num_processes: int = 1) -> None:
+    def __init__(self, num_processes: int) -> None:
         self._signal: int | None = None
         self._at = 0.0
         self._several = num_processes > 1
