@@ -213,6 +213,10 @@ def test_noise_is_grain_and_edges_are_not() -> None:
     fine = mean(sparsity(flat))
     assert sparsity_fine(fine) == pytest.approx(2 / math.pi, rel=0.02)
     assert sparsity_coarse(fine) == pytest.approx(2 / math.pi, rel=0.1)  # borders count twice
+    with_blank = mean(sparsity(torch.cat([flat, torch.ones(60, 3, 32, 48)])))  # which have no details to judge by
+    assert [sparsity_fine(with_blank), sparsity_coarse(with_blank)] == pytest.approx(
+        [sparsity_fine(fine), sparsity_coarse(fine)]
+    )
     squares = torch.zeros(4, 1, 64, 64)
     for i, (top, left) in enumerate([(9, 11), (20, 5), (31, 30), (7, 40)]):
         squares[i, :, top : top + 15, left : left + 17] = 1
