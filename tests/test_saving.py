@@ -6,15 +6,18 @@ import random
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.errors import NonFiniteError, StoppedError, UserError
+from distill.errors import SAID_BY_MAIN, NonFiniteError, StoppedError, UserError
 from distill.models.parameters import trainable_parameters
+from distill.processes import Processes
 from distill.training import saving
 from distill.training.checkpoint import FOLDER, checkpoints, load_checkpoint
 from distill.training.host_copy import HostCopy, free_host_memory
@@ -89,6 +92,30 @@ def test_a_failed_one_leaves_the_last_alone(tmp_path: Path, request: pytest.Fixt
     with pytest.raises(UserError, match=r"step 2 .*No space left on device.*step_00000001 is intact"):
         save_checkpoint(accelerator, tmp_path, 2, keep=2)
     assert folders(tmp_path) == ["step_00000001"]
+
+
+class OfTwo(Processes):
+    """One of two processes, which do the same."""
+
+    def apart(self) -> Processes:
+        return self
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def from_all(self, value: Any) -> list[Any]:
+        return [value] * self.number
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_of_several_processes_one_says_why_it_failed(
+    tmp_path: Path, full_disk: None, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    _, accelerator, _ = teacher_task(tmp_path, 4)
+    monkeypatch.setattr(Processes, "all", lambda: OfTwo(index, 2))
+    with pytest.raises(UserError, match="step 1 could not be written: .*No space left on device") as raised:
+        save_checkpoint(accelerator, tmp_path, 1, keep=1)
+    assert (SAID_BY_MAIN in getattr(raised.value, "__notes__", [])) == (index == 1)
 
 
 def test_a_failure_ends_the_training_an_update_after_it(tmp_path: Path, full_disk: None) -> None:

@@ -107,13 +107,14 @@ class Saver:
     def _fits(self, state: dict[str, Any]) -> bool:
         each = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self._accelerator.is_fsdp2 else 1
         needed, free = each * self._copy.more_bytes(state), free_host_memory()
-        if needed > free and not self._short_of_memory:
+        fits = needed <= free
+        if not fits and not self._short_of_memory:
             self._short_of_memory = True
             logger.info(
                 f"the training waits for its checkpoints: a copy takes {needed / 1e9:.1f} GB on the host, which has "
                 f"{free / 1e9:.1f} GB"
             )
-        return needed <= free
+        return fits
 
     def _write(self, step: int, files: dict[str, Any], began: float, held_s: float) -> None:
         """In the thread. Raises: UserError in all processes where something went wrong in one of them."""
