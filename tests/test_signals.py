@@ -86,12 +86,17 @@ def test_what_the_launcher_hands_on_is_no_second_request(monkeypatch) -> None:
     times = iter([1000.0, 1000.9, 1001.1])
     monkeypatch.setattr("distill.training.signals.time", SimpleNamespace(monotonic=lambda: next(times)))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with Stop(num_processes=1) as stop:
-        for _ in range(2):
-            signal.raise_signal(signal.SIGINT)
-        assert stop.agreed()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    ends: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: ends.append(number))
+    try:
+        with Stop(num_processes=1) as stop:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGUSR1)
+            assert stop.agreed() and not ends
+            signal.raise_signal(signal.SIGUSR1)
+            assert ends == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_signal_after_the_last_update_is_not_forgotten(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Yardstick:
         spread["variety"] = float(varieties(teachers, labels).std())
         own = watched_values(teachers, labels, None)
         target = {name: data.get(name, own[name]) for name in WATCHED if name in own}
-        known = [name for name in target if spread.get(name, 0.0) > 0 and math.isfinite(target[name])]
+        known = [name for name in target if spread[name] > 0 and math.isfinite(target[name])]
         return cls({name: target[name] for name in known}, {name: spread[name] for name in known})
 
     def look(self, step: int, values: dict[str, float], decay: float | None = None) -> Look:
