@@ -20,7 +20,7 @@ from distill.sampling.flow import (
 )
 from distill.sampling.guidance import Denoiser
 from distill.sampling.schedules import quantile_t, random_t, shift_t, t_grid
-from distill.sampling.solvers import LAST_STEP, sde_grid
+from distill.sampling.solvers import LAST_STEP, SOLVERS, sde_grid
 from distill.seeds import generator_for
 
 
@@ -207,6 +207,24 @@ def test_the_sde_takes_its_last_step_without_noise():
     assert sde_grid(2).tolist() == pytest.approx([1, LAST_STEP, 0])
     with pytest.raises(ValueError, match="at least 2 steps; got 1"):
         sde_grid(1)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_begin_with_the_first_noise_and_use_all(name):
+    """At the largest t that the model knows."""
+    solver = SOLVERS[name]
+    steps, noise = solver.grid(3, (0.0, 0.75)).double(), draw(solver.num_noises(3), 4, 2, 3, 3)
+    seen = []
+
+    def solved(noise: Tensor) -> Tensor:
+        return solver.solve(lambda x, t: seen.append((x, t)) or gaussian_velocity(x, t), noise, steps)
+
+    plain = solved(noise)
+    assert torch.equal(seen[0][0], 0.75 * noise[0]) and (seen[0][1] == 0.75).all()
+    for k in range(len(noise)):
+        other = noise.clone()
+        other[k] += 1
+        assert not torch.allclose(solved(other), plain)
 
 
 # guidance
