@@ -112,10 +112,11 @@ def test_a_run_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     task, accelerator, loop = task_and_loop()
     with pytest.raises(UserError, match=r"--from 7: .* has step_00000001, step_00000002, step_00000003"):
         run_loop(task, loop, accelerator, tmp_path, resume=True, from_step=7)
-    task, accelerator, loop = task_and_loop()
-    run_loop(task, replace(loop, steps=2), accelerator, tmp_path, resume=True, from_step=1)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
-    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+    for back, steps in ((3, 3), (1, 2)):  # of what came later nothing is left
+        task, accelerator, loop = task_and_loop()
+        run_loop(task, replace(loop, steps=steps), accelerator, tmp_path, resume=True, from_step=back)
+        assert [path.name for path in checkpoints(tmp_path)] == [f"step_{step:08d}" for step in range(1, steps + 1)]
+        assert [record["step"] for record in read_log(tmp_path)] == list(range(1, steps + 1))
     task, accelerator, loop = task_and_loop()
     run_loop(task, loop, accelerator, tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole, state_of(task.learner.module, task.ema.module), strict=True))
