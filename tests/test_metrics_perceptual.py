@@ -277,8 +277,11 @@ def test_interval_of_the_diversity_has_the_spread_of_other_images(num_images):
     assert width == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
-def test_unaligned_sets(extractor):
-    with pytest.raises(ValueError, match="not aligned"):
-        EmbeddedLpips(extractor).distance(pictures(3), pictures(4))
+def test_unaligned_sets(extractor, alexnet):
+    for perceptual in (EmbeddedLpips(extractor), load_perceptual((1, 28, 28))):
+        with pytest.raises(ValueError, match="not aligned"):
+            perceptual.distance(pictures(3), pictures(4))
+        with pytest.raises(ValueError, match="not aligned"):  # grey against coloured
+            perceptual.distance(pictures(3), pictures(3).expand(-1, 3, -1, -1))
     with pytest.raises(ValueError, match="do not belong"):
         class_diversity(EmbeddedLpips(extractor), pictures(3), torch.zeros(4))

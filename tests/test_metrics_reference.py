@@ -1,7 +1,7 @@
 """Reference statistics on disk, and the table of measures made with them."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from distill.metrics import (
     ReferenceStatistics,
     data_values,
     frechet_distance,
+    frechet_interval,
     frechet_statistics,
     half_values,
     high_frequency_share,
@@ -191,6 +192,8 @@ def test_table_agrees_with_the_functions(measured, reference, extractor):
         "lpips_to_teacher": EmbeddedLpips(extractor).distance(blurred[:40], images[:40]).mean().item(),
     }
     assert {name: measured[name].value for name in expected} == pytest.approx(expected, rel=1e-4)
+    at_most = frechet_interval(extracted.features, reference.frechet(), num_resamples=50)  # each takes milliseconds
+    assert astuple(measured["frechet"]) == pytest.approx(astuple(at_most))
     assert expected["frechet"] != pytest.approx(expected["frechet_teacher"], rel=1e-3)
 
 
@@ -214,6 +217,8 @@ def test_what_so_few_images_lack_is_left_out(reference, extractor):
     lpips = EmbeddedLpips(extractor)
     found = measure(images, labels, data=reference, extractor=extractor, lpips=lpips, num_bootstrap=4)
     assert "lpips_diversity" in found and "frechet" in found
+    resampled = frechet_interval(extractor.extract(images).features, reference.frechet(), num_resamples=4)
+    assert astuple(found["frechet"]) == pytest.approx(astuple(resampled))
     few = measure(images[:10], labels[:10], data=reference, extractor=extractor, lpips=lpips, num_bootstrap=4)
     assert "lpips_diversity" not in few and "frechet" in few
     stored = reference_from_images(images[:10], labels[:10], extractor, "few", perceptual=lpips)
