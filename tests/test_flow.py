@@ -269,6 +269,18 @@ def test_guidance_is_the_combination(cfg_scale):
     torch.testing.assert_close(denoiser.velocity_field(Y)(EPS, T), denoiser.velocity(EPS, T, Y))
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rescaled_guidance_comes_to_the_size_of_the_conditional_velocity(share):
+    """And points where guidance does; each sample by itself."""
+    guided, cond = by_hand(EPS, torch.full((4,), 4.0)).flatten(1), Counting()(EPS, T, Y).flatten(1)
+    size = (1 - share) * guided.norm(dim=1) + share * cond.norm(dim=1)
+    expected = guided / guided.norm(dim=1, keepdim=True) * size[:, None]
+    found = Denoiser(Counting(), LABELS, 4.0, cfg_rescale=share).velocity(EPS, T, Y)
+    torch.testing.assert_close(found.flatten(1), expected)
+    nothing = Denoiser(lambda x_t, t, y: 0 * x_t, LABELS, 4.0, cfg_rescale=share).velocity(EPS, T, Y)
+    assert torch.equal(nothing, 0 * EPS)
+
+
 def test_interval_acts_per_sample():
     """t = 0.1, 0.4, 0.9, 1.0 in [0.4, 0.95]: the borders belong to it."""
     denoiser = Denoiser(Counting(), LABELS, 3.0, interval=(0.4, 0.95))
