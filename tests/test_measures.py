@@ -73,6 +73,13 @@ def test_a_wave_lies_in_its_ring(u: int, v: int) -> None:
     )
 
 
+def test_rings_are_means_so_that_power_that_is_everywhere_the_same_is_so_in_all() -> None:
+    signs = 2.0 * torch.randint(2, (2, 3, 16, 24), generator=torch.Generator().manual_seed(0)) - 1
+    images = dct_matrix(16).T.float() @ signs @ dct_matrix(24).float()
+    _, power = spectrum_of_row(mean(rings(images)))
+    torch.testing.assert_close(power, torch.ones_like(power), rtol=1e-4, atol=0)
+
+
 def test_rings_of_a_picture_that_is_no_square_are_as_wide_as_its_short_side_allows() -> None:
     found = ring_frequencies(8, 16)
     assert float(found[0]) == 1 / 8 and abs(float(found[-1]) - math.hypot(7 / 16, 15 / 32)) <= 0.5 / 8

@@ -410,6 +410,17 @@ def test_a_damaged_checkpoint_is_named(
         resumed(folder)
 
 
+def test_a_process_that_is_lost_meanwhile_is_no_damage(twice_saved: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = shutil.copytree(twice_saved, tmp_path / "run")
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    monkeypatch.setattr("distill.training.checkpoint.load_state", lost)
+    with pytest.raises(RuntimeError, match=r"^\[gloo/transport"):
+        resumed(folder)
+
+
 def test_a_checkpoint_without_checksums_is_taken_and_said(twice_saved: Path, tmp_path: Path, caplog) -> None:
     folder = shutil.copytree(twice_saved, tmp_path / "run")
     (checkpoints(folder)[-1] / CHECKSUMS_FILE).unlink()
