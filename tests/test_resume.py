@@ -101,6 +101,19 @@ def test_teacher_training_resumes_bit_exactly(tmp_path: Path) -> None:
     assert [record["step"] for record in read_log(folders[1])] == [1, 2, 3, 4]
 
 
+def test_updates_are_checked_where_they_are_saved_and_where_they_are_logged(tmp_path: Path) -> None:
+    """Not at each, since the host waits for it."""
+    task, accelerator, loop = teacher_task(tmp_path, 7)
+    task.is_probed = lambda step: False
+    update, check = task.update, task.check
+    updates: list[int] = []
+    checked: list[int] = []
+    task.update = lambda step: updates.append(step) or update(step)
+    task.check = lambda: checked.append(len(updates)) or check()
+    run_loop(task, replace(loop, log_every=2, save_every=3), accelerator, tmp_path)
+    assert checked == [1, 2, 3, 4, 6, 7]
+
+
 def test_a_run_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     def task_and_loop():
         task, accelerator, loop = teacher_task(tmp_path, 4)
