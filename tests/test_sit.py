@@ -422,6 +422,10 @@ def test_timesteps_are_not_rounded_by_bf16_inputs():
         ({"gelu": "erf"}, "model.gelu must be tanh or none; got 'erf'"),
         ({"prediction": "x0"}, "prediction must be one of velocity, reversed_velocity, ddpm_eps; got 'x0'"),
         ({"frequency_shift": 2}, "model.frequency_shift must be 0 or 1; got 2"),
+        (
+            {"depth": 2**12, "hidden_size": 2**16},
+            r"depth = 4096, hidden_size = 65536, .* are 7e\+13 parameters; at most 1e\+12 are possible",
+        ),
         ({"norm2_eps": 0.0}, "model.norm2_eps must be above 0 and at most 1; got 0"),
     ],
 )
