@@ -123,6 +123,15 @@ def test_half_precision_becomes_float32(tmp_path):
     assert relative(model.double()(noisy(), T, Y), sit_velocity(state, noisy(), T)) < TOLERANCE
 
 
+@pytest.mark.parametrize(("dim", "hidden", "ratio"), [(16, 64, 4), (28, 61, pytest.approx(61 / 28, rel=1e-15))])
+def test_the_width_of_the_mlp_is_read_to_the_unit(tmp_path, monkeypatch, dim, hidden, ratio):
+    """4 is 4 exactly, as exports ask for; in floating point 28 (61 / 28) is less than 61."""
+    for name, value in {"DIM": dim, "DIM_HEAD": dim // HEADS, "HIDDEN": hidden}.items():
+        monkeypatch.setattr(f"tests.checkpoint_files.{name}", value)
+    config = load_pretrained(saved(tmp_path, official_state(4)), num_heads=HEADS).config
+    assert int(dim * config.mlp_ratio) == hidden and config.mlp_ratio == ratio
+
+
 def test_safetensors_load_like_a_pt_file(tmp_path):
     state = official_state(4)
     save_file(state, tmp_path / "file.safetensors")

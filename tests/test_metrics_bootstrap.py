@@ -63,6 +63,8 @@ def test_limits_of_a_share_solve_the_score_equation():
         for p in (interval.low, interval.high):
             assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-6)
     assert share_interval(1.0, 100).low == pytest.approx(0.963, abs=1e-3)
+    for n in range(1, 100):
+        assert share_interval(0.0, n).low == 0 and share_interval(1.0, n).high == 1
 
 
 @pytest.mark.parametrize(("share", "n"), [(0.99, 100), (0.997, 500), (0.05, 20)])

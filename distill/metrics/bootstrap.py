@@ -103,7 +103,7 @@ def share_interval(share: float, num_items: int, *, level: float = 0.95) -> Inte
     z2 = _quantile(level) ** 2 / num_items
     centre, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return Interval(share, max(0.0, min(low, share)), min(1.0, max(high, share)))  # undo rounding at 0 and 1
+    return Interval(share, low, min(1.0, max(high, share)))  # undo rounding at 1; at 0 there is none
 
 
 def resample_counts(num_items: int, num_resamples: int, seed: int) -> Tensor:
