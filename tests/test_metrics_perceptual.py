@@ -1,11 +1,13 @@
 """The extractors, and LPIPS with its stand-in."""
 
+import socket
 from pathlib import Path
 
 import lpips
 import pytest
 import torch
 
+from dar.checksums import checksum
 from distill.metrics.bootstrap import bootstrap_mean
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.metrics.features import INCEPTION_FILE, EmbeddedExtractor, InceptionExtractor, load_extractor
@@ -16,6 +18,7 @@ from distill.metrics.perceptual import (
     load_perceptual,
     pairs_within_classes,
 )
+from distill.metrics.weights import OFFLINE, cache_path, published_weights
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,22 @@ def test_unknown_extractor_lists_the_names():
 def test_missing_inception_names_its_file_and_where_it_is(empty_hub):
     with pytest.raises(FileNotFoundError, match=rf"{INCEPTION_FILE} .* get it from https://"):
         load_extractor("inception")
+
+
+def test_a_file_is_downloaded_once_and_only_as_it_was_published(tmp_path, monkeypatch):
+    monkeypatch.delenv(OFFLINE)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "new" / "hub"))
+    for name in ("first", "second"):  # into a folder that is made, and into one that is there
+        source = tmp_path / name
+        source.write_text(name)
+        sha256 = checksum(source)
+        with pytest.raises(FileNotFoundError, match=f"{name} could not be downloaded .*invalid hash value"):
+            published_weights(source.as_uri(), sha256="0" + sha256)
+        assert not cache_path(source.as_uri()).exists()
+        path = published_weights(source.as_uri(), sha256=sha256[:8])
+        source.unlink()
+        assert published_weights(source.as_uri(), sha256=sha256[:8]) == path and path.read_text() == name
+    assert socket.getdefaulttimeout() is None
 
 
 def test_only_the_published_inception_file_is_unpickled(tmp_path):
