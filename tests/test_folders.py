@@ -75,6 +75,18 @@ def test_verbs_refuse_a_folder_that_another_process_writes(
         assert "is being written by process" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_process_that_writes_many_folders_keeps_none_of_them_open(tmp_path: Path) -> None:
+    def held_open() -> int:
+        return sum(file.resolve().is_relative_to(tmp_path.resolve()) for file in Path("/proc/self/fd").iterdir())
+
+    for _ in range(3):
+        with locked(tmp_path / "out") as folder:
+            with pytest.raises(UserError):
+                locked(folder).__enter__()
+            assert held_open() == 1
+        assert held_open() == 0
+
+
 def test_a_claim_within_a_process_is_one_too(tmp_path: Path) -> None:
     with claimed(tmp_path / "out") as folder, pytest.raises(UserError, match="is being written by process"):
         claimed(folder).__enter__()
