@@ -113,7 +113,7 @@ def test_of_several_processes_one_says_why_it_failed(
 ) -> None:
     _, accelerator, _ = teacher_task(tmp_path, 4)
     monkeypatch.setattr(Processes, "all", lambda: OfTwo(index, 2))
-    with pytest.raises(UserError, match="step 1 could not be written: .*No space left on device") as raised:
+    with pytest.raises(UserError, match=r"step 1 could not be written: .*No space left on device") as raised:
         save_checkpoint(accelerator, tmp_path, 1, keep=1)
     assert (SAID_BY_MAIN in getattr(raised.value, "__notes__", [])) == (index == 1)
 
