@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from distill.errors import UserError, writing
+from distill.errors import writing
 
 ALWAYS = 2**26  # bytes that a packed file may become, however small it is
 MOST_RATIO = 100  # of unpacked to packed bytes beyond that: data have about 2, and what is made to harm 1000
@@ -63,14 +63,17 @@ def new_npy(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
     Raises: UserError where there is no room.
     """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    try:
-        with writing(path), path.open("r+b") as file:
+    array = None
+    with writing(path):
+        try:
+            array = np.lib.format.open_memmap(path, "w+", dtype, shape)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except UserError:
-        path.unlink()
-        raise
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except BaseException:
+            del array  # what is mapped keeps its room
+            path.unlink(missing_ok=True)
+            raise
     return array
 
 
