@@ -227,6 +227,11 @@ class TeacherConfig:
         if not 0 <= low < high <= 1:
             raise UserError(f"teacher.interval must be low < high within [0, 1]; got [{low:g}, {high:g}]")
 
+    @property
+    def passes(self) -> int:
+        """Network evaluations of one velocity where guidance acts: with its condition, and without."""
+        return 2 if self.cfg_scale != 1 else 1
+
 
 @dataclass
 class StudentConfig:

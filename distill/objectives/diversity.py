@@ -65,9 +65,8 @@ class Diversity(Dmd):
     @classmethod
     def cost(cls, config: RunConfig, own: Any) -> Cost:
         plain = super().cost(config, own)
-        guided = 2 if config.teacher.cfg_scale != 1 else 1
         size = config.train.batch_size
-        return Cost(plain.passes + guided * own.teacher_steps * size, size, plain.teacher_passes)
+        return Cost(plain.passes + config.teacher.passes * own.teacher_steps * size, size, plain.teacher_passes)
 
     def batch(self, step: int, num_rows: int, generator: torch.Generator) -> tuple[ConditionBatch, ...]:
         setting, size = self.setting, self.setting.config.train.batch_size

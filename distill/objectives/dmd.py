@@ -86,8 +86,8 @@ class Dmd(Objective):
 
     @classmethod
     def cost(cls, config: RunConfig, own: Any) -> Cost:
-        guided = 2 if config.teacher.cfg_scale != 1 else 1
-        return Cost(passes=(guided + 1) * sample_rows(config), teacher_passes=guided)
+        passes = config.teacher.passes
+        return Cost(passes=(passes + 1) * sample_rows(config), teacher_passes=passes)
 
     def stateful(self) -> list[Any]:
         return [self.monitor]

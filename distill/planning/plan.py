@@ -112,7 +112,7 @@ class Plan:
 def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> Plan:
     """Plan a distillation: teacher, student, the objective's networks, EMA. The objective's turns define an update."""
     subject = subject_of(model)
-    loop, guided = config.train, 2 if config.teacher.cfg_scale != 1 else 1
+    loop, passes = config.train, config.teacher.passes
     turns = turns_of(config)
     setting = _setting(loop, launch, config.roles.trainable, config.roles.lora_rank)
     trajectories = loop.batch_size // launch.processes
@@ -127,7 +127,7 @@ def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> P
     num_full, adapted = int(launch.sharded), int(setting.trainable == "lora" and subject.merges_adapters)
     # Before sharding and without optimizers. EMA, the last role, does not exist yet.
     alone = sum(role.weights for role in full_roles[:-1]) + subject.forward(
-        guided * rows_at_once(subject.sample_shape), FLOAT
+        passes * rows_at_once(subject.sample_shape), FLOAT
     )
     phases = [
         Phase("preflight", {GATHERED_MODELS: max(alone - _held(roles, launch), 0)}),
@@ -148,7 +148,7 @@ def plan_run(config: RunConfig, model: SiTConfig | Subject, launch: Launch) -> P
         Phase("grids", _drawing(subject, config.evaluate.batch_size, num_full)),
     ]
     if config.evaluate.num_images:  # the report loads the teacher again and merges adapters into separate weights
-        drawing = _drawing(subject, guided * config.evaluate.batch_size, 1 + max(num_full, adapted))
+        drawing = _drawing(subject, passes * config.evaluate.batch_size, 1 + max(num_full, adapted))
         phases.append(Phase("report", drawing))
     return Plan(
         title=f"run -> {config.output}: {config.student.steps} steps from {config.teacher.path}, "
@@ -171,7 +171,7 @@ def _work_of_run(config: RunConfig, subject: Subject, setting: Setting) -> dict[
 
     `forwards` counts a backward pass as two passes; `flops` counts its actual operations.
     """
-    steps, guided, evaluate = config.student.steps, 2 if config.teacher.cfg_scale != 1 else 1, config.evaluate
+    steps, passes, evaluate = config.student.steps, config.teacher.passes, config.evaluate
     turns = turns_of(config)
     work = subject.work(setting)
     learned = work.update(setting)
@@ -186,8 +186,8 @@ def _work_of_run(config: RunConfig, subject: Subject, setting: Setting) -> dict[
         "forwards": sum(turn.per_update * (turn.passes + 3 * turn.rows) for turn in turns),
         "flops": sum(turn.per_update * cost for turn, cost in zip(turns, costs, strict=True)),
         "warmup_flops": sum(turn.warmup * cost for turn, cost in zip(turns, costs, strict=True)),
-        "drawing_flops": (drawn * steps * (1 + guided) + reference * config.teacher.steps * guided) * work.forward,
-        "watching_flops": watched * (looks * steps + watch.teacher_steps * guided) * work.forward,
+        "drawing_flops": (drawn * steps * (1 + passes) + reference * config.teacher.steps * passes) * work.forward,
+        "watching_flops": watched * (looks * steps + watch.teacher_steps * passes) * work.forward,
     }
 
 
