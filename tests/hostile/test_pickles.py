@@ -7,12 +7,15 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
@@ -141,6 +144,33 @@ def test_the_index_of_a_sharded_checkpoint_runs_nothing(sharded: Path, harm: Har
     with pytest.raises(ValueError, match=r"optimizer_0/\.metadata asks to run posix\.mkdir"):
         loaded(sharded)
     assert not harm.mark.exists()
+
+
+@dataclass
+class Attribute:
+    """In a pickle the call getattr(of, name), as Python 3.11.0 to 3.11.3 write members of enumerations."""
+
+    of: Any
+    name: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.of, self.name)
+
+
+def test_members_of_an_enumeration_are_read_however_python_writes_them(sharded: Path) -> None:
+    refused = pytest.raises(ValueError, match=r"\.metadata asks to run builtins\.getattr")
+    path = sharded / ".metadata"
+    index = pickle.loads(path.read_bytes())
+    for name, is_member in (("TORCH_CHANNELS_LAST", True), ("__class__", False), ("mro", False)):
+        index.planner_data = Attribute(_MEM_FORMAT_ENCODING, name)
+        path.write_bytes(pickle.dumps(index))
+        with (
+            nullcontext() if is_member else pytest.raises(ValueError, match=r"\.metadata asks to run builtins\.getattr")
+        ):
+            assert loaded(sharded)["lr"] == 0.5
+    path.write_bytes(pickle.dumps(Attribute(PosixPath, "mkdir")))
+    with refused:
+        loaded(sharded)
 
 
 @pytest.mark.parametrize("write", WRITERS)
