@@ -148,7 +148,7 @@ def test_the_index_of_a_sharded_checkpoint_runs_nothing(sharded: Path, harm: Har
 
 @dataclass
 class Attribute:
-    """In a pickle the call getattr(of, name), as Python 3.11.0 to 3.11.3 write members of enumerations."""
+    """In a pickle the call getattr(of, name), as Python 3.11.2 writes members of enumerations."""
 
     of: Any
     name: str
