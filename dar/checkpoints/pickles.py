@@ -143,7 +143,7 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def _member(kind: Any, name: Any) -> Any:
-    """What `getattr` is for in an index: early Python 3.11, as in Debian 12, writes a member of an enumeration as a call of it."""
+    """What `getattr` is for in an index: Python 3.11.2, of Debian 12, writes members of enumerations as calls of it."""
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING  # which takes long
 
     if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
