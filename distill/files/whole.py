@@ -88,18 +88,18 @@ def write_files(folder: Path, files: Mapping[str, bytes], *, sync: bool = True) 
 
     They get their names in order, so that the last speaks for all. sync: as in `write_bytes`.
     """
-    partial = {folder / name: temporary_name(folder / name) for name in files}
-    with writing(next(iter(partial), folder)):
+    partial = {name: temporary_name(folder / name) for name in files}
+    with writing(folder / next(iter(files))):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            for name, path in zip(files, partial.values(), strict=True):
-                with path.open("xb") as file:
-                    file.write(files[name])
+            for name, data in files.items():
+                with partial[name].open("xb") as file:
+                    file.write(data)
                     if sync:
                         file.flush()
                         os.fsync(file.fileno())
-            for path, temporary in partial.items():
-                temporary.replace(path)
+            for name, temporary in partial.items():
+                temporary.replace(folder / name)
         except BaseException:
             for temporary in partial.values():
                 temporary.unlink(missing_ok=True)
