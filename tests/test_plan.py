@@ -35,7 +35,7 @@ from distill.objectives.losses import flow_matching_loss
 from distill.objectives.task import DistillationTask, models_from
 from distill.objectives.teacher import TeacherTask
 from distill.planning import Launch, named_shape, plan_run, plan_train
-from distill.planning.activations import Setting, saved_activations
+from distill.planning.activations import ADAPTERS, Setting, saved_activations
 from distill.planning.live_bytes import LiveBytes
 from distill.planning.roles import optimizer_bytes
 from distill.planning.tables import plan_to_json
@@ -127,6 +127,13 @@ def test_what_autograd_keeps(name: str, checkpointing: bool) -> None:
     for shape in (SHAPE, OTHER):
         shape, setting = replace(shape, routing=ROUTINGS[name]), Setting(checkpointing=checkpointing)
         assert sum(saved_activations(shape, ROWS, setting).values()) == pytest.approx(on_cpu(shape, setting), rel=0.03)
+
+
+def test_what_autograd_keeps_where_adapters_are_merged() -> None:
+    setting = Setting(trainable="lora", lora_rank=48)
+    kept = saved_activations(SHAPE, ROWS, setting)
+    assert kept[ADAPTERS] == SHAPE.depth * 4 * 12 * 64**2
+    assert sum(kept.values()) == pytest.approx(on_cpu(SHAPE, setting), rel=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])

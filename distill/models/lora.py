@@ -44,7 +44,7 @@ def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
     Raises: UserError if peft is not installed.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
     except ImportError as error:
         raise UserError(f"{field} = lora needs peft: pip install 'dar-distill[lora]'") from error
     config = LoraConfig(
@@ -54,10 +54,20 @@ def add_adapters(model: nn.Module, rank: int, *, base: str, field: str) -> None:
         modules_to_save=["routing"] if getattr(model, "routing", None) is not None else None,
         base_model_name_or_path=base,
     )
-    inject_adapter_in_model(config, model, NAME)
+    _inject(config, model)
     for parameter in model.parameters():
         if parameter.requires_grad:  # peft makes them of the type of what they adapt; an update needs more digits
             parameter.data = parameter.data.float()
+
+
+def _inject(config: Any, model: nn.Module) -> None:
+    """Put the adapters of a peft configuration on `model`, in place; linear layers become `AdaptedLinear`."""
+    from peft import inject_adapter_in_model
+
+    from distill.models.adapted_linear import AdaptedLinear
+
+    config._register_custom_module({nn.Linear: AdaptedLinear})
+    inject_adapter_in_model(config, model, NAME)
 
 
 def has_adapters(model: Any) -> bool:
@@ -79,11 +89,11 @@ def save_adapters(model: Any, folder: Path) -> None:
 def load_adapters(model: Any, folder: Path) -> None:
     """Put on `model`, in place, the adapters that `save_adapters` wrote. Raises: UserError where they do not fit."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+        from peft import LoraConfig, set_peft_model_state_dict
     except ImportError as error:
         raise UserError(f"{folder} holds adapters and needs peft: pip install 'dar-distill[lora]'") from error
     config = LoraConfig.from_pretrained(str(folder))
-    inject_adapter_in_model(config, model, NAME)
+    _inject(config, model)
     tensors = {name.removeprefix("base_model.model."): t for name, t in load_file(folder / WEIGHTS_FILE).items()}
     try:
         found = set_peft_model_state_dict(model, tensors, adapter_name=NAME)

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from dar import SiTConfig
 from dar.chunks import ChunkPlan, PartialSumPlan, SourceId
 from dar.routing.hyper import SINKHORN_STEPS
+from distill.models.merging import merging_is_cheaper
 
 FLOAT = 4
 FREQUENCIES = 256  # sinusoids that the timestep embedding is computed from
 ATTENTION, MLP, INPUTS, CONDITION, IMAGES = "attention", "MLP", "sublayer inputs", "conditioning", "images"
 SOURCES, WEIGHTS = "routing: sources", "routing: logits and weights"
-COPIES = "weights in low precision"
+COPIES, ADAPTERS = "weights in low precision", "adapters"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def saved_activations(model: SiTConfig, rows: int, setting: Setting) -> dict[str
         result[name] += tokens * per_token
     result[INPUTS] += tokens * _head(model, setting)
     result[CONDITION] = rows * _condition(model, setting)
+    if setting.trainable == "lora" and not setting.checkpointing:
+        result[ADAPTERS] = model.depth * _adapters_keep(model, tokens, setting)
     cells = model.in_channels * model.input_size**2
     result[IMAGES] = rows * cells * (2 * FLOAT + (setting.product_bytes if setting.trainable == "all" else 0))
     result[COPIES] = weight_copies(model, setting)
@@ -86,18 +89,25 @@ def _attention(model: SiTConfig, setting: Setting) -> int:
         size += 3 * d * w + 4 * model.num_heads * FLOAT + (2 * d * FLOAT if setting.narrow else 0)
     if setting.trainable == "lora":
         # peft casts an adapter's input to float32 and autocast casts it back, a second copy of the attention output.
-        size += 2 * setting.lora_rank * w + (d * w if setting.narrow else 0)
+        size += d * w if setting.narrow else 0
     return size
 
 
 def _mlp(model: SiTConfig, setting: Setting) -> int:
     """Bytes of one MLP sublayer, per token, without its input h."""
-    w, wide = setting.product_bytes, mlp_width(model) * setting.product_bytes
+    wide = mlp_width(model) * setting.product_bytes
     size = _norm_and_gate(model, setting) + wide  # the GELU's input
     if setting.trainable != "routing":
         size += wide  # its output, needed for the gradient of fc2
-    if setting.trainable == "lora":
-        size += 2 * setting.lora_rank * w
+    return size
+
+
+def _adapters_keep(model: SiTConfig, tokens: int, setting: Setting) -> int:
+    """Bytes of one block: A x of each adapter, or its merged weight (`distill.models.merging`)."""
+    rank, size = setting.lora_rank, 0
+    for d_in, d_out in _adapted_layers(model):
+        merged = not setting.narrow and merging_is_cheaper(tokens, d_in, d_out, rank, learns=True)
+        size += d_in * d_out * FLOAT if merged else tokens * rank * setting.product_bytes
     return size
 
 
@@ -154,7 +164,13 @@ def cached_copies(model: SiTConfig, setting: Setting) -> int:
 def _adapters(model: SiTConfig, setting: Setting) -> int:
     """Number of LoRA parameters in one block."""
     rank = setting.lora_rank if setting.trainable == "lora" else 0
-    return rank * (6 * model.hidden_size + 2 * (model.hidden_size + mlp_width(model)))
+    return rank * sum(d_in + d_out for d_in, d_out in _adapted_layers(model))
+
+
+def _adapted_layers(model: SiTConfig) -> list[tuple[int, int]]:
+    """Widths of a block's linear layers, before and after: qkv, proj, fc1, fc2."""
+    d, wide = model.hidden_size, mlp_width(model)
+    return [(d, 3 * d), (d, d), (d, wide), (wide, d)]
 
 
 def _routing_products(model: SiTConfig) -> int:
@@ -313,7 +329,7 @@ def backward_temporaries(model: SiTConfig, rows: int, setting: Setting) -> int:
     routing, d = model.routing, model.hidden_size
     again = _mlp(model, setting) if setting.checkpointing else 0
     if setting.trainable == "lora":
-        again += mlp_width(model) * setting.product_bytes
+        again += (mlp_width(model) + 2 * setting.lora_rank) * setting.product_bytes
     waiting = 2 * routing.streams * d * FLOAT if routing.kind == "hyper" else 0
     if on_tape(model):
         waiting = 2 * d * FLOAT

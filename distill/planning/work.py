@@ -59,7 +59,7 @@ class Flops:
     """Operations of one row's forward pass, grouped by their cost in the backward pass.
 
     sublayers: products of tokens with the sublayers' weights; attention: products of tokens with each other;
-    routing: products of the routing; adapters: products of LoRA; rest: embeddings, modulations, the head.
+    routing: products of the routing; adapters: products of LoRA, not merged; rest: embeddings, modulations, the head.
     idle_sublayers, idle_attention: the part of the two without a backward pass (`activations.num_idle`).
     """
 
