@@ -29,7 +29,7 @@ LAYERS = (
     ("data", "sampling"),
     ("models", "latents", "metrics"),
     ("conditions", "config"),
-    ("assets", "processes", "progress", "render", "files", "seeds"),
+    ("allocator", "assets", "processes", "progress", "render", "files", "seeds"),
     ("errors",),
 )
 LEVEL = {name: level for level, names in enumerate(reversed(LAYERS)) for name in names}

@@ -114,6 +114,20 @@ def test_updates_are_checked_where_they_are_saved_and_where_they_are_logged(tmp_
     assert checked == [1, 2, 3, 4, 6, 7]
 
 
+def test_memory_is_given_back_after_looks_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after each update, whose tensors the next one allocates again."""
+    task, accelerator, loop = teacher_task(tmp_path, 7)
+    task.is_probed = lambda step: step == 2
+    task.probe = lambda step, folder: {}
+    update = task.update
+    updates: list[int] = []
+    given_back: list[int] = []
+    task.update = lambda step: updates.append(step) or update(step)
+    monkeypatch.setattr("distill.training.loop.give_back_freed_memory", lambda: given_back.append(len(updates)))
+    run_loop(task, replace(loop, log_every=1, save_every=3), accelerator, tmp_path)
+    assert given_back == [2, 3, 6, 7]
+
+
 def test_a_run_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     def task_and_loop():
         task, accelerator, loop = teacher_task(tmp_path, 4)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import distill
+from distill.allocator import keep_freed_memory
 from distill.cli import (
     compare,
     convert,
@@ -29,7 +30,6 @@ from distill.cli import (
     statistics,
     train,
 )
-from distill.cli.allocator import keep_freed_memory
 from distill.errors import SAID_BY_MAIN, NonFiniteError, StoppedError
 
 VERBS = {

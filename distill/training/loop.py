@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from distill.allocator import give_back_freed_memory
 from distill.config import LoopConfig
 from distill.errors import StoppedError, UserError
 from distill.progress import logger, on_terminal, progress_bar
@@ -155,6 +156,8 @@ def run_loop(
             finally:  # with what the probe found; whatever it may raise, the updates are not lost
                 if is_saved or task.stopped:
                     saver.save(counter.step)
+            if is_saved or is_probed:
+                give_back_freed_memory()
             progress.update(bar, completed=counter.step)
             if logged:
                 figures = {name: float(value) for name, value in values.items()}
