@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from distill.cli.allocator import keep_freed_memory
+from distill.allocator import keep_freed_memory
 
 L2_BYTES = 256 * 2**20  # more than any L2 cache holds
 WARM_UP = 2
