@@ -18,13 +18,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from distill.conditions import ClassLabels, Condition, Prompts
-    from distill.config import DataConfig, EvalConfig, RoutingConfig, RunConfig, TeacherConfig, TrainConfig
+    from distill.config import DataConfig, EvalConfig, RoutingConfig, TeacherConfig, TrainConfig
     from distill.conformance import check_backbone
     from distill.data import DATASETS
     from distill.errors import NonFiniteError, UserError
     from distill.metrics import MEASURES
     from distill.models import FAMILIES, Backbone, load_model
-    from distill.objectives import OBJECTIVES
+    from distill.objectives import OBJECTIVES, RunConfig
     from distill.progress import show_progress
     from distill.sampling import Sampler
     from distill.verbs.compare import compare
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "conditions": ("ClassLabels", "Condition", "Prompts"),
-    "config": ("DataConfig", "EvalConfig", "RoutingConfig", "RunConfig", "TeacherConfig", "TrainConfig"),
+    "config": ("DataConfig", "EvalConfig", "RoutingConfig", "TeacherConfig", "TrainConfig"),
     "conformance": ("check_backbone",),
     "data": ("DATASETS",),
     "errors": ("NonFiniteError", "UserError"),
     "metrics": ("MEASURES",),
     "models": ("FAMILIES", "Backbone", "load_model"),
-    "objectives": ("OBJECTIVES",),
+    "objectives": ("OBJECTIVES", "RunConfig"),
     "progress": ("show_progress",),
     "sampling": ("Sampler",),
     "verbs.compare": ("compare",),

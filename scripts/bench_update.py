@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from dar import SiT, SiTConfig, preset
 from distill.conditions import condition_of
-from distill.config import LoopConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
+from distill.config import LoopConfig, RolesConfig, StudentConfig, TeacherConfig
 from distill.files import write_text
 from distill.models.frozen import frozen_in
-from distill.objectives import dmd_loss, flow_matching_loss
+from distill.objectives import RunConfig, dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask, build_models
 from distill.sampling import rollout
 from distill.sampling.flow import interpolate, velocity_to_x0

@@ -23,15 +23,15 @@ from distill.comparison.training import check_same_config
 from distill.config import (
     CONFIG_FILE,
     RoutingConfig,
-    RunConfig,
     TrainConfig,
     build_config,
     load_config,
     merge_values,
     read_values,
-    with_objective,
+    with_variant,
 )
 from distill.errors import UserError
+from distill.objectives import RunConfig
 from distill.progress import logger
 from distill.training.checkpoint import checkpoints
 
@@ -139,7 +139,7 @@ def student_job(experiment: Experiment, variant: str, arm: str, teacher_seed: in
     folder = student_folder(experiment, variant, arm, teacher_seed, seed)
     values = experiment.student
     for change in ((experiment.arms[arm] or {}).get("student", {}), experiment.variants[variant].get("student", {})):
-        values = merge_values(with_objective(values, change.get("objective", {}).get("name", "")), change)
+        values = merge_values(with_variant(values, "objective", change.get("objective", {}).get("name", "")), change)
     teacher = {"path": teacher_path(experiment, arm, teacher_seed)}
     fixed = {"output": str(folder), "teacher": teacher, "train": {"seed": seed}}
     return Job(folder, build_config(RunConfig, merge_values(values, fixed)))

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from distill.conditions import ClassLabels
-from distill.config import RunConfig, config_from_overrides
+from distill.config import config_from_overrides
 from distill.errors import UserError
-from distill.objectives import flow_matching_loss
+from distill.objectives import RunConfig, flow_matching_loss
 from distill.objectives.task import DistillationTask, models_from
 from distill.progress import show_progress
 from distill.sampling import few_step_sampler, interpolate

@@ -20,9 +20,9 @@ from PIL import Image
 
 from dar import RoutingConfig, SiT, SiTConfig
 from distill.assets import FOLDER
-from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
+from distill.config import EvalConfig, LoopConfig, OptimConfig, RolesConfig, StudentConfig, TeacherConfig
 from distill.metrics import sets
-from distill.objectives import DmdConfig, FakeScoreConfig, Network
+from distill.objectives import DmdConfig, FakeScoreConfig, Network, RunConfig
 from distill.objectives.task import DistillationTask, Models, build_models
 from distill.training.learner import Learner
 from distill.training.run_log import read_log

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distill.config import RunConfig, config_from_overrides
+from distill.config import config_from_overrides
 from distill.models.step_aware import StepAware
-from distill.objectives import Network
+from distill.objectives import Network, RunConfig
 from distill.objectives.task import DistillationTask, Models
 from distill.sampling import few_step_sampler, t_like
 from distill.seeds import generator_for

@@ -11,7 +11,6 @@ from distill.config import (
     DataConfig,
     OptimConfig,
     RoutingConfig,
-    RunConfig,
     SiTConfig,
     StudentConfig,
     TrainConfig,
@@ -20,6 +19,7 @@ from distill.config import (
     load_config,
 )
 from distill.errors import UserError
+from distill.objectives import RunConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 COMPARISONS = [Path(__file__).parents[1] / "configs" / "compare" / "fashion.yaml"]

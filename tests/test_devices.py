@@ -13,8 +13,9 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 
 from distill.cli import main
-from distill.config import LoopConfig, RunConfig
+from distill.config import LoopConfig
 from distill.errors import UserError
+from distill.objectives import RunConfig
 from distill.training.devices import make_accelerator
 from tests.test_cli import QUICK, refused, run_config, train_config, write_idx
 

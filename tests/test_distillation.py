@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from dar import SiT
 from distill.conditions import ClassLabels
-from distill.config import LoopConfig, RolesConfig, RunConfig, TeacherConfig, config_from_overrides
+from distill.config import LoopConfig, RolesConfig, TeacherConfig, config_from_overrides
 from distill.errors import UserError
 from distill.models.ema import limited_decay
+from distill.objectives import RunConfig
 from distill.objectives.dmd import Dmd
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.mixture import turns_of

@@ -18,10 +18,11 @@ from accelerate import Accelerator
 
 from dar.checksums import CHECKSUMS_FILE
 from distill.cli import main
-from distill.config import RunConfig, TrainConfig, load_config
+from distill.config import TrainConfig, load_config
 from distill.errors import UserError
 from distill.files import claimed, locked, new_folder, replace_folder, write_bytes, write_folder
 from distill.files.folders import LOCK_FILE
+from distill.objectives import RunConfig
 from distill.training.checkpoint import checkpoints
 from distill.training.loop import run_loop
 from distill.training.run_folder import claim_folder, opened_run

@@ -42,13 +42,11 @@ def room(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> list[str]:
-    """The parts of `distill` that a module imports when it is imported itself."""
+    """The parts of `distill` that a module imports, at once or within a function."""
     found: list[str] = []
-    for node in ast.iter_child_nodes(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "distill":
             found += node.module.split(".")[1:2] or [alias.name for alias in node.names]
-        if isinstance(node, (ast.ClassDef, ast.Try)):
-            found += imports(node)
     return found
 
 

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dar import SiT
-from distill.config import LoopConfig, RolesConfig, RunConfig
+from distill.config import LoopConfig, RolesConfig
 from distill.errors import NonFiniteError, UserError
 from distill.models import launching
 from distill.models.frozen import frozen_in
 from distill.models.launching import Captured, CapturedModel, Launch, Work
 from distill.models.parameters import trainable_parameters
+from distill.objectives import RunConfig
 from distill.objectives import task as task_module
 from distill.objectives.task import DistillationTask, build_models
 from distill.training.devices import launch_for

@@ -21,13 +21,13 @@ from dar import SiT
 from dar.checksums import CHECKSUMS_FILE, check_checksums
 from dar.layers import Block
 from distill.assets import EMBEDDED
-from distill.config import RunConfig, build_config, plain_values
+from distill.config import build_config, plain_values
 from distill.data.pairs import read_index, write_index
 from distill.errors import UserError
 from distill.files import locked
 from distill.metrics.features import load_extractor
 from distill.metrics.perceptual import EmbeddedLpips
-from distill.objectives import OBJECTIVES, Samples, Turn
+from distill.objectives import OBJECTIVES, RunConfig, Samples, Turn
 from distill.objectives.discriminator import Discriminator, DiscriminatorConfig, Head, Heads, blocks_of
 from distill.objectives.dmd import sample_rows
 from distill.objectives.f_distill import WEIGHTS, RunningMeans

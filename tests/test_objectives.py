@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import DataConfig, OptimConfig, RunConfig, TConfig, build_config, config_to_yaml, load_config
+from distill.config import DataConfig, OptimConfig, TConfig, build_config, config_to_yaml, load_config
 from distill.config.checks import at_least
 from distill.errors import UserError
 from distill.models import Backbone
-from distill.objectives import OBJECTIVES, Cost, Network, Objective, Samples, Setting, register
+from distill.objectives import OBJECTIVES, Cost, Network, Objective, RunConfig, Samples, Setting, register
 from distill.objectives.critic import FakeScoreConfig
 from distill.objectives.data_rows import data_rows
 from distill.objectives.decoupled_dmd import DecoupledDmdConfig

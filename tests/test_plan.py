@@ -21,7 +21,6 @@ from distill.config import (
     LoopConfig,
     OptimConfig,
     RolesConfig,
-    RunConfig,
     StartConfig,
     StudentConfig,
     TeacherConfig,
@@ -30,7 +29,7 @@ from distill.config import (
 )
 from distill.data.base import Noise
 from distill.models.lora import add_adapters
-from distill.objectives import DmdConfig, FakeScoreConfig
+from distill.objectives import DmdConfig, FakeScoreConfig, RunConfig
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.task import DistillationTask, models_from
 from distill.objectives.teacher import TeacherTask

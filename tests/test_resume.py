@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from dar import SiT
 from dar.checksums import CHECKSUMS_FILE
 from distill.conditions import ClassLabels
-from distill.config import DataConfig, FlowMatchingConfig, LoopConfig, RolesConfig, RunConfig, TrainConfig, load_config
+from distill.config import DataConfig, FlowMatchingConfig, LoopConfig, RolesConfig, TrainConfig, load_config
 from distill.data.base import Dataset, Noise
 from distill.data.npz import NpzDataset
 from distill.errors import NonFiniteError, UserError
 from distill.models.parameters import trainable_parameters
+from distill.objectives import RunConfig
 from distill.objectives.task import DistillationTask
 from distill.objectives.teacher import TeacherTask
 from distill.training.checkpoint import FOLDER, checkpoints, load_checkpoint

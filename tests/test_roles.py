@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from dar import RoutingConfig, SiT
 from distill.assets import asset
 from distill.cli import main
-from distill.config import RolesConfig, RunConfig, TeacherConfig
+from distill.config import RolesConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.ema import Ema, limited_decay
 from distill.models.parameters import copy_sharing, frozen_parameters, move_together, trainable_parameters
+from distill.objectives import RunConfig
 from distill.objectives.base import Samples
 from distill.objectives.losses import dmd_loss, flow_matching_loss
 from distill.objectives.task import DistillationTask

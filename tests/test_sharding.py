@@ -12,10 +12,11 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from dar import SiT, attach_routing
 from dar.layers import Block
-from distill.config import OptimConfig, RunConfig
+from distill.config import OptimConfig
 from distill.errors import UserError
 from distill.models.parameters import materialize, meta_copy
 from distill.models.sharding import check_resharding, name_blocks, sharding_plugin
+from distill.objectives import RunConfig
 from distill.training.checkpoint import load_checkpoint
 from distill.training.devices import make_accelerator
 from distill.training.learner import Learner

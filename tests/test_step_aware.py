@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from dar import SiT
-from distill.config import LoopConfig, OptimConfig, RolesConfig, RunConfig, StudentConfig, TeacherConfig
+from distill.config import LoopConfig, OptimConfig, RolesConfig, StudentConfig, TeacherConfig
 from distill.errors import UserError
 from distill.models.step_aware import StepAware, step_aware
-from distill.objectives import DmdConfig, FakeScoreConfig
+from distill.objectives import DmdConfig, FakeScoreConfig, RunConfig
 from distill.objectives.critic import FakeScore
 from distill.objectives.task import DistillationTask, build_models
 from distill.training.learner import parameter_groups

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dar import RoutingConfig
-from distill.config import LoopConfig, RolesConfig, RunConfig
+from distill.config import LoopConfig, RolesConfig
 from distill.errors import UserError
 from distill.models import load_model
-from distill.objectives import DmdConfig, FakeScoreConfig
+from distill.objectives import DmdConfig, FakeScoreConfig, RunConfig
 from distill.planning import Launch, named_shape, plan_run, shape_in
 from distill.planning.activations import Setting
 from distill.planning.stock import NAMED, StockSubject

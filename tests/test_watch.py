@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dar import SiT
 from dar.checkpoints.pickles import read_pickle
-from distill.config import GuardsConfig, RunConfig, build_config
+from distill.config import GuardsConfig, build_config
 from distill.errors import UserError
 from distill.metrics import measure
-from distill.objectives import watching
+from distill.objectives import RunConfig, watching
 from distill.objectives.watch import LOWER, WATCHED, Event, Look, Watch, Yardstick, faults, varieties, watched_values
 from distill.report.training import TrainingPage, looks_table
 from distill.training.checkpoint import checkpoints

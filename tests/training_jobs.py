@@ -19,14 +19,13 @@ from distill.config import (
     LoopConfig,
     OptimConfig,
     RolesConfig,
-    RunConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
 )
 from distill.evaluation.drawing import Drawing
 from distill.models.sharding import is_sharded, local_shard
-from distill.objectives import DmdConfig, FakeScoreConfig
+from distill.objectives import DmdConfig, FakeScoreConfig, RunConfig
 from distill.objectives.task import DistillationTask
 from distill.objectives.teacher import TeacherTask
 from distill.training.checkpoint import checkpoints

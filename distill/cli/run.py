@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         from distill.cli.common import print_dry_run
-        from distill.config import RunConfig
+        from distill.objectives import RunConfig
 
         return print_dry_run(RunConfig, args)
     from distill.verbs.run import run

@@ -14,7 +14,7 @@ from distill.config.load import (
     override_values,
     plain_values,
     read_values,
-    with_objective,
+    with_variant,
 )
 from distill.config.repa import RepaConfig
 from distill.config.schema import (
@@ -26,12 +26,12 @@ from distill.config.schema import (
     RetrofitConfig,
     RolesConfig,
     RoutingConfig,
-    RunConfig,
     SiTConfig,
     StartConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
+    TrainingConfig,
 )
 from distill.config.times import TConfig
 from distill.config.watch import GuardsConfig, WatchConfig
@@ -48,13 +48,13 @@ __all__ = [
     "RetrofitConfig",
     "RolesConfig",
     "RoutingConfig",
-    "RunConfig",
     "SiTConfig",
     "StartConfig",
     "StudentConfig",
     "TConfig",
     "TeacherConfig",
     "TrainConfig",
+    "TrainingConfig",
     "WatchConfig",
     "build_config",
     "config_from_overrides",
@@ -65,5 +65,5 @@ __all__ = [
     "override_values",
     "plain_values",
     "read_values",
-    "with_objective",
+    "with_variant",
 ]

@@ -33,6 +33,9 @@ MOVED = {
 MOST_NODES = 10_000
 """Of a configuration; a real one has 200."""
 
+VARIANTS: dict[str, dict[str, type]] = {}
+"""The sections of which there are several kinds, chosen by `name`, and the kinds; who has such a section adds it."""
+
 T = TypeVar("T")
 
 
@@ -100,8 +103,9 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
         for old, new in MOVED.items():
             if override.startswith((f"{old}.", f"{old}=")):
                 override = new + override.removeprefix(old)
-        if override.startswith("objective.name="):
-            given = OmegaConf.create(with_objective(_plain(given), override.removeprefix("objective.name=")))
+        section, chooses, kind = override.partition(".name=")
+        if chooses and section in VARIANTS:
+            given = OmegaConf.create(with_variant(_plain(given), section, kind))
         try:
             given.merge_with_dotlist([override])
         except Exception as error:
@@ -113,19 +117,16 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
     return values
 
 
-def with_objective(values: dict[Any, Any], name: str) -> dict[Any, Any]:
-    """Values of `run` for another objective: what the section has that this one does not know is left out, and said."""
-    from distill.config.schema import objective_configs  # which imports the objectives
-
-    there, known = values.get("objective"), objective_configs().get(name)
-    if not isinstance(there, dict) or there.get("name", "dmd") == name or known is None:
+def with_variant(values: dict[Any, Any], section: str, name: str) -> dict[Any, Any]:
+    """Values with another kind of a section: what it has that this kind does not know is left out, and said."""
+    there, kinds = values.get(section), VARIANTS[section]
+    before = next(iter(kinds)) if not isinstance(there, dict) else there.get("name", next(iter(kinds)))
+    if not isinstance(there, dict) or before == name or name not in kinds:
         return values
-    kept = {field.name for field in fields(known)} & set(there)
+    kept = {field.name for field in fields(kinds[name])} & set(there)
     if left := sorted(set(there) - kept):
-        logger.info(
-            f"objective.name = {name} does not take {', '.join(left)}, which was for {there.get('name', 'dmd')}"
-        )
-    return {**values, "objective": {**{key: there[key] for key in kept}, "name": name}}
+        logger.info(f"{section}.name = {name} does not take {', '.join(left)}, which was for {before}")
+    return {**values, section: {**{key: there[key] for key in kept}, "name": name}}
 
 
 def _plain(given: DictConfig) -> dict[Any, Any]:
@@ -210,7 +211,7 @@ def _build(config_type: type, values: dict[Any, Any], prefix: str) -> Any:
             continue
         value = values[name]
         if "sections" in field.metadata:
-            built[name] = _build_sections(field.metadata["sections"](), value, f"{prefix}{name}")
+            built[name] = _build_sections(field.metadata["sections"], value, f"{prefix}{name}")
             continue
         section = _section_type(hints[name], field, value, f"{prefix}{name}")
         if section is not None and value is not None:
@@ -249,7 +250,7 @@ def _build_sections(types: dict[str, type], value: Any, path: str) -> dict[str, 
 def _section_type(hint: Any, field: Field, value: Any, path: str) -> type | None:
     """The dataclass of a field that is a section, required or not; where it has variants, the one that it names."""
     if "variants" in field.metadata:
-        variants = field.metadata["variants"]()
+        variants = field.metadata["variants"]
         name = value.get("name", next(iter(variants))) if isinstance(value, dict) else None
         if name is not None and (not isinstance(name, str) or name not in variants):
             raise UserError(f"{path}.name must be one of {', '.join(variants)}; got {name!r}")

@@ -1,12 +1,13 @@
 """Everything a user can set, as dataclasses; defaults are the sane ones, values are checked here.
 
-`TrainConfig` is what `train` takes, `RunConfig` what `run` takes. Errors name field, value and limit.
+`TrainConfig` is what `train` takes; what `run` takes has objectives in it and stands with them (`distill.objectives`).
+Errors name field, value and limit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from dar import RoutingConfig, SiTConfig
 from distill.assets import EMBEDDED
@@ -14,7 +15,6 @@ from distill.config import checks
 from distill.config.checks import at_least, ema_decay, one_of, within
 from distill.config.repa import RepaConfig
 from distill.config.times import TConfig
-from distill.config.watch import WatchConfig
 from distill.errors import UserError
 
 MIN_IMAGES = 4  # precision and recall look at three neighbours
@@ -186,6 +186,13 @@ class TrainConfig:
             raise UserError(f"start.trainable = {self.start.trainable} needs start.path, a folder to fine-tune")
 
 
+class TrainingConfig(Protocol):
+    """What a training loop takes of a configuration, of a teacher's or a student's."""
+
+    output: str
+    train: LoopConfig
+
+
 @dataclass
 class RetrofitConfig:
     """`dar-distill retrofit`: the routing that a plain model is given."""
@@ -343,42 +350,3 @@ class EvalConfig:
     def reference_for(self, teacher_path: str | None) -> str | None:
         """`teacher_reference`, or None where that would be the embedded teacher's for another teacher."""
         return None if self.teacher_reference == EMBEDDED != teacher_path else self.teacher_reference
-
-
-def objective_configs() -> dict[str, type]:
-    """The section that each objective takes, by its name."""
-    # Objectives stand above configurations and bring their own section along, so they are looked up when asked for.
-    from distill.objectives import OBJECTIVES
-
-    return {name: objective.Config for name, objective in OBJECTIVES.items()}
-
-
-def default_objective() -> Any:
-    """Distribution matching distillation with its defaults."""
-    return objective_configs()["dmd"]()
-
-
-@dataclass
-class RunConfig:
-    """`dar-distill run`: a few-step student from a teacher, and its report.
-
-    objective: what the student learns by, chosen by `objective.name`; its other fields are that objective's own
-        `Config` (`distill.objectives`).
-    mix: further objectives by name, each with its own `Config`; the student learns by the sum of all, by `weight`.
-    data: for objectives that learn from data; none where it is null.
-    """
-
-    output: str
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
-    roles: RolesConfig = field(default_factory=RolesConfig)
-    objective: Any = field(default_factory=default_objective, metadata={"variants": objective_configs})
-    mix: dict[str, Any] = field(default_factory=dict, metadata={"sections": objective_configs})
-    data: DataConfig | None = None
-    train: LoopConfig = field(default_factory=LoopConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    evaluate: EvalConfig = field(default_factory=EvalConfig)
-
-    def __post_init__(self) -> None:
-        if self.objective.name in self.mix:
-            raise UserError(f"mix.{self.objective.name} is objective.name, too; give it once")

@@ -14,6 +14,7 @@ from distill.objectives.base import (
     Turn,
     register,
 )
+from distill.objectives.config import RunConfig
 from distill.objectives.critic import FakeScoreConfig
 
 # Registered first, it is the objective of a section without a name.
@@ -53,6 +54,7 @@ __all__ = [
     "PreferenceConfig",
     "Regression",
     "RegressionConfig",
+    "RunConfig",
     "Samples",
     "Setting",
     "StudentFlowMatchingConfig",

@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.conditions import Condition, ConditionBatch
-from distill.config import OptimConfig, RunConfig
+from distill.config import OptimConfig
 from distill.config.checks import at_least
 from distill.data import Dataset
 from distill.models.backbone import Backbone
+from distill.objectives.config import SECTIONS, RunConfig
 from distill.objectives.rollouts import Rollout
 from distill.sampling import Denoiser
 from distill.training.learner import Learner
@@ -197,6 +198,7 @@ def register(name: str) -> Callable[[O], O]:
         if name in OBJECTIVES:
             raise ValueError(f"objective {name!r} is registered already")
         OBJECTIVES[name] = objective
+        SECTIONS[name] = objective.Config
         return objective
 
     return add

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch
-from distill.config import OptimConfig, RunConfig, TConfig
+from distill.config import OptimConfig, TConfig
 from distill.config.checks import at_least
 from distill.models.backbone import Backbone
 from distill.models.roles import trainable_copy
 from distill.models.step_aware import StepAware, step_aware
 from distill.objectives.base import Network, Samples, Setting, Turn
+from distill.objectives.config import RunConfig
 from distill.objectives.losses import flow_matching_errors, flow_matching_loss
 from distill.objectives.monitor import ratios, sums_by_step
 from distill.objectives.noising import t_and_eps

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ConditionBatch
-from distill.config import RunConfig, TConfig
+from distill.config import TConfig
 from distill.config.checks import at_least
 from distill.objectives.base import Cost, Samples, register
+from distill.objectives.config import RunConfig
 from distill.objectives.critic import FakeScoreConfig
 from distill.objectives.dmd import Dmd, DmdConfig, sample_rows
 from distill.objectives.noising import t_and_eps

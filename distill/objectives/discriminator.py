@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch
-from distill.config import OptimConfig, RunConfig, TConfig
+from distill.config import OptimConfig, TConfig
 from distill.config.checks import at_least, one_of
 from distill.errors import UserError
 from distill.models.backbone import Backbone, without
 from distill.models.step_aware import StepAware
 from distill.objectives.base import Network, Setting, Turn
+from distill.objectives.config import RunConfig
 from distill.objectives.critic import ROLE as FAKE_SCORE
 from distill.objectives.data_rows import data_rows
 from distill.objectives.noising import noise_rows, t_and_eps

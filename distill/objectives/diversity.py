@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.conditions import ConditionBatch
-from distill.config import RunConfig
 from distill.config.checks import at_least
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 from distill.objectives.base import Cost, Network, Samples, Setting, register
+from distill.objectives.config import RunConfig
 from distill.objectives.dmd import Dmd, DmdConfig
 from distill.sampling import euler
 from distill.training.batches import rank_slice

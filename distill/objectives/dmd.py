@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ConditionBatch
-from distill.config import RunConfig, TConfig
+from distill.config import TConfig
 from distill.config.checks import at_least, within
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 from distill.models.part_way import PartWay
 from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, Turn, register
+from distill.objectives.config import RunConfig
 from distill.objectives.critic import ROLE, FakeScore, FakeScoreConfig
 from distill.objectives.losses import dmd_loss
 from distill.objectives.monitor import Monitor

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config import RunConfig
 from distill.config.checks import at_least, one_of
 from distill.models.backbone import Backbone
 from distill.objectives.base import Cost, Network, Samples, Setting, Turn, register
+from distill.objectives.config import RunConfig
 from distill.objectives.discriminator import ROLE, Discriminator, DiscriminatorConfig
 from distill.objectives.dmd import Dmd, DmdConfig, sample_rows
 from distill.objectives.monitor import NUM_BINS, indicator, reduced

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from distill.conditions import ConditionBatch
-from distill.config import RunConfig, TConfig
+from distill.config import TConfig
 from distill.objectives.base import Cost, Objective, ObjectiveConfig, Samples, Setting, register
+from distill.objectives.config import RunConfig
 from distill.objectives.data_rows import data_rows
 from distill.objectives.losses import flow_matching_loss
 from distill.objectives.noising import t_and_eps

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.conditions import ConditionBatch
-from distill.config import RunConfig
 from distill.models.backbone import Backbone
 from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, Turn, register
+from distill.objectives.config import RunConfig
 from distill.objectives.discriminator import ROLE, Discriminator, DiscriminatorConfig
 from distill.objectives.dmd import sample_rows
 from distill.objectives.noising import t_and_eps

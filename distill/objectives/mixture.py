@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.config import RunConfig
 from distill.errors import UserError
 from distill.models.backbone import Backbone
 from distill.objectives.base import OBJECTIVES, Cost, Network, Objective, Samples, Setting, Turn
+from distill.objectives.config import RunConfig
 from distill.objectives.rollouts import ROLLOUTS
 from distill.sampling import velocity_to_x0
 from distill.seeds import generator_for

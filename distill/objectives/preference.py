@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.conditions import ConditionBatch
-from distill.config import DataConfig, RunConfig, TConfig
+from distill.config import DataConfig, TConfig
 from distill.config.checks import at_least
 from distill.data.base import configured_dataset
 from distill.data.checking import check_fits
 from distill.errors import UserError
 from distill.models.parameters import copy_sharing, frozen_parameters
 from distill.objectives.base import Cost, Objective, ObjectiveConfig, Samples, Setting, register
+from distill.objectives.config import RunConfig
 from distill.objectives.data_rows import data_rows
 from distill.objectives.noising import t_and_eps
 from distill.sampling import interpolate

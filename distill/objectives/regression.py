@@ -19,7 +19,6 @@ from torch import Tensor
 
 from distill.assets import EMBEDDED
 from distill.conditions import ConditionBatch, to_device
-from distill.config import RunConfig
 from distill.config.checks import at_least, one_of
 from distill.data.base import shuffled_indices
 from distill.data.pairs import Pairs, read_index, weights_hash
@@ -28,6 +27,7 @@ from distill.metrics.features import load_extractor
 from distill.metrics.perceptual import PerceptualDistance, load_perceptual
 from distill.models.backbone import Backbone
 from distill.objectives.base import Cost, Network, Objective, ObjectiveConfig, Samples, Setting, register
+from distill.objectives.config import RunConfig
 from distill.progress import logger
 from distill.sampling import noise_for, velocity_to_x0
 from distill.training.batches import local_rows

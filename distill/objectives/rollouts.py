@@ -19,7 +19,7 @@ from distill.conditions import (
     take_rows,
     to_device,
 )
-from distill.config import RunConfig
+from distill.objectives.config import RunConfig
 from distill.sampling import Denoiser, next_input, num_noises, rollout
 from distill.seeds import generator_for
 from distill.training.batches import local_rows, rank_slice

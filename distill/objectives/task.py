@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.conditions import condition_of
-from distill.config import RunConfig, StudentConfig
+from distill.config import StudentConfig
 from distill.data import Dataset
 from distill.errors import UserError
 from distill.latents.decoding import PIXELS, Decoder
@@ -23,6 +23,7 @@ from distill.models.parameters import move_together
 from distill.models.roles import load_teacher, trainable_copy
 from distill.models.sharding import shard_frozen
 from distill.objectives.base import Network, Setting
+from distill.objectives.config import RunConfig
 from distill.objectives.critic import ROLE as FAKE_SCORE
 from distill.objectives.mixture import Mixture, networks_of, num_batches
 from distill.objectives.rollouts import ROLLOUTS

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distill.conditions import num_rows
-from distill.config import RunConfig
 from distill.latents.decoding import Decoder
 from distill.models.backbone import Backbone
 from distill.models.ema import Ema
 from distill.objectives.base import Setting
+from distill.objectives.config import RunConfig
 from distill.objectives.watch import LOWER, Event, Look, Watch, Yardstick, faults, watched_values
 from distill.processes import Processes
 from distill.progress import logger

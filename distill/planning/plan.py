@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dar import SiTConfig
-from distill.config import LoopConfig, RunConfig, TrainConfig
+from distill.config import LoopConfig, TrainConfig
 from distill.conformance.conventions import rows_at_once
-from distill.objectives import Turn
+from distill.objectives import RunConfig, Turn
 from distill.objectives.mixture import turns_of
 from distill.objectives.teacher import GRID_ROWS as TRAIN_GRID_ROWS
 from distill.objectives.watching import GRID_ROWS

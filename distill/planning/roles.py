@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from distill.config import OptimConfig, RunConfig, TrainConfig
+from distill.config import OptimConfig, TrainConfig
 from distill.models.ema import Ema
 from distill.models.parameters import copy_sharing, frozen_parameters, trainable_parameters
+from distill.objectives import RunConfig
 from distill.objectives.alignment import Aligned
 from distill.objectives.mixture import copies_of
 from distill.objectives.task import models_from

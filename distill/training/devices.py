@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from distill.config import LoopConfig, RunConfig, TrainConfig, flat_values
+from distill.config import LoopConfig, TrainingConfig, flat_values
 from distill.errors import UserError
 from distill.models.launching import Captured, Launch, eager
 from distill.models.sharding import sharding_plugin, start_sharding
@@ -17,7 +17,7 @@ from distill.processes import check_started
 from distill.progress import logger
 
 
-def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
+def make_accelerator(run: TrainingConfig) -> Accelerator:
     """The accelerator of a training run: devices, ranks and precision. `start_trackers` starts its trackers.
 
     Raises: UserError if the batch does not divide evenly over processes, processes do not find each other, the FSDP
@@ -51,7 +51,7 @@ def make_accelerator(run: RunConfig | TrainConfig) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, run: RunConfig | TrainConfig) -> None:
+def start_trackers(accelerator: Accelerator, run: TrainingConfig) -> None:
     """Start the trackers, if any, with the configuration of the run; some write into its folder."""
     if run.train.trackers:
         accelerator.init_trackers("dar-distill", config={name: str(value) for name, value in flat_values(run).items()})

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from distill.assets import EMBEDDED
-from distill.config import CONFIG_FILE, RunConfig, TrainConfig, build_config, config_to_yaml, flat_values, read_values
+from distill.config import CONFIG_FILE, TrainingConfig, build_config, config_to_yaml, flat_values, read_values
 from distill.data.base import Dataset
 from distill.errors import UserError, writing
 from distill.files import locked, read_json, resolved, write_text
@@ -38,7 +38,7 @@ class RunFolder:
 
 @contextmanager
 def opened_run(
-    config: RunConfig | TrainConfig, accelerator: Accelerator, *, resume: bool, data: Dataset | None = None
+    config: TrainingConfig, accelerator: Accelerator, *, resume: bool, data: Dataset | None = None
 ) -> Iterator[RunFolder]:
     """Claim the folder `config.output` for all processes, until the end of the context, and start the trackers.
 
@@ -67,15 +67,11 @@ def opened_run(
             yield run
 
 
-def _check_outside(folder: Path, config: RunConfig | TrainConfig) -> None:
-    sources = {"data.path": config.data.path if config.data else None}
-    if isinstance(config, RunConfig):
-        sources["teacher.path"] = None if config.teacher.path == EMBEDDED else config.teacher.path
-    else:
-        sources["start.path"] = None if config.start.path == EMBEDDED else config.start.path
-    for name, path in sources.items():
-        if path and folder.is_relative_to(Path(path).expanduser().resolve()):
-            raise UserError(f"output = {folder} lies inside {name} = {path}; choose a folder outside of it")
+def _check_outside(folder: Path, config: TrainingConfig) -> None:
+    for section in ("data", "teacher", "start"):
+        path = getattr(getattr(config, section, None), "path", None)
+        if path and path != EMBEDDED and folder.is_relative_to(Path(path).expanduser().resolve()):
+            raise UserError(f"output = {folder} lies inside {section}.path = {path}; choose a folder outside of it")
 
 
 def _fingerprint(data: Dataset) -> dict[str, Any]:

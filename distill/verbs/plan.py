@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dar import SiTConfig
-from distill.config import RunConfig, TrainConfig, build_config, read_values
+from distill.config import TrainConfig, build_config, read_values
 from distill.errors import UserError
+from distill.objectives import RunConfig
 from distill.planning import Launch, Plan, Subject, named_shape, plan_run, plan_train, shape_in
 from distill.verbs.configs import ConfigLike, values_of
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.assets import EMBEDDED
 from distill.conditions import condition_of
-from distill.config import RunConfig, config_to_yaml
+from distill.config import config_to_yaml
 from distill.data import Dataset
 from distill.data.base import check_batch_size, configured_dataset
 from distill.data.checking import check_fits, check_samples
@@ -29,6 +29,7 @@ from distill.models import Backbone
 from distill.models.frozen import frozen_in
 from distill.models.lora import has_adapters, plain_model, save_adapters
 from distill.models.roles import load_teacher
+from distill.objectives import RunConfig
 from distill.objectives.dmd import sample_rows
 from distill.objectives.mixture import needing_data, title_of
 from distill.objectives.task import DistillationTask, build_models

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.config import RunConfig, TrainConfig, build_config, load_config
+from distill.config import TrainConfig, build_config, load_config
 from distill.config.load import plain_values
 from distill.errors import UserError
+from distill.objectives import RunConfig
 
 MANY = int(os.environ.get("DAR_DISTILL_HOSTILE", "1200"))
 VALUES: list[Any] = [
