@@ -16,8 +16,8 @@ from distill.cli.common import name_list
 from distill.conditions import Prompts, begin_prompts, condition_of, finish_prompts, write_prompt
 from distill.config import DataConfig
 from distill.conformance import check_backbone
-from distill.data.base import Flipped, configured_dataset
 from distill.data.checking import check_prompts
+from distill.data.configured import Flipped, configured_dataset
 from distill.data.latents import listing
 from distill.errors import UserError
 from distill.latents.space import LatentSpace

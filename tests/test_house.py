@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def test_imports_go_one_way() -> None:
         if (here := room(path)) != "__init__":
             for there in imports(ast.parse(path.read_text())):
                 assert there == here or LEVEL[there] < LEVEL[here], f"{path}: {here} must not import {there}"
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The files of `dar` and `distill` that a file imports, at once or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("dar", "distill"):
+            place = ROOT / node.module.replace(".", "/")
+            names = [place / alias.name for alias in node.names]
+            files = [file for name in names for file in (name.with_suffix(".py"), name / "__init__.py")]
+            # Names that are no modules are those of the module itself.
+            files = [*filter(Path.is_file, files)] or [place.with_suffix(".py"), place / "__init__.py"]
+            found |= {file for file in files if file.is_file()}
+    return found
+
+
+@pytest.mark.parametrize("package", ["dar", "distill"])
+def test_no_imports_run_in_a_circle(package: str) -> None:
+    graph = {path: imported_files(path) for path in (ROOT / package).rglob("*.py")}
+    assert sum(map(len, graph.values())) > len(graph)
+    TopologicalSorter(graph).prepare()  # which raises CycleError
 
 
 def test_dar_imports_nothing_of_distill() -> None:

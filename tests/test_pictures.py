@@ -15,7 +15,8 @@ from distill.cli import main
 from distill.conditions import ClassLabels
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data import load_dataset
-from distill.data.base import configured_dataset, noise_of
+from distill.data.base import noise_of
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.metrics import ReferenceStatistics
 from distill.models import load_model

@@ -16,7 +16,8 @@ from dar import SiT
 from distill.comparison.config import Job, TrainingConfig, ValidationConfig
 from distill.conditions import ConditionBatch, slice_rows, to_device
 from distill.config import CONFIG_FILE, TConfig, TrainConfig, config_to_yaml, flat_values, load_config
-from distill.data.base import Dataset, configured_dataset, noise_of
+from distill.data.base import Dataset, noise_of
+from distill.data.configured import configured_dataset
 from distill.errors import UserError, reading
 from distill.files import read_json, write_folder, write_text
 from distill.objectives.losses import flow_matching_loss

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distill.conditions import ConditionBatch, Prompts
 from distill.conditions.prompt_files import shortened
+from distill.data.base import Dataset, Noise
 from distill.errors import UserError, reading
-
-if TYPE_CHECKING:
-    from distill.data.base import Dataset, Noise
 
 CAPTIONS_FILE = "captions.json"
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from distill.conditions import Condition, ConditionBatch, Prompts, num_rows, repeat_rows
 from distill.config import DataConfig
 from distill.data import Dataset
-from distill.data.base import configured_dataset, noise_of
+from distill.data.base import noise_of
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.sampling import Sampler, draw_images
 from distill.seeds import generator_for

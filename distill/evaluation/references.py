@@ -12,7 +12,8 @@ from torch import Tensor
 from distill.assets import EMBEDDED, asset, resolve
 from distill.config import DataConfig, EvalConfig
 from distill.data import Dataset
-from distill.data.base import configured_dataset, noise_of
+from distill.data.base import noise_of
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.latents.decoding import Decoder
 from distill.metrics import EXTRACTORS, Extractor, PerceptualDistance, ReferenceStatistics, reference_from_images

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.config import RepaConfig
 from distill.data import Dataset
-from distill.data.base import Flipped
+from distill.data.configured import Flipped
 from distill.data.features import StoredFeatures
 from distill.errors import UserError
 from distill.metrics.features import DinoExtractor, EmbeddedExtractor, load_extractor

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from distill.conditions import ConditionBatch
 from distill.config import DataConfig, TConfig
 from distill.config.checks import at_least
-from distill.data.base import configured_dataset
 from distill.data.checking import check_fits
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.models.parameters import copy_sharing, frozen_parameters
 from distill.objectives.base import Cost, Objective, ObjectiveConfig, Samples, Setting, register

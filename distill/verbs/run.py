@@ -16,8 +16,9 @@ from distill.assets import EMBEDDED
 from distill.conditions import condition_of
 from distill.config import config_to_yaml
 from distill.data import Dataset
-from distill.data.base import check_batch_size, configured_dataset
+from distill.data.base import check_batch_size
 from distill.data.checking import check_fits, check_samples
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.evaluation import results
 from distill.evaluation.drawing import DRAWN, Drawing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.config import DataConfig
-from distill.data.base import configured_dataset
+from distill.data.configured import configured_dataset
 from distill.errors import UserError
 from distill.evaluation.references import MAX_REFERENCE, statistics_of
 from distill.latents.decoding import decoder_for

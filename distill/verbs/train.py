@@ -11,8 +11,9 @@ import torch
 from distill.conditions import ClassLabels, condition_of
 from distill.config import TrainConfig
 from distill.data import Dataset
-from distill.data.base import check_batch_size, configured_dataset
+from distill.data.base import check_batch_size
 from distill.data.checking import check_fits, check_samples
+from distill.data.configured import configured_dataset
 from distill.files import replace_folder
 from distill.models import Backbone, save_model, set_classes
 from distill.models.lora import plain_model
