@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from distill.evaluation.differences import Difference, Resampled, answer, differences, holm, resampled
-from distill.metrics import MEASURES, reference_from_images
+from distill.evaluation.differences import (
+    Difference,
+    Resampled,
+    answer,
+    differences,
+    holm,
+    resampled,
+    resampled_sets,
+)
+from distill.metrics import MEASURES, measure, reference_from_images
 from distill.metrics.bootstrap import resample_counts
 from distill.metrics.colour import tones
+from distill.metrics.features import Features
 
 LABELS = torch.arange(60) % 3
 
@@ -60,6 +70,51 @@ def test_intervals_of_a_gain_hold_their_95_percent(data) -> None:
         (one,) = differences(*sides, data, 60)
         held += one.low <= second - first <= one.high
     assert 0.90 <= held / 200 <= 0.99
+
+
+class Channels:
+    """An extractor whose features are coarse pixels, and whose class is the sign of the mean."""
+
+    name, version, feature_dim = "channels", "0", 16
+
+    def extract(self, images: Tensor) -> Features:
+        logits = torch.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3)), torch.full((len(images),), -9.0)], 1)
+        return Features(interpolate(images, size=(4, 4), mode="area").flatten(1), logits)
+
+
+def of_sets(images: Tensor, data, teacher, seed: int = 0) -> list[dict[str, Resampled]]:
+    return [resampled_sets(Channels().extract(images), LABELS, data, teacher, num_resamples=100, seed=seed)]
+
+
+def test_measures_of_whole_sets_are_those_of_the_page_and_compared_in_pairs() -> None:
+    extractor: Any = Channels()
+    data, teacher = (
+        reference_from_images(pictures(seed, scale, 400), torch.arange(400) % 3, extractor, "pictures")
+        for seed, scale in ((0, 1.0), (3, 0.8))
+    )
+    first, second = pictures(1, 0.7), pictures(1, 0.6)
+    measured = measure(first, LABELS, data=data, teacher=teacher, extractor=extractor, num_bootstrap=50)
+    names = ["frechet", "frechet_teacher", "kid", "precision", "class_agreement"]
+    ours = of_sets(first, data, teacher)[0]
+    assert list(ours) == names
+    for name in names:
+        assert ours[name].value == pytest.approx(measured[name].value, rel=1e-5), name
+    deviation = (measured["kid"].high - measured["kid"].low) / 2 / 1.96
+    assert float(ours["kid"].resamples.std()) == pytest.approx(deviation, rel=0.25)
+    same = {d.measure: d for d in differences(of_sets(first, data, teacher), of_sets(second, data, teacher), data, 60)}
+    apart = of_sets(pictures(2, 0.6), data, teacher, seed=1)
+    other = {d.measure: d for d in differences(of_sets(first, data, teacher), apart, data, 60)}
+    for name in ("frechet", "frechet_teacher"):
+        assert same[name].gain > 0 and same[name].p < 0.01, name
+        assert same[name].error < 0.3 * other[name].error, name
+    assert answer("a", "b", [*same.values()])[0].startswith("Distribution: a is better than b")
+
+
+def test_a_measure_of_sets_that_needs_what_is_not_there_is_left_out() -> None:
+    features = Features(torch.randn(60, 300))
+    data = reference_from_images(pictures(0, num=400), torch.arange(400) % 3, None, "pictures")
+    for reference in (data, None):
+        assert resampled_sets(features, LABELS, reference, None, num_resamples=2) == {}
 
 
 def test_holm_by_hand() -> None:

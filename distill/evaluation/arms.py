@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from distill import report
-from distill.evaluation.differences import Difference, Resampled, answer, differences, resampled
+from distill.evaluation.differences import (
+    SET_RESAMPLES,
+    Difference,
+    Resampled,
+    answer,
+    differences,
+    resampled,
+    resampled_sets,
+)
 from distill.evaluation.evaluator import Evaluator
 from distill.metrics import MEASURES, rows_of
 from distill.metrics.edges import gradients
+from distill.metrics.images import stills
 from distill.progress import progress_bar
 from distill.render import clamp_images, frames, strip
 from distill.report.table import format_number
@@ -66,22 +75,22 @@ def compare_arms(arms: Sequence[Arm], evaluator: Evaluator) -> list[Compared]:
             sides.append([])
             for images in arm.images:
                 seed = 0 if arm.is_paired else 1 + number  # pictures of no common origin are drawn apart
-                sides[-1].append(
-                    resampled(
-                        images,
-                        arm.labels,
-                        evaluator.data,
-                        evaluator.perceptual,
-                        num_resamples=max(2, evaluator.config.bootstrap),
-                        seed=seed,
-                    )
-                )
+                sides[-1].append(_resampled(images, arm.labels, evaluator, seed))
                 progress.advance(bar)
     first, *others = arms
     return [
         Compared(arm.name, first.name, differences(side, sides[0], evaluator.data, len(first.labels)))
         for arm, side in zip(others, sides[1:], strict=True)
     ]
+
+
+def _resampled(images: Tensor, labels: Tensor, evaluator: Evaluator, seed: int) -> dict[str, Resampled]:
+    num, data = max(2, evaluator.config.bootstrap), evaluator.data
+    found = resampled(images, labels, data, evaluator.perceptual, num_resamples=num, seed=seed)
+    if evaluator.extractor is not None:
+        features, few = evaluator.extractor.extract(stills(images)), min(num, SET_RESAMPLES)
+        found |= resampled_sets(features, labels, data, evaluator.teacher, num_resamples=few, seed=seed)
+    return found
 
 
 def difference_table(compared: Compared) -> report.TextTable:

@@ -20,11 +20,15 @@ from torch import Tensor
 
 from distill.metrics import MEASURES, Measure, PerceptualDistance, ReferenceStatistics, data_values, rows_of
 from distill.metrics.bootstrap import resample_counts
+from distill.metrics.features import Features
+from distill.metrics.frechet import frechet_distance, frechet_resamples, frechet_statistics, kid_rows, precision_rows
 from distill.metrics.images import stills
 from distill.metrics.perceptual import class_diversity
+from distill.metrics.sets import features_of_data
 
 LEVEL = 0.95
 POWER = 0.8  # with which the smallest difference is shown
+SET_RESAMPLES = 50  # of what takes longer than a mean
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,41 @@ def resampled(
         if len(distances) > 1:
             pairs = resample_counts(len(distances), num_resamples, seed + 1)
             found["lpips_diversity"] = Resampled(float(distances.mean()), pairs @ distances / len(distances))
+    return found
+
+
+def resampled_sets(
+    features: Features,
+    labels: Tensor,
+    data: ReferenceStatistics | None,
+    teacher: ReferenceStatistics | None,
+    *,
+    num_resamples: int,
+    seed: int = 0,
+) -> dict[str, Resampled]:
+    """Measures of whole sets, of `features` of one set's images; equal seeds draw equal places.
+
+    Of KID a resample moves as the mean of its images' parts does (Hoeffding 1948). Recall is not among them: the
+    neighbourhoods of images that occur twice are others.
+    """
+    found: dict[str, Resampled] = {}
+    for name, reference in (("frechet", data), ("frechet_teacher", teacher)):
+        target = reference and reference.frechet()
+        if target is not None:
+            resamples = frechet_resamples(features.features, target, num_resamples=num_resamples, seed=seed)
+            if len(resamples):
+                value = frechet_distance(frechet_statistics(features.features), target)
+                found[name] = Resampled(value, resamples)
+    counts = resample_counts(len(labels), num_resamples, seed)
+    of_data, shares = features_of_data(data), {}
+    if of_data is not None:
+        value, rows = kid_rows(features.features, of_data)
+        found["kid"] = Resampled(1000 * value, 1000 * (value + counts @ (rows - rows.mean()) / len(rows)))
+        shares["precision"] = precision_rows(features.features, of_data)
+    if features.logits is not None:
+        shares["class_agreement"] = features.logits.argmax(1) == labels
+    for name, rows in shares.items():
+        found[name] = Resampled(float(rows.double().mean()), counts @ rows.double() / len(rows))
     return found
 
 
@@ -172,6 +211,7 @@ def holm(found: Sequence[Difference]) -> list[Difference]:
 
 
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "distribution": ("frechet", "frechet_teacher", "kid", "precision", "class_agreement"),
     "edges": ("edge_width", "edge_count", "gradient_distance_data"),
     "grain": ("grain", "sparsity_fine"),
     "colour": ("colourfulness", "contrast", "clipped_share", "colour_drift_data"),
@@ -181,7 +221,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def answer(first: str, second: str, found: Sequence[Difference]) -> list[str]:
-    """In words, a line for each of edges, grain, colour, variety and, of videos, motion."""
+    """In words, a line for each of distribution, edges, grain, colour, variety and, of videos, motion."""
     by_name = {one.measure: one for one in found}
     lines = []
     for family, names in FAMILIES.items():

@@ -65,6 +65,12 @@ def frechet_interval(
     Above 256 features the limits are nan: not estimated.
     """
     value = frechet_distance(frechet_statistics(features), reference)
+    resamples = frechet_resamples(features, reference, num_resamples=num_resamples, seed=seed)
+    return interval_from_resamples(value, resamples.numpy(), minimum=0.0)
+
+
+def frechet_resamples(features: Tensor, reference: FrechetStatistics, *, num_resamples: int, seed: int) -> Tensor:
+    """The distance in each resample, [num_resamples] in float64; none above 256 features."""
     if features.shape[1] > MAX_BOOTSTRAP_DIM:
         num_resamples = 0
     rows = features.detach().cpu().double()
@@ -77,7 +83,7 @@ def frechet_interval(
         sigma = (centred * counts[:, None]).T @ centred / (num_images - 1)
         statistics = FrechetStatistics(mu.numpy(), sigma.numpy(), num_images)
         resampled.append(frechet_distance(statistics, reference))
-    return interval_from_resamples(value, np.array(resampled), minimum=0.0)
+    return torch.tensor(resampled, dtype=torch.float64)
 
 
 def kid(features: Tensor, reference: Tensor) -> Interval:
@@ -88,14 +94,23 @@ def kid(features: Tensor, reference: Tensor) -> Interval:
     h_i = mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j); the limits are plus and minus 1.96 * 2 std(h) / sqrt(n)
     (Hoeffding 1948).
 
+    Raises: as `kid_rows`.
+    """
+    value, rows = kid_rows(features, reference)
+    margin = 1.96 * rows.std().item() / math.sqrt(len(features))
+    return Interval(value, value - margin, value + margin)
+
+
+def kid_rows(features: Tensor, reference: Tensor) -> tuple[float, Tensor]:
+    """The distance, and 2 h_i of each image, [N] in float64: with other images it would move as their mean does.
+
     Raises: ValueError if either set has fewer than 4 images or the numbers of features differ.
     """
     _check_pair(features, reference, MIN_IMAGES)
     features, reference = features.detach().cpu().float(), reference.detach().cpu().float()
     own, across = _kernel_to_others(features), _kernel_means(features, reference)
     value = (own.mean() + _kernel_to_others(reference).mean() - 2 * across.mean()).item()
-    margin = 1.96 * 2 * (own - across).std().item() / math.sqrt(len(features))
-    return Interval(value, value - margin, value + margin)
+    return value, 2 * (own - across)
 
 
 def _kernel_means(a: Tensor, b: Tensor) -> Tensor:
@@ -134,6 +149,21 @@ def precision_recall(features: Tensor, reference: Tensor) -> tuple[Interval, Int
     )
     precision = share_interval(result[KEY_METRIC_PRECISION], len(features))
     return precision, Interval(result[KEY_METRIC_RECALL], math.nan, math.nan)
+
+
+def precision_rows(features: Tensor, reference: Tensor) -> Tensor:
+    """Of each image whether it lies within the neighbourhood of one of the reference: precision is their share. [N].
+
+    Raises: as `precision_recall`.
+    """
+    _check_pair(features, reference, MIN_IMAGES)
+    features, reference = features.detach().cpu().float(), reference.detach().cpu().float()
+    # The nearest of all is the image itself.
+    reach = [
+        torch.cdist(chunk, reference).kthvalue(NEIGHBOURHOOD + 1, dim=1).values for chunk in reference.split(_CHUNK)
+    ]
+    radii = torch.cat(reach)
+    return torch.cat([(torch.cdist(chunk, reference) <= radii).any(1) for chunk in features.split(_CHUNK)])
 
 
 def _check_features(features: Tensor, min_images: int) -> None:

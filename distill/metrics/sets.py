@@ -142,10 +142,15 @@ def inception_score(context: Context) -> Interval | None:
 
 def _features_to_compare(context: Context) -> tuple[Tensor, Tensor] | None:
     """Features of the images and of the data; None where there is nothing to compare."""
-    if context.extracted is None or context.data is None or len(context.data.features) < MIN_IMAGES:
+    of_data = features_of_data(context.data)
+    return None if context.extracted is None or of_data is None else (context.extracted.features, of_data)
+
+
+def features_of_data(data: ReferenceStatistics | None) -> Tensor | None:
+    """At most `MOST_FEATURES` rows; None where there are too few to compare with."""
+    if data is None or not data.features.size or len(data.features) < MIN_IMAGES:
         return None
-    every = -(-len(context.data.features) // MOST_FEATURES)
-    return context.extracted.features, torch.from_numpy(context.data.features[::every]).float()
+    return torch.from_numpy(data.features[:: -(-len(data.features) // MOST_FEATURES)]).float()
 
 
 def _precision_recall(context: Context) -> tuple[Interval | None, Interval | None]:
