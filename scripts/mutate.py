@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 from mutants import Mutant, folder_of, mutants_of, sampled
 from mutation_tests import SLOWEST_S, Tests, judge
 
@@ -165,6 +166,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def unmount(folder: Path) -> None:
+    """Take away what tests that were ended had mounted below `folder`, so that it can be removed."""
+    for disk in psutil.disk_partitions(all=True):
+        if Path(disk.mountpoint).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", disk.mountpoint], check=True)
+
+
 def main(root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> None:
     args = parser().parse_args()
     sources = {path: (root / path).read_text() for path in core_files(root) if path.startswith(tuple(args.only))}
@@ -188,6 +196,7 @@ def main(root: Path = ROOT, heavy: Sequence[str] = HEAVY) -> None:
             for mutant in judged(root, copy, chosen, record, args):
                 done.append(mutant)
         finally:  # also where it was ended: the first of a sample are a sample
+            unmount(Path(folder))
             if done:
                 setup = setup_of(root, args, f"{len(done)} of {len(chosen)}")
                 output.write_text(page(done, read_record(record), reasons, setup))

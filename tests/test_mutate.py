@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,3 +128,17 @@ def test_what_never_ends_is_ended() -> None:
     assert mutation_tests.in_fork(forever, cpu_s=1) == -signal.SIGXCPU
     assert mutation_tests.in_fork(lambda: time.sleep(60), cpu_s=0.05) is None
     assert mutation_tests.in_fork(lambda: sys.exit(3), cpu_s=1) == 3
+
+
+def test_disks_of_tests_that_were_ended_are_taken_away(tmp_path: Path) -> None:
+    inside, beside = tmp_path / "tree" / "disk", tmp_path / "other"
+    for disk in (inside, beside):
+        disk.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("nothing may be mounted here")
+    try:
+        importlib.import_module("mutate").unmount(tmp_path / "tree")
+        assert not inside.is_mount() and beside.is_mount()
+    finally:
+        subprocess.run(["umount", "--lazy", str(beside)], check=True)
