@@ -73,6 +73,7 @@ def test_losses_of_alignment() -> None:
     assert alignment_losses(7 * z, z).abs().max() < 1e-6 and torch.allclose(alignment_losses(-z, z), torch.tensor(2.0))
     a, b = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
     assert float(alignment_losses(a, b)) == pytest.approx((1 - 0.5**0.5) / 2)
+    assert float(alignment_losses(a, b * torch.tensor([[1.0], [2.0]]))) == pytest.approx((1 - 0.5**0.5) / 2)
     assert float(self_alignment_losses(a, b)) == pytest.approx(0.5 / 4)
     assert float(self_alignment_losses(a, 4 * a)) == pytest.approx(2.5 / 2)
 
@@ -149,7 +150,7 @@ class Dino(nn.Module):
 
 
 def test_dinov2_gives_the_tokens_of_patches(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.metrics.features import IMAGENET_MEAN, IMAGENET_STD, DinoExtractor
+    from distill.metrics.features import DinoExtractor
 
     encoder = DinoExtractor(Dino())
     monkeypatch.setattr("distill.objectives.alignment.load_extractor", lambda *_, **__: encoder)
@@ -157,7 +158,7 @@ def test_dinov2_gives_the_tokens_of_patches(values: dict[str, Any], monkeypatch:
     targets = Targets(RepaConfig(), data, 256, torch.device("cpu"))
     z = targets.of(torch.zeros(2, 1, 8, 8), torch.arange(2))
     assert z.shape == (2, 256, 3)
-    expected = [(0.5 - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    expected = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225]  # ImageNet's mean and deviation
     assert z[0, 0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -258,6 +259,22 @@ def test_the_average_of_the_model_itself_is_the_one_that_moves(values: dict[str,
     x0, eps, t, y, z, _ = task._draw(5)
     x_t = (1 - t.view(-1, 1, 1, 1)) * x0 + t.view(-1, 1, 1, 1) * eps
     torch.testing.assert_close(z, task.averaged_model.features(x_t, t, y, [3])[0].detach())
+
+
+def test_the_average_sees_less_noise(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_of({**values, "repa": {"encoder": "self", "block": 1, "later_block": 3, "less_noise": 0.3}})
+    seen: list[Tensor] = []
+    assert task.alignment is not None
+    average = task.alignment._average
+    features = average.features
+
+    def noted(x_t: Tensor, t: Tensor, y: Any, blocks: list[int]) -> list[Tensor]:
+        seen.append(t)
+        return features(x_t, t, y, blocks)
+
+    monkeypatch.setattr(average, "features", noted)
+    less = torch.cat([task._draw(step)[2] - seen[step] for step in range(5)])
+    assert less.min() >= 0 and less.max() <= 0.3 + 1e-6 and less.unique().numel() > 15
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,16 @@ def test_sit_is_its_network_run_backwards(tmp_path, nesting, out_channels):
     assert model.t_range == (0.0, 1.0) and model.null_label == CLASSES
 
 
+@pytest.mark.parametrize("out_channels", [CHANNELS, 2 * CHANNELS])
+def test_patches_of_four_pixels(tmp_path, out_channels):
+    state = official_state(out_channels)
+    for name, shape in (("weight", (16 * out_channels, DIM)), ("bias", (16 * out_channels,))):
+        state[f"final_layer.linear.{name}"] = torch.randn(shape)
+    state |= {"x_embedder.proj.weight": torch.randn(DIM, CHANNELS, 4, 4)}
+    model = load_pretrained(saved(tmp_path, state), num_heads=HEADS, format="sit")
+    assert (model.config.patch_size, model.config.in_channels, model.config.input_size) == (4, CHANNELS, 16)
+
+
 def test_weights_choose_between_ema_and_model(tmp_path):
     model_state, ema_state = official_state(4, seed=1), official_state(4, seed=2)
     path = saved(tmp_path, training_file(model_state, ema_state, model="SiT-S/2"))

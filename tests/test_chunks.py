@@ -108,6 +108,7 @@ def test_a_proposal_beside_the_rule():
     assert proposal.scatter < proposal.uniform_scatter
     alone = propose_chunks(np.ones((1, 1)))
     assert (alone.similarity, alone.lengths) == (0.0, (1,))
+    assert propose_chunks(np.ones((6, 6))).chunk_size == 1  # all alike
 
 
 def test_a_proposal_from_a_model_is_a_routing_for_it():

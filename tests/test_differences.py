@@ -117,6 +117,11 @@ def test_a_measure_of_sets_that_needs_what_is_not_there_is_left_out() -> None:
         assert resampled_sets(features, LABELS, reference, None, num_resamples=2) == {}
 
 
+def test_a_distance_to_data_that_are_not_there_is_left_out(data) -> None:
+    found = [{*resampled(pictures(1), LABELS, of, num_resamples=2)} for of in (data, replace(data, tables={}), None)]
+    assert found[1] == found[2] == {name for name in found[0] if not name.endswith("_data")} < found[0]
+
+
 def test_holm_by_hand() -> None:
     blank = Difference("grain", *[0.0] * 10)
     found = holm([replace(blank, p=p) for p in (0.04, 0.01, 0.03, 0.5)])

@@ -25,6 +25,7 @@ from distill.latents.decoding import PIXELS
 from distill.metrics import Features, Interval, data_values, load_extractor, reference_from_images
 from distill.metrics.classifier import Classifier, ClassifierConfig
 from distill.report import write_report
+from distill.sampling.drawn import DrawnImages
 from distill.sampling.samplers import Sampler, few_step_sampler, load_sampler, teacher_sampler
 from distill.verbs.evaluate import evaluate
 from tests.conftest import perturbed, tiny_config
@@ -42,6 +43,13 @@ def test_images_are_measured_within_their_range(tiny_model: SiT) -> None:
     images = drawing.images
     assert images.min() == -1 and images.max() == 1
     assert ((images > -1) & (images < 1)).any()
+
+
+def test_the_time_of_a_drawing_is_that_of_its_batches() -> None:
+    drawn = DrawnImages(None, {}, (5, 1), np.float32)
+    for rows, seconds in ((3, 0.5), (2, 0.25)):
+        drawn.append(np.ones((rows, 1), np.float32), seconds)
+    assert (drawn.done, drawn.seconds) == (5, 0.75) and drawn.array.all()
 
 
 def test_an_evaluation_that_was_cut_off_goes_on(tiny_model: SiT, tmp_path: Path) -> None:

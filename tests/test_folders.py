@@ -208,8 +208,10 @@ def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_files_are_on_the_disk_before_they_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
+    descriptors: set[int] = set()
 
     def fsync(descriptor: int) -> None:
+        descriptors.add(descriptor)
         done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -218,6 +220,12 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path: Path, monke
     named = next(i for i, what in enumerate(done) if what.endswith(" is out"))
     assert {"a.safetensors", CHECKSUMS_FILE} <= set(done[:named]) and done[named + 1 :] == [tmp_path.name]
     assert any(what.startswith(".out-") for what in done[:named])
+    done.clear()
+    write_bytes(tmp_path / "out" / "b", b"b")
+    assert [what.split("-")[0] for what in done] == [".b", "out"]
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_training_does_not_write_into_what_a_path_leads_to(tmp_path: Path, capsys) -> None:

@@ -33,6 +33,7 @@ from distill.metrics.spectrum import (
     spectral_slope,
     spectrum_of_row,
 )
+from distill.metrics.tables import Rows
 
 GENERATOR = torch.Generator().manual_seed(0)
 NOISE = torch.randn(40, 3, 32, 48, generator=GENERATOR)
@@ -185,6 +186,25 @@ def test_seams_of_patches_are_found_whatever_their_sign() -> None:
     assert math.isnan(grid(mean(steps(flat)))) and grid_period(alone(flat)) is None
 
 
+def test_a_grid_of_columns_scores_as_one_of_rows() -> None:
+    columns = stripes(*range(8, 48, 8))
+    across, down = (grid_scores(mean(steps(images))) for images in (columns, columns.mT))
+    assert across == pytest.approx(down) and max(across, key=lambda period: across[period]) == 8
+
+
+@pytest.mark.parametrize("table", [bands, edge_widths, gradient_histogram, grain_power, sparsity, steps, tones])
+def test_what_is_no_picture_is_refused(table: Rows) -> None:
+    for bad, message in (
+        (torch.zeros(1, 3, 3, 16), r"shape \[1, 3, 3, 16\]"),
+        (torch.zeros(1, 3, 16, 3), r"shape \[1, 3, 16, 3\]"),
+        (torch.zeros(3, 16, 16), r"shape \[3, 16, 16\]"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "images are torch.uint8"),
+        (torch.full((1, 3, 16, 16), math.nan), "nan or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table(bad)
+
+
 @pytest.mark.parametrize(("ramp", "width"), [(1, 1.0), (4, 4.0), (7, 7.0)])
 def test_an_edge_is_as_wide_as_its_ramp(ramp: int, width: float) -> None:
     profile = ((torch.arange(32) - 10) / ramp).clamp(0, 1) * 1.5 - 0.75
@@ -248,13 +268,13 @@ def test_contrast_moves_grain_and_not_sparsity() -> None:
     assert grain(mean(grain_power(0.5 * images))) == pytest.approx(0.5 * grain(mean(grain_power(images))), rel=1e-4)
 
 
-def test_tones_of_two_colours() -> None:
-    """Half red, half blue at full strength: rg is 255 and 0, yb 127.5 and -255."""
+def test_tones_of_three_colours() -> None:
+    """Half red, a quarter green and one blue at full strength: rg is 255, -255 and 0, yb 127.5 twice and -255."""
     image = -torch.ones(1, 3, 8, 8)
-    image[:, 0, :4], image[:, 2, 4:] = 1, 1
+    image[:, 0, :4], image[:, 1, 4:6], image[:, 2, 6:] = 1, 1, 1
     contrast, clipped, colourful = mean(tones(image)).tolist()
-    spread = (255**2 + 382.5**2) / 4 * 64 / 63
-    assert colourful == pytest.approx(math.sqrt(spread) + 0.3 * math.hypot(127.5, 63.75), rel=1e-5)
+    spread = (3 / 4 * 255**2 - 63.75**2 + 3 / 4 * 127.5**2 + 255**2 / 4 - 31.875**2) * 64 / 63
+    assert colourful == pytest.approx(math.sqrt(spread) + 0.3 * math.hypot(63.75, 31.875), rel=1e-5)
     assert clipped == 1 and contrast == pytest.approx(0, abs=1e-6)
     assert math.isnan(float(mean(tones(image[:, :1]))[2]))
     assert mean(tones(torch.tensor([[[[-1.0, 1.0] * 4] * 8]])))[0] == pytest.approx(1, rel=0.01)

@@ -208,6 +208,7 @@ def test_data_values_are_those_of_the_images(reference):
     features = torch.from_numpy(reference.features).float()
     expected = frechet_distance(*(frechet_statistics(features[i::2]) for i in (0, 1)))
     assert halves["frechet"] == pytest.approx(expected)
+    assert halves["kid"] == pytest.approx(1000 * kid(features[1::2], features[::2]).value)
     assert {"class_agreement", "lpips_diversity"} <= set(values)
     assert "lpips_diversity" not in data_values(replace(reference, diversity=math.nan))
 

@@ -29,7 +29,7 @@ from distill.objectives import RunConfig
 from distill.objectives.task import DistillationTask
 from distill.objectives.teacher import TeacherTask
 from distill.training.checkpoint import FOLDER, checkpoints, load_checkpoint
-from distill.training.loop import TimeEstimate, run_loop
+from distill.training.loop import Counter, TimeEstimate, run_loop
 from distill.training.run_folder import CONFIG_FILE, claim_folder, opened_run
 from distill.training.run_log import read_log
 from distill.training.saving import Saver
@@ -113,6 +113,15 @@ def test_updates_are_checked_where_they_are_saved_and_where_they_are_logged(tmp_
     task.check = lambda: checked.append(len(updates)) or check()
     run_loop(task, replace(loop, log_every=2, save_every=3), accelerator, tmp_path)
     assert checked == [1, 2, 3, 4, 6, 7]
+
+
+def test_a_teacher_that_diverged_is_told_where_it_is_checked(tmp_path: Path) -> None:
+    task, *_ = teacher_task(tmp_path, 2)
+    with torch.no_grad():
+        task.learner.module.final_layer.linear.bias.fill_(math.nan)
+    task.update(0)
+    with pytest.raises(NonFiniteError, match=r"^teacher: the loss is not finite in its update 1"):
+        task.check()
 
 
 def test_memory_is_given_back_after_looks_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,6 +473,7 @@ def test_a_checkpoint_without_checksums_is_taken_and_said(twice_saved: Path, tmp
         ({"step": 2.0}, "is damaged or of another model: its step must be a whole number from 0; it is 2.0"),
         ({"step": 10**9}, "says that it is of step 1000000000"),
         ({"elapsed_s": math.nan}, "is damaged or of another model: its elapsed_s must be finite"),
+        ({"elapsed_s": -0.5}, "is damaged or of another model: its elapsed_s must be finite"),
         ({"elapsed_s": math.inf}, "is damaged or of another model: its elapsed_s must be finite"),
         ({"x": 1}, "is damaged or of another model: its step must be a whole number from 0; it is None"),
     ],
@@ -479,3 +489,10 @@ def test_a_counter_that_cannot_be_is_refused(
     (checkpoint / CHECKSUMS_FILE).unlink()
     with pytest.raises(UserError, match=rf"step_00000002 {message}"):
         resumed(folder)
+
+
+def test_a_counter_takes_what_it_gave_from_the_first_on() -> None:
+    for state in (Counter().state_dict(), {"step": 3, "elapsed_s": 0.5}):
+        counter = Counter()
+        counter.load_state_dict(state)
+        assert counter.state_dict() == state

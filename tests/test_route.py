@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from dar import depth_route, depth_route_reference
+from dar.route import mix
 
 B, T = 2, 3
 
@@ -118,6 +119,17 @@ def test_bf16_rounds_once(form):
     assert h.dtype == torch.bfloat16 and weights.dtype == torch.float32
     torch.testing.assert_close(weights.double(), expected_weights, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(h.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_mixture_has_the_type_of_its_first_source(learns):
+    """Under autocast the embedding is float32 and what follows is not."""
+    first, *others = draw_sources(4, 16)
+    sources = [first.float(), *(source.bfloat16() for source in others)]
+    weights = torch.rand(4, B, T).requires_grad_(learns)
+    expected = sum(w.unsqueeze(-1) * v.float() for w, v in zip(weights, sources, strict=True))
+    torch.testing.assert_close(mix(sources, weights), expected)
+    assert depth_route(sources, draw(16).requires_grad_(learns)).dtype == torch.float32
 
 
 def test_bf16_gradients():

@@ -237,9 +237,22 @@ def test_the_page_says_which_student_it_is(config: dict[str, Any], scores: dict[
     assert not (tmp_path / "run" / "report" / "training.html").exists()  # of so short a run
 
 
-def test_a_page_on_the_way(config: dict[str, Any], scores: dict[int, float], tmp_path: Path) -> None:
+def test_a_page_on_the_way(
+    config: dict[str, Any], scores: dict[int, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores |= {2: 1.0}
+    config["train"]["steps"] = 2
+    monkeypatch.setattr("distill.report.training.AT_MOST_EVERY", 0.0)
+    written: list[int] = []
+    write = TrainingPage.write
+
+    def noted(self: TrainingPage, watch: Watch) -> Path:
+        written.append(len(watch.looks))
+        return write(self, watch)
+
+    monkeypatch.setattr(TrainingPage, "write", noted)
     run(config)
+    assert written == [1, 2, 2]  # at each look, and at the end
     on_the_way = (tmp_path / "run" / "report" / "training.html").read_text()
     assert "2 (best)" in on_the_way and 'http-equiv="refresh"' in on_the_way
     assert "Looks: score" in on_the_way
