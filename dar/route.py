@@ -95,7 +95,7 @@ class _Mix(torch.autograd.Function):
 
 
 def mix(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None = None) -> Tensor:
-    """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the sources' dtype.
+    """sum_i weights_i sources_i for weights (N, B, T) and N sources (B, T, d), in the first one's dtype.
 
     base: as `mixed` takes it; a constant.
     """
@@ -190,7 +190,7 @@ def route(
     count: float = 1.0,
     base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mixture (B, T, d) in the sources' dtype, and the weights (N, B, T), which add up to `count`.
+    """The mixture (B, T, d) in the first source's dtype, and the weights (N, B, T), which add up to `count`.
 
     Args:
         sources: N tensors (B, T, d). query: (d), (B, d) or (B, T, d). inv_rms: of each source (`inverse_rms`).
@@ -250,7 +250,7 @@ def depth_route(
         backend: "torch"; "triton", the fused kernel; "auto", triton for sources on a GPU where it can run.
         return_weights: also return alpha, (N, B, T).
 
-    Returns: h of shape (B, T, d) in the sources' dtype; sums run in float32 or better.
+    Returns: h of shape (B, T, d) in the first source's dtype; sums run in float32 or better.
     Raises: ValueError for no sources, differing shapes, a query or gain that does not fit, or a backend
         that cannot run here.
     """

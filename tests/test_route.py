@@ -129,7 +129,7 @@ def test_a_mixture_has_the_type_of_its_first_source(learns):
     weights = torch.rand(4, B, T).requires_grad_(learns)
     expected = sum(w.unsqueeze(-1) * v.float() for w, v in zip(weights, sources, strict=True))
     torch.testing.assert_close(mix(sources, weights), expected)
-    assert depth_route(sources, draw(16).requires_grad_(learns)).dtype == torch.float32
+    assert depth_route(sources, draw(16).float().requires_grad_(learns)).dtype == torch.float32
 
 
 def test_bf16_gradients():
