@@ -47,7 +47,7 @@ class TimestepEmbedding(nn.Module):
     num_frequencies = 128
     max_period = 1e4
 
-    def __init__(self, dim: int, prediction: Prediction, frequency_shift: int = 0) -> None:
+    def __init__(self, dim: int, prediction: Prediction, frequency_shift: int) -> None:
         super().__init__()
         self.prediction = prediction
         self.frequency_shift = frequency_shift

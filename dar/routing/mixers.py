@@ -179,7 +179,7 @@ def mixer_for(
     backend: str,
     fold: Fold | None = None,
     *,
-    taped: bool = True,
+    taped: bool,
 ) -> Mixer:
     """The fastest mixer that can run here, of the backend that is asked for (`dar.route.depth_route`).
 
@@ -187,8 +187,9 @@ def mixer_for(
     """
     if fold is not None:
         # A tape's backward pass does not know of readers that are passed over.
-        unfolded = TorchMixer(weigher) if torch.is_grad_enabled() else mixer_for(weigher, embedding, blocks, backend)
-        return FoldedMixer(fold, unfolded)
+        if torch.is_grad_enabled():
+            return FoldedMixer(fold, TorchMixer(weigher))
+        return FoldedMixer(fold, mixer_for(weigher, embedding, blocks, backend, taped=taped))
     fused = choose_backend(backend, [embedding]) == "triton"
     if not isinstance(weigher, SoftmaxWeigher):
         return TorchMixer(weigher)

@@ -85,7 +85,7 @@ def _edges_along_rows(image: Tensor, allowed: Tensor) -> Tensor:
     is_edge &= rise >= MIN_RISE
     owner = torch.zeros(num, dtype=torch.long, device=image.device)
     owner[run] = torch.arange(len(image), device=image.device).repeat_interleave(step[0].numel())
-    width, owner = (rise / steepest.clamp_min(1e-12))[is_edge], owner[is_edge]
+    width, owner = rise[is_edge] / steepest[is_edge], owner[is_edge]
     table = torch.zeros(len(image), 2 + WIDTH_BINS, device=image.device)
     table[:, 0].scatter_add_(0, owner, torch.ones_like(width))
     table[:, 1].scatter_add_(0, owner, width)

@@ -57,9 +57,7 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
     return max(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID], 0.0)
 
 
-def frechet_interval(
-    features: Tensor, reference: FrechetStatistics, *, num_resamples: int = 50, seed: int = 0
-) -> Interval:
+def frechet_interval(features: Tensor, reference: FrechetStatistics, *, num_resamples: int, seed: int = 0) -> Interval:
     """Fréchet distance of features [N, D] to `reference`, with a bootstrap interval over the N images.
 
     Above 256 features the limits are nan: not estimated.

@@ -51,6 +51,6 @@ def next_input(x0: Tensor, x_t: Tensor, noise: Tensor, t_list: Tensor, step: int
     return interpolate(x0, eps, t_next)
 
 
-def num_noises(num_steps: int, ode_steps: int = 0) -> int:
+def num_noises(num_steps: int, ode_steps: int) -> int:
     """Independent noises that a sample takes: one where it follows the ODE all the way, else one per step."""
     return 1 if ode_steps >= num_steps - 1 else num_steps
