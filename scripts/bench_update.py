@@ -201,13 +201,14 @@ def main() -> None:
         )
         shared = StudentConfig(rollout="shared")
         eager = replace(config, train=replace(config.train, launch="eager"))
-        lora = replace(config, roles=RolesConfig("lora"))
+        lora, small = (replace(config, roles=RolesConfig("lora", rank)) for rank in (64, 16))
         makers: dict[str, Callable[[], Ours | PublishedOrder]] = {
             "ours, whole roles": lambda: Ours(config, accelerator),
             "ours, whole roles, shared rollout": lambda: Ours(replace(config, student=shared), accelerator),
             **({"ours, whole roles, kernel by kernel": lambda: Ours(eager, accelerator)} if on_gpu else {}),
             "ours, LoRA roles": lambda: Ours(lora, accelerator),
             "ours, LoRA roles, shared rollout": lambda: Ours(replace(lora, student=shared), accelerator),
+            "ours, LoRA roles of rank 16, shared rollout": lambda: Ours(replace(small, student=shared), accelerator),
             REFERENCE: lambda: PublishedOrder(config, accelerator),
         }
         makers = {name: make for name, make in makers.items() if name == REFERENCE or args.arms.search(name)}
