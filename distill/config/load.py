@@ -120,8 +120,10 @@ def _overridden(given: DictConfig, overrides: Sequence[str], where: str) -> dict
 def with_variant(values: dict[Any, Any], section: str, name: str) -> dict[Any, Any]:
     """Values with another kind of a section: what it has that this kind does not know is left out, and said."""
     there, kinds = values.get(section), VARIANTS[section]
-    before = next(iter(kinds)) if not isinstance(there, dict) else there.get("name", next(iter(kinds)))
-    if not isinstance(there, dict) or before == name or name not in kinds:
+    if not isinstance(there, dict) or name not in kinds:
+        return values
+    before = there.get("name", next(iter(kinds)))
+    if before == name:
         return values
     kept = {field.name for field in fields(kinds[name])} & set(there)
     if left := sorted(set(there) - kept):

@@ -150,17 +150,16 @@ def precision_recall(features: Tensor, reference: Tensor) -> tuple[Interval, Int
 
 
 def precision_rows(features: Tensor, reference: Tensor) -> Tensor:
-    """Of each image whether it lies within the neighbourhood of one of the reference: precision is their share. [N].
+    """Of each image whether it lies within the neighbourhood of one of the reference, [N].
+
+    Precision is their share, which is all that torch-fidelity gives.
 
     Raises: as `precision_recall`.
     """
     _check_pair(features, reference, MIN_IMAGES)
     features, reference = features.detach().cpu().float(), reference.detach().cpu().float()
-    # The nearest of all is the image itself.
-    reach = [
-        torch.cdist(chunk, reference).kthvalue(NEIGHBOURHOOD + 1, dim=1).values for chunk in reference.split(_CHUNK)
-    ]
-    radii = torch.cat(reach)
+    place = NEIGHBOURHOOD + 1  # the nearest of all is the image itself
+    radii = torch.cat([torch.cdist(part, reference).kthvalue(place).values for part in reference.split(_CHUNK)])
     return torch.cat([(torch.cdist(chunk, reference) <= radii).any(1) for chunk in features.split(_CHUNK)])
 
 
